@@ -1,0 +1,104 @@
+"""One module for each side. A side module has CASES, a dict from case name to `Case`.
+
+A case body is called twice on the same subject (an engine, an executor, ...): first with a small
+n, to warm up, then with the size of the row. It puts the work under `with watch:` and checks
+the answers after it, so that a wrong answer ends in a failure and not in a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TypeVar
+
+Subject = TypeVar("Subject")
+
+
+class WrongAnswerError(Exception):
+    """A case came to an end with the wrong result."""
+
+
+class Stopwatch:
+    """Times the body of a `with` block: elapsed seconds and CPU seconds, children included."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.cpu_seconds = 0.0
+        self._started = 0.0
+        self._cpu_started = 0.0
+
+    def __enter__(self) -> None:
+        self._cpu_started = _cpu_seconds()
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self.cpu_seconds = _cpu_seconds() - self._cpu_started
+
+
+Case = Callable[[int, int], Stopwatch]
+"""Runs a case: takes the size of the warm-up and the size to time, returns the stopwatch."""
+
+
+def in_loop(
+    opened: Callable[[], AbstractAsyncContextManager[Subject]],
+    body: Callable[[Subject, int, Stopwatch], Awaitable[None]],
+) -> Case:
+    """A case whose body is a coroutine function. Opening and closing are not timed."""
+
+    async def measure(warm_up: int, n: int) -> Stopwatch:
+        watch = Stopwatch()
+        async with opened() as subject:
+            await body(subject, warm_up, Stopwatch())
+            gc.collect()
+            await body(subject, n, watch)
+        return watch
+
+    def case(warm_up: int, n: int) -> Stopwatch:
+        return asyncio.run(measure(warm_up, n))
+
+    return case
+
+
+def without_loop(
+    opened: Callable[[], AbstractContextManager[Subject]],
+    body: Callable[[Subject, int, Stopwatch], None],
+) -> Case:
+    """A case whose body is a plain function. Opening and closing are not timed."""
+
+    def case(warm_up: int, n: int) -> Stopwatch:
+        watch = Stopwatch()
+        with opened() as subject:
+            body(subject, warm_up, Stopwatch())
+            gc.collect()
+            body(subject, n, watch)
+        return watch
+
+    return case
+
+
+def check_counted(values: list[int], n: int) -> None:
+    """The values must be 0, 1, ... n - 1 in this order."""
+    if values != list(range(n)):
+        raise WrongAnswerError(f"{len(values)} values, not the numbers below {n} in order")
+
+
+def check_equal(value: int, expected: int) -> None:
+    if value != expected:
+        raise WrongAnswerError(f"{value!r} instead of {expected!r}")
+
+
+def usable_cores() -> int:
+    """The cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

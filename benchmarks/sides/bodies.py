@@ -1,0 +1,32 @@
+"""The task bodies that every side runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+NAP_SECONDS = 0.2
+
+
+def same(x: int) -> int:
+    return x
+
+
+def add_one(x: int) -> int:
+    return x + 1
+
+
+async def same_async(x: int) -> int:
+    return x
+
+
+async def add_one_async(x: int) -> int:
+    return x + 1
+
+
+async def nap(x: int) -> int:
+    await asyncio.sleep(NAP_SECONDS)
+    return x
+
+
+async def echo_command(x: int) -> str:
+    return f"/bin/echo {x}"

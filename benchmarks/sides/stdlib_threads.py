@@ -1,0 +1,87 @@
+"""The same work on concurrent.futures.ThreadPoolExecutor with two threads."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, contextmanager
+
+from sides import Case, Stopwatch, bodies, check_counted, check_equal, in_loop, without_loop
+
+
+@contextmanager
+def opened_pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@asynccontextmanager
+async def opened_pool_in_loop() -> AsyncIterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def bag(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    with watch:
+        futures = [pool.submit(bodies.same, i) for i in range(n)]
+        values = [future.result() for future in futures]
+    check_counted(values, n)
+
+
+def chain(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    # The pool starts its items in order, so the stage waited for has always been started.
+    def stage(before: Future[int]) -> int:
+        return bodies.add_one(before.result())
+
+    with watch:
+        last = pool.submit(bodies.add_one, 0)
+        for _ in range(n - 1):
+            last = pool.submit(stage, last)
+        value = last.result()
+    check_equal(value, n)
+
+
+async def awaits(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    loop = asyncio.get_running_loop()
+    values = []
+    with watch:
+        for i in range(n):
+            values.append(await loop.run_in_executor(pool, bodies.same, i))
+    check_counted(values, n)
+
+
+def executables(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    def echo(i: int) -> str:
+        command = ["/bin/echo", str(i)]
+        return subprocess.run(command, capture_output=True, check=True, text=True).stdout
+
+    with watch:
+        futures = [pool.submit(echo, i) for i in range(n)]
+        outputs = [future.result() for future in futures]
+    check_counted([int(output) for output in outputs], n)
+
+
+def submit_all(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    with watch:
+        futures = [pool.submit(bodies.same, i) for i in range(n)]
+        wait(futures)
+    check_counted([future.result() for future in futures], n)
+
+
+def submit_get(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
+    with watch:
+        values = [pool.submit(bodies.same, i).result() for i in range(n)]
+    check_counted(values, n)
+
+
+CASES: dict[str, Case] = {
+    "bag": without_loop(opened_pool, bag),
+    "plain-bag": without_loop(opened_pool, bag),
+    "chain": without_loop(opened_pool, chain),
+    "awaits": in_loop(opened_pool_in_loop, awaits),
+    "executables": without_loop(opened_pool, executables),
+    "submit-all": without_loop(opened_pool, submit_all),
+    "submit-get": without_loop(opened_pool, submit_get),
+}

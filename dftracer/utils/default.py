@@ -1,0 +1,52 @@
+"""The runtime that a process shares when nobody names another."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from dftracer.utils.runtime import Runtime
+
+_lock = threading.Lock()
+_default: Runtime | None = None
+
+
+def get_default_runtime() -> Runtime:
+    """Return the process-wide runtime; the first call makes it, with default sizes."""
+    global _default
+    with _lock:
+        if _default is None:
+            _default = Runtime()
+        return _default
+
+
+def peek_default_runtime() -> Runtime | None:
+    """Return the process-wide runtime if there is one; never make it."""
+    return _default
+
+
+def set_default_runtime(runtime: Runtime | None) -> None:
+    """Make ``runtime`` the process-wide one, or forget it with ``None``.
+
+    The previous one is not shut down: whoever holds it may still use it.
+
+    Raises
+    ------
+    TypeError
+        If ``runtime`` is neither a :class:`Runtime` nor ``None``.
+    """
+    global _default
+    if runtime is not None and not isinstance(runtime, Runtime):
+        raise TypeError(f"runtime must be a Runtime or None, not {type(runtime).__name__}")
+    with _lock:
+        _default = runtime
+
+
+def _forget_in_child() -> None:
+    """After ``fork()`` the parent's runtime has no threads here, and its lock may be held."""
+    global _default, _lock
+    _lock = threading.Lock()
+    _default = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

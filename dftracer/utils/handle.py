@@ -1,0 +1,17 @@
+"""What a :class:`~dftracer.utils.TaskHandle` answers besides the task's result."""
+
+from enum import IntEnum
+
+
+class Cancellation(IntEnum):
+    """How far a :meth:`TaskHandle.cancel <dftracer.utils.TaskHandle.cancel>` came.
+
+    Only :attr:`TOO_LATE` is false, so ``if handle.cancel(): ...`` reads as it should.
+    """
+
+    TOO_LATE = 0
+    """Nothing changed: the task has ended, or runs where it cannot be stopped."""
+    REQUESTED = 1
+    """The task was told to stop and will end, as cancelled unless it finishes before."""
+    DEQUEUED = 2
+    """The task had not begun, never will, and has ended as cancelled."""

@@ -1,0 +1,452 @@
+//! Who runs next: one queue, many workers, and as few wake-ups as will do.
+//!
+//! A lane decides and never acts: it spawns no thread and runs no job. Its owner starts a worker
+//! when [`push`](Lane::push), [`pop`](Lane::pop) or [`enter_blocked`](Lane::enter_blocked) answers
+//! [`Order::StartWorker`], and every worker does
+//!
+//! ```text
+//! lane.awake()
+//! loop:
+//!     pop  → a job: run it
+//!          → nothing: sleep → Sleep: park, then lane.awake()
+//!                           → Retry: loop
+//!                           → Exit:  leave
+//! ```
+//!
+//! # Wake-ups
+//!
+//! At most one woken (or new) worker is on its way at a time: `waking`. It clears the flag before
+//! it looks at the queue, and if it pops a job and still sees more, it sends for the next worker.
+//! So a burst of jobs starts as many workers as can run, each woken by the one before it, and the
+//! submitter pays for one wake-up, not for all.
+//!
+//! # Why no wake-up is lost
+//!
+//! A pusher adds the job, then (after a full fence) looks for someone to wake. A worker announces
+//! that it sleeps, then (after a full fence) looks at the queue. Whoever comes second sees the
+//! other. If `waking` is set, the worker on its way clears it before its look, so it sees the job.
+//! If nobody sleeps and none may start, every worker is running and looks again before it sleeps.
+
+use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_deque::{Injector, Steal};
+
+use crate::park::Unpark;
+
+/// How many more workers than its limit a lane starts while others are blocked in a wait.
+pub const MAX_SPARE_WORKERS: usize = 512;
+
+/// What the owner of a lane must do after a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Order {
+    /// Nothing.
+    Nothing,
+    /// Start one more worker. It counts as running already; if the thread cannot be started, call
+    /// [`Lane::worker_failed_to_start`].
+    StartWorker,
+}
+
+/// What a worker without a job does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Park until woken, then call [`Lane::awake`].
+    Sleep,
+    /// A job arrived meanwhile: pop again.
+    Retry,
+    /// Leave for ever: the lane is closed and empty, or has a worker too many.
+    Exit,
+}
+
+/// More workers are blocked than spares may be started: waiting here could wait for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyBlocked;
+
+/// A queue of jobs and the roster of the workers that serve it.
+pub struct Lane<J> {
+    queue: Injector<J>,
+    /// A worker was woken or is being started, and has not looked at the queue yet.
+    waking: AtomicBool,
+    /// `roster.sleepers.len()` plus the workers that may still be started. Written only under the
+    /// lock of `roster`; read without it, so that a push to a busy lane takes no lock.
+    available: AtomicIsize,
+    roster: Mutex<Roster>,
+}
+
+struct Roster {
+    sleepers: Vec<Arc<dyn Unpark>>,
+    /// Workers that are alive: running, blocked, asleep or being started.
+    alive: usize,
+    /// Workers that wait for another task, each of which entitles the lane to a spare worker.
+    blocked: usize,
+    limit: usize,
+    open: bool,
+}
+
+impl Roster {
+    fn may_start(&self) -> usize {
+        (self.limit + self.blocked.min(MAX_SPARE_WORKERS)).saturating_sub(self.alive)
+    }
+}
+
+impl<J> Lane<J> {
+    /// An open lane that will start at most `limit` workers, spares aside.
+    pub fn new(limit: usize) -> Self {
+        assert!(limit > 0, "a lane needs at least one worker");
+        let roster =
+            Roster { sleepers: Vec::new(), alive: 0, blocked: 0, limit, open: true };
+        Self {
+            queue: Injector::new(),
+            waking: AtomicBool::new(false),
+            available: AtomicIsize::new(limit as isize),
+            roster: Mutex::new(roster),
+        }
+    }
+
+    /// Adds a job. Jobs are taken in the order of their pushes.
+    pub fn push(&self, job: J) -> Order {
+        self.queue.push(job);
+        // Pairs with the fence in `sleep`: either we see the sleeper or it sees the job.
+        fence(Ordering::SeqCst);
+        self.send_for_worker()
+    }
+
+    /// Takes the oldest job, if there is one, and wakes the next worker if there are more.
+    pub fn pop(&self) -> (Option<J>, Order) {
+        loop {
+            match self.queue.steal() {
+                Steal::Success(job) => {
+                    let order =
+                        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() };
+                    return (Some(job), order);
+                }
+                Steal::Empty => return (None, Order::Nothing),
+                Steal::Retry => std::hint::spin_loop(),
+            }
+        }
+    }
+
+    /// A worker that was started or woken tells that it is about to look at the queue.
+    pub fn awake(&self) {
+        // SeqCst: a pusher that still saw `true` pushed before this store, so we see its job.
+        self.waking.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// A worker that found nothing asks what to do. `wakeup` is called when there is work again.
+    /// A worker that still has business of its own does not let itself be sent away: `may_exit`.
+    pub fn sleep(&self, wakeup: &Arc<dyn Unpark>, may_exit: bool) -> Rest {
+        let mut roster = self.lock();
+        let surplus = roster.alive - roster.blocked.min(roster.alive) > roster.limit;
+        if may_exit && (surplus || (!roster.open && self.queue.is_empty())) {
+            roster.alive -= 1;
+            self.publish(&roster);
+            return Rest::Exit;
+        }
+        roster.sleepers.push(wakeup.clone());
+        self.publish(&roster);
+        // Pairs with the fence in `push`.
+        fence(Ordering::SeqCst);
+        if self.queue.is_empty() {
+            return Rest::Sleep;
+        }
+        // The lock was held all along, so nobody has woken us: we are still the last sleeper.
+        roster.sleepers.pop();
+        self.publish(&roster);
+        Rest::Retry
+    }
+
+    /// A worker that [`sleep`](Self::sleep) has registered woke up by itself: nobody is to wake it.
+    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) {
+        let mut roster = self.lock();
+        // By address of the data alone: the same object may have several vtables.
+        roster.sleepers.retain(|sleeper| !std::ptr::addr_eq(Arc::as_ptr(sleeper), Arc::as_ptr(wakeup)));
+        self.publish(&roster);
+    }
+
+    /// The calling worker is about to wait for another task: the lane may start a spare for it.
+    pub fn enter_blocked(&self) -> Result<Order, TooManyBlocked> {
+        let mut roster = self.lock();
+        if roster.blocked >= MAX_SPARE_WORKERS {
+            return Err(TooManyBlocked);
+        }
+        roster.blocked += 1;
+        self.publish(&roster);
+        drop(roster);
+        Ok(if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() })
+    }
+
+    /// The wait announced by [`enter_blocked`](Self::enter_blocked) is over.
+    pub fn leave_blocked(&self) {
+        let mut roster = self.lock();
+        roster.blocked -= 1;
+        self.publish(&roster);
+    }
+
+    /// The thread asked for by [`Order::StartWorker`] could not be started. True if the lane still
+    /// has a worker, so that its jobs will be run, only later.
+    pub fn worker_failed_to_start(&self) -> bool {
+        let mut roster = self.lock();
+        roster.alive -= 1;
+        // Do not ask again at each push: the limit shrinks to what the system grants.
+        roster.limit = roster.limit.min(roster.alive.max(1));
+        self.publish(&roster);
+        let has_worker = roster.alive > 0;
+        drop(roster);
+        self.awake();
+        has_worker
+    }
+
+    /// A worker ends without having been told to, for example by a panic.
+    pub fn worker_died(&self) -> Order {
+        let mut roster = self.lock();
+        roster.alive -= 1;
+        self.publish(&roster);
+        drop(roster);
+        self.awake();
+        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() }
+    }
+
+    /// No more workers stay than there are jobs: each leaves once the queue is empty.
+    pub fn close(&self) {
+        let sleepers = {
+            let mut roster = self.lock();
+            roster.open = false;
+            let sleepers = std::mem::take(&mut roster.sleepers);
+            self.publish(&roster);
+            sleepers
+        };
+        for sleeper in sleepers {
+            sleeper.unpark();
+        }
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        !self.lock().open
+    }
+
+    /// Workers that are alive: running, blocked, asleep or being started.
+    pub fn workers(&self) -> usize {
+        self.lock().alive
+    }
+
+    /// Whether no job waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Wakes or starts one worker, unless one is on its way or none is to be had.
+    fn send_for_worker(&self) -> Order {
+        if self.waking.load(Ordering::SeqCst) || self.available.load(Ordering::SeqCst) <= 0 {
+            return Order::Nothing;
+        }
+        let mut roster = self.lock();
+        if self.waking.load(Ordering::SeqCst) {
+            return Order::Nothing;
+        }
+        if let Some(sleeper) = roster.sleepers.pop() {
+            self.waking.store(true, Ordering::SeqCst);
+            self.publish(&roster);
+            drop(roster);
+            sleeper.unpark();
+            Order::Nothing
+        } else if roster.may_start() > 0 {
+            self.waking.store(true, Ordering::SeqCst);
+            roster.alive += 1;
+            self.publish(&roster);
+            Order::StartWorker
+        } else {
+            Order::Nothing
+        }
+    }
+
+    fn publish(&self, roster: &Roster) {
+        let available = roster.sleepers.len() + roster.may_start();
+        self.available.store(available as isize, Ordering::SeqCst);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::park::Parker;
+
+    type Job = Box<dyn FnOnce() + Send>;
+
+    /// A lane with real threads, as the runtime drives it.
+    struct Pool {
+        lane: Arc<Lane<Job>>,
+        threads: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
+    }
+
+    impl Pool {
+        fn new(limit: usize) -> Self {
+            Self { lane: Arc::new(Lane::new(limit)), threads: Arc::default() }
+        }
+
+        fn submit(&self, job: impl FnOnce() + Send + 'static) {
+            let order = self.lane.push(Box::new(job));
+            obey(&self.lane, &self.threads, order);
+        }
+
+        fn join(self) {
+            self.lane.close();
+            loop {
+                let next = self.threads.lock().expect("threads").pop();
+                match next {
+                    Some(thread) => thread.join().expect("worker"),
+                    None => return,
+                }
+            }
+        }
+    }
+
+    fn obey(
+        lane: &Arc<Lane<Job>>,
+        threads: &Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
+        order: Order,
+    ) {
+        if order == Order::Nothing {
+            return;
+        }
+        let (lane, list) = (lane.clone(), threads.clone());
+        let thread = std::thread::spawn(move || {
+            let parker = Arc::new(Parker::default());
+            let wakeup: Arc<dyn Unpark> = parker.clone();
+            lane.awake();
+            loop {
+                let (job, order) = lane.pop();
+                obey(&lane, &list, order);
+                match job {
+                    Some(job) => job(),
+                    None => match lane.sleep(&wakeup, true) {
+                        Rest::Sleep => {
+                            parker.park_until_notified();
+                            lane.awake();
+                        }
+                        Rest::Retry => {}
+                        Rest::Exit => return,
+                    },
+                }
+            }
+        });
+        threads.lock().expect("threads").push(thread);
+    }
+
+    #[test]
+    fn every_job_runs_once_when_many_threads_push() {
+        const EACH: usize = 3_000;
+        let pool = Pool::new(3);
+        let ran = Arc::new(Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for pusher in 0..4 {
+                let (pool, ran) = (&pool, &ran);
+                scope.spawn(move || {
+                    for i in 0..EACH {
+                        let ran = ran.clone();
+                        pool.submit(move || ran.lock().expect("ran").push(pusher * EACH + i));
+                    }
+                });
+            }
+        });
+        pool.join();
+        let mut ran = std::mem::take(&mut *ran.lock().expect("ran"));
+        ran.sort_unstable();
+        assert!(ran.into_iter().eq(0..4 * EACH));
+    }
+
+    #[test]
+    fn no_wakeup_is_lost_when_jobs_trickle() {
+        let pool = Pool::new(2);
+        let done = Arc::new(Parker::default());
+        for round in 0..3_000 {
+            let done_there = done.clone();
+            pool.submit(move || done_there.unpark());
+            assert!(done.park_for(Duration::from_secs(30)), "round {round} was never run");
+        }
+        pool.join();
+    }
+
+    #[test]
+    fn blocking_jobs_run_side_by_side_up_to_the_limit() {
+        // Each job waits for all the others: only possible if all four workers are started.
+        let pool = Pool::new(4);
+        let barrier = Arc::new(Barrier::new(5));
+        for _ in 0..4 {
+            let barrier = barrier.clone();
+            pool.submit(move || {
+                barrier.wait();
+            });
+        }
+        barrier.wait();
+        pool.join();
+    }
+
+    #[test]
+    fn a_blocked_worker_is_replaced_and_the_spare_leaves() {
+        let pool = Pool::new(1);
+        let (lane, threads) = (pool.lane.clone(), pool.threads.clone());
+        let done = Arc::new(Parker::default());
+        let outer_done = done.clone();
+        pool.submit(move || {
+            let inner = Arc::new(Parker::default());
+            let inner_there = inner.clone();
+            let order = lane.push(Box::new(move || inner_there.unpark()));
+            obey(&lane, &threads, order);
+            let order = lane.enter_blocked().expect("spares left");
+            obey(&lane, &threads, order);
+            assert!(inner.park_for(Duration::from_secs(30)), "no spare came");
+            lane.leave_blocked();
+            outer_done.unpark();
+        });
+        assert!(done.park_for(Duration::from_secs(30)));
+        let lane = pool.lane.clone();
+        pool.join();
+        assert_eq!(lane.workers(), 0);
+    }
+
+    #[test]
+    fn jobs_queued_at_close_are_still_run() {
+        let pool = Pool::new(1);
+        let count = Arc::new(AtomicUsize::new(0));
+        for _ in 0..500 {
+            let count = count.clone();
+            pool.submit(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        pool.join();
+        assert_eq!(count.load(Ordering::Relaxed), 500);
+    }
+
+    #[test]
+    fn a_worker_that_cannot_start_is_asked_for_again_only_if_there_is_none() {
+        let lane: Lane<u32> = Lane::new(2);
+        assert_eq!(lane.push(1), Order::StartWorker);
+        assert!(!lane.worker_failed_to_start(), "no worker is left to run the job");
+        assert_eq!(lane.push(2), Order::StartWorker);
+        lane.awake();
+        assert_eq!(lane.pop(), (Some(1), Order::Nothing));
+    }
+
+    #[test]
+    fn a_waiter_is_refused_when_no_spare_may_be_started() {
+        let lane: Lane<u32> = Lane::new(1);
+        for _ in 0..MAX_SPARE_WORKERS {
+            assert_eq!(lane.enter_blocked(), Ok(Order::Nothing));
+        }
+        assert_eq!(lane.enter_blocked(), Err(TooManyBlocked));
+        lane.leave_blocked();
+        assert_eq!(lane.enter_blocked(), Ok(Order::Nothing));
+    }
+}

@@ -1,0 +1,15 @@
+//! The part of the runtime that knows no Python.
+//!
+//! Everything here is a mechanism: who runs next ([`lane`]), what became ready ([`graph`]), how a
+//! finished task reaches its waiter ([`park`], [`mailbox`]) and how child processes are run without
+//! a thread each ([`io`], [`process`]). Policy lives in Python. `README.md` beside this crate tells
+//! the thread states, the wake-up rules and the order of a shutdown.
+
+pub mod graph;
+pub mod io;
+pub mod lane;
+pub mod mailbox;
+pub mod notify;
+pub mod park;
+pub mod process;
+pub mod sizes;

@@ -1,0 +1,221 @@
+//! Putting one thread to sleep until another wakes it.
+
+use std::time::Duration;
+
+/// Something that can be told to look at its work again.
+///
+/// `unpark` may be called from any thread, more than once, before or after the sleeper sleeps; it
+/// never blocks and never calls Python.
+pub trait Unpark: Send + Sync {
+    /// Ends the current sleep, or the next one if nobody sleeps now.
+    fn unpark(&self);
+}
+
+/// Why a bounded or interruptible sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wakeup {
+    /// [`Unpark::unpark`] was called.
+    Notified,
+    /// A signal arrived, or may have: the caller checks for it and sleeps again.
+    Interrupted,
+    /// The time was up.
+    TimedOut,
+}
+
+pub use imp::Parker;
+
+#[cfg(target_os = "linux")]
+mod imp {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use rustix::io::Errno;
+    use rustix::thread::futex::{self, Flags, Timespec};
+
+    use super::{Unpark, Wakeup};
+
+    const EMPTY: u32 = 0;
+    const PARKED: u32 = 1;
+    const NOTIFIED: u32 = 2;
+
+    /// A one-thread sleep on a futex, so that a signal ends the system call (a condition variable
+    /// would go back to sleep and Ctrl-C would wait with it).
+    #[derive(Default)]
+    pub struct Parker {
+        /// `EMPTY` → `PARKED` by the sleeper; anything → `NOTIFIED` by a waker; `NOTIFIED` →
+        /// `EMPTY` by the sleeper, who thereby consumes the wake-up.
+        state: AtomicU32,
+    }
+
+    impl Parker {
+        /// Sleeps until notified, a signal, or the end of `timeout`.
+        pub fn park(&self, timeout: Option<Duration>) -> Wakeup {
+            let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+            loop {
+                // Acquire on success: what the waker wrote before `unpark` is visible here.
+                if self.take_notification() {
+                    return Wakeup::Notified;
+                }
+                let parked = self.state.compare_exchange(
+                    EMPTY,
+                    PARKED,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
+                if parked.is_err() {
+                    continue; // notified in between
+                }
+                let remaining = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+                if remaining.is_some_and(|r| r.is_zero()) {
+                    return self.stop_parking(Wakeup::TimedOut);
+                }
+                let timespec = remaining.and_then(|r| Timespec::try_from(r).ok());
+                match futex::wait(&self.state, Flags::PRIVATE, PARKED, timespec.as_ref()) {
+                    Ok(()) | Err(Errno::AGAIN) => {
+                        // Woken, or spuriously: `stop_parking` tells which.
+                        if self.stop_parking(Wakeup::Interrupted) == Wakeup::Notified {
+                            return Wakeup::Notified;
+                        }
+                    }
+                    Err(Errno::TIMEDOUT) => return self.stop_parking(Wakeup::TimedOut),
+                    Err(_) => return self.stop_parking(Wakeup::Interrupted),
+                }
+            }
+        }
+
+        fn take_notification(&self) -> bool {
+            self.state
+                .compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+        }
+
+        /// Leaves `PARKED`. A notification that came first wins over `otherwise`.
+        fn stop_parking(&self, otherwise: Wakeup) -> Wakeup {
+            match self.state.swap(EMPTY, Ordering::Acquire) {
+                NOTIFIED => Wakeup::Notified,
+                _ => otherwise,
+            }
+        }
+    }
+
+    impl Unpark for Parker {
+        fn unpark(&self) {
+            // Release: the sleeper sees all that happened before this call.
+            if self.state.swap(NOTIFIED, Ordering::Release) == PARKED {
+                // An error here would mean a bad address, which a reference cannot be.
+                let _ = futex::wake(&self.state, Flags::PRIVATE, 1);
+            }
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use std::sync::{Condvar, Mutex, PoisonError};
+    use std::time::{Duration, Instant};
+
+    use super::{Unpark, Wakeup};
+
+    /// How long a sleep lasts before it reports a possible signal. Only Linux tells us at once.
+    const SIGNAL_SLICE: Duration = Duration::from_millis(50);
+
+    /// A one-thread sleep on a condition variable.
+    #[derive(Default)]
+    pub struct Parker {
+        notified: Mutex<bool>,
+        condvar: Condvar,
+    }
+
+    impl Parker {
+        /// Sleeps until notified, a possible signal, or the end of `timeout`.
+        pub fn park(&self, timeout: Option<Duration>) -> Wakeup {
+            let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+            let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*notified {
+                let remaining = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+                let slice = remaining.map_or(SIGNAL_SLICE, |r| r.min(SIGNAL_SLICE));
+                notified = self
+                    .condvar
+                    .wait_timeout(notified, slice)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            }
+            if std::mem::take(&mut *notified) {
+                Wakeup::Notified
+            } else if deadline.is_some_and(|d| Instant::now() >= d) {
+                Wakeup::TimedOut
+            } else {
+                Wakeup::Interrupted
+            }
+        }
+    }
+
+    impl Unpark for Parker {
+        fn unpark(&self) {
+            *self.notified.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.condvar.notify_one();
+        }
+    }
+}
+
+impl Parker {
+    /// Sleeps until notified, whatever signals arrive.
+    pub fn park_until_notified(&self) {
+        while self.park(None) != Wakeup::Notified {}
+    }
+
+    /// Sleeps for at most `timeout`; true if notified.
+    pub fn park_for(&self, timeout: Duration) -> bool {
+        let deadline = std::time::Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match self.park(Some(left)) {
+                Wakeup::Notified => return true,
+                Wakeup::TimedOut => return false,
+                Wakeup::Interrupted => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_notification_before_the_sleep_is_not_lost() {
+        let parker = Parker::default();
+        parker.unpark();
+        assert_eq!(parker.park(None), Wakeup::Notified);
+    }
+
+    #[test]
+    fn many_notifications_end_one_sleep() {
+        let parker = Parker::default();
+        parker.unpark();
+        parker.unpark();
+        assert!(parker.park_for(Duration::from_secs(60)));
+        assert!(!parker.park_for(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_by_another_thread_every_time() {
+        let (ping, pong) = (Arc::new(Parker::default()), Arc::new(Parker::default()));
+        let echo = {
+            let (ping, pong) = (ping.clone(), pong.clone());
+            std::thread::spawn(move || {
+                for _ in 0..2_000 {
+                    ping.park_until_notified();
+                    pong.unpark();
+                }
+            })
+        };
+        for _ in 0..2_000 {
+            ping.unpark();
+            pong.park_until_notified();
+        }
+        echo.join().expect("echo thread");
+    }
+}

@@ -1,0 +1,61 @@
+//! The pure graph of `dftracer-core` for one event loop.
+
+use std::sync::{Mutex, PoisonError};
+
+use dftracer_core::graph::{Graph as CoreGraph, GraphError, NodeId, Outcome, Verdict};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+#[pyclass(frozen, module = "dftracer.utils._native")]
+pub(crate) struct Graph {
+    core: Mutex<CoreGraph>,
+}
+
+fn refused(error: GraphError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// The words that Python knows a verdict by: the state a node goes to.
+fn words(verdicts: Vec<(NodeId, Verdict)>) -> Vec<(NodeId, &'static str)> {
+    let word = |verdict| match verdict {
+        Verdict::Ready => "ready",
+        Verdict::DependencyFailed => "failed",
+        Verdict::DependencyCancelled => "cancelled",
+    };
+    verdicts.into_iter().map(|(id, verdict)| (id, word(verdict))).collect()
+}
+
+impl Graph {
+    fn with<T>(&self, act: impl FnOnce(&mut CoreGraph) -> Result<T, GraphError>) -> PyResult<T> {
+        act(&mut self.core.lock().unwrap_or_else(PoisonError::into_inner)).map_err(refused)
+    }
+}
+
+#[pymethods]
+impl Graph {
+    #[new]
+    fn new() -> Self {
+        Self { core: Mutex::new(CoreGraph::new()) }
+    }
+
+    fn add(&self, id: NodeId, dependencies: Vec<NodeId>) -> PyResult<bool> {
+        self.with(|graph| graph.add(id, &dependencies))
+    }
+
+    fn finish(&self, id: NodeId, done: bool) -> PyResult<Vec<(NodeId, &'static str)>> {
+        let outcome = if done { Outcome::Done } else { Outcome::Failed };
+        self.with(|graph| graph.finish(id, outcome)).map(words)
+    }
+
+    fn cancel(&self, id: NodeId) -> PyResult<Vec<(NodeId, &'static str)>> {
+        self.with(|graph| graph.cancel(id)).map(words)
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        self.with(|graph| Ok(graph.len()))
+    }
+
+    fn __contains__(&self, id: NodeId) -> PyResult<bool> {
+        self.with(|graph| Ok(graph.contains(id)))
+    }
+}

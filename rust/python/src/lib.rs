@@ -1,0 +1,59 @@
+//! `dftracer.utils._native`: the Python face of `dftracer-core`. This file only registers.
+
+// The classes and functions here are documented where their users look: in `_native.pyi`.
+#![allow(missing_docs)]
+
+mod call;
+mod coroutine;
+mod graph;
+mod handle;
+mod mailbox;
+mod process;
+mod runtime;
+mod shared;
+mod worker;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::coroutine::CoroutineWorker;
+    #[pymodule_export]
+    use crate::graph::Graph;
+    #[pymodule_export]
+    use crate::handle::TaskHandle;
+    #[pymodule_export]
+    use crate::mailbox::Mailbox;
+    #[pymodule_export]
+    use crate::process::ProcessResult;
+    #[pymodule_export]
+    use crate::runtime::{Runtime, after_fork_in_child, available_cpus, shutdown_all};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::refuse_subinterpreters(module.py())?;
+        // Fails only if another extension has set a logger already; then that one is used.
+        let _ = pyo3_log::try_init();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// Statics of this module belong to one interpreter. CPython 3.12 refuses by itself.
+fn refuse_subinterpreters(py: Python<'_>) -> PyResult<()> {
+    // SAFETY: attached, as `py` proves; both calls only read.
+    let is_main = unsafe {
+        let current = pyo3::ffi::PyInterpreterState_GetID(pyo3::ffi::PyInterpreterState_Get());
+        current == 0
+    };
+    let _ = py;
+    if is_main {
+        Ok(())
+    } else {
+        Err(pyo3::exceptions::PyImportError::new_err(
+            "dftracer.utils cannot be imported in a subinterpreter: use processes or threads instead",
+        ))
+    }
+}

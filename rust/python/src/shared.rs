@@ -1,0 +1,334 @@
+//! What all parts of one runtime share: its lanes, its threads and its count of unfinished tasks.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dftracer_core::io::IoLane;
+use dftracer_core::lane::{Lane, Order};
+use dftracer_core::park::{Parker, Unpark, Wakeup};
+use dftracer_core::sizes::Sizes;
+use once_cell::sync::OnceCell;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::handle::{Outcome, TaskHandle};
+use crate::{coroutine, worker};
+
+/// How long a stopping runtime waits for its I/O threads; they have no task left by then.
+const IO_STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Rises in the child of each `fork()`. What was made under another number has no threads here,
+/// and its locks may be held for ever by threads that were not copied.
+static FORK_GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// All runtimes of this process that may still have threads.
+static RUNTIMES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
+/// The lanes that run Python code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneKind {
+    Python,
+    Coroutine,
+}
+
+pub(crate) struct Shared {
+    pub(crate) sizes: Sizes,
+    python: Lane<Py<TaskHandle>>,
+    coroutine: Lane<Py<TaskHandle>>,
+    /// Started with the first native job.
+    io: OnceCell<IoLane>,
+    next_task_id: AtomicI64,
+    next_thread: [AtomicUsize; 2],
+    /// Tasks that were accepted and have not ended.
+    unfinished: AtomicUsize,
+    /// Those of them that stand in `wait_all` themselves: waiting for them would never end.
+    waiting_for_all: AtomicUsize,
+    /// Who waits for the end of all tasks.
+    idle_waiters: Mutex<Vec<Arc<Parker>>>,
+    failures: Mutex<Failures>,
+    /// False once `shutdown` has begun: no more tasks.
+    open: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct Failures {
+    /// Since the last `clear_failed`.
+    all: Vec<Py<TaskHandle>>,
+    /// Since the last `wait_all`.
+    unreported: Vec<Py<TaskHandle>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(sizes: Sizes) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            sizes,
+            python: Lane::new(sizes.python_threads),
+            coroutine: Lane::new(sizes.python_threads),
+            io: OnceCell::new(),
+            next_task_id: AtomicI64::new(0),
+            next_thread: Default::default(),
+            unfinished: AtomicUsize::new(0),
+            waiting_for_all: AtomicUsize::new(0),
+            idle_waiters: Mutex::default(),
+            failures: Mutex::default(),
+            open: AtomicBool::new(true),
+            threads: Mutex::default(),
+            generation: FORK_GENERATION.load(Ordering::Relaxed),
+        });
+        let mut runtimes = lock(&RUNTIMES);
+        runtimes.retain(|runtime| runtime.strong_count() > 0);
+        runtimes.push(Arc::downgrade(&shared));
+        shared
+    }
+
+    pub(crate) fn next_task_id(&self) -> i64 {
+        // Relaxed: only the numbers must differ.
+        self.next_task_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn lane(&self, kind: LaneKind) -> &Lane<Py<TaskHandle>> {
+        match kind {
+            LaneKind::Python => &self.python,
+            LaneKind::Coroutine => &self.coroutine,
+        }
+    }
+
+    /// Refuses the copy of a runtime that a `fork()` left without its threads.
+    pub(crate) fn check_process(&self) -> PyResult<()> {
+        if self.is_copy() {
+            return Err(PyRuntimeError::new_err(
+                "this Runtime was made before fork() and has no threads in the child process: \
+                 make a new Runtime here, or use get_default_runtime()",
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_copy(&self) -> bool {
+        self.generation != FORK_GENERATION.load(Ordering::Relaxed)
+    }
+
+    // --- counting tasks -------------------------------------------------------------------------
+
+    /// Accepts one task. Each success is followed by one `task_ended`.
+    pub(crate) fn task_begins(&self) -> PyResult<()> {
+        self.check_process()?;
+        // SeqCst on both sides: `shutdown` closes, then counts; we count, then look. So either it
+        // waits for this task or we see that it is closed.
+        self.unfinished.fetch_add(1, Ordering::SeqCst);
+        if self.open.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.task_ended();
+        Err(PyRuntimeError::new_err(
+            "cannot submit after shutdown: this Runtime is shut down; make a new one",
+        ))
+    }
+
+    pub(crate) fn task_ended(&self) {
+        let left = self.unfinished.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left <= self.waiting_for_all.load(Ordering::SeqCst) {
+            self.wake_idle_waiters();
+        }
+    }
+
+    fn wake_idle_waiters(&self) {
+        let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
+        for waiter in waiters {
+            waiter.unpark();
+        }
+    }
+
+    /// Waits until no task is left but those that wait here too.
+    pub(crate) fn wait_idle(&self, py: Python<'_>) -> PyResult<()> {
+        self.check_process()?;
+        let _blocked = worker::enter_blocked(py)?;
+        let _inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
+        let parker = Arc::new(Parker::default());
+        loop {
+            lock(&self.idle_waiters).push(parker.clone());
+            // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
+            let idle = self.unfinished.load(Ordering::SeqCst)
+                <= self.waiting_for_all.load(Ordering::SeqCst);
+            let result = if idle {
+                Ok(Wakeup::Notified)
+            } else {
+                match py.detach(|| parker.park(None)) {
+                    Wakeup::Interrupted => py.check_signals().map(|()| Wakeup::Interrupted),
+                    other => Ok(other),
+                }
+            };
+            lock(&self.idle_waiters).retain(|other| !Arc::ptr_eq(other, &parker));
+            if result.is_err() || idle {
+                return result.map(drop);
+            }
+        }
+    }
+
+    // --- failures -------------------------------------------------------------------------------
+
+    /// Remembers a failed task for `get_failed` and `wait_all`.
+    pub(crate) fn record_failure(&self, handle: &Py<TaskHandle>) {
+        // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
+        Python::try_attach(|py| {
+            let (one, two) = (handle.clone_ref(py), handle.clone_ref(py));
+            let mut failures = lock(&self.failures);
+            failures.all.push(one);
+            failures.unreported.push(two);
+        });
+    }
+
+    pub(crate) fn failed(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
+        lock(&self.failures).all.iter().map(|handle| handle.clone_ref(py)).collect()
+    }
+
+    pub(crate) fn clear_failed(&self) {
+        let cleared = std::mem::take(&mut lock(&self.failures).all);
+        drop(cleared);
+    }
+
+    pub(crate) fn take_unreported(&self) -> Vec<Py<TaskHandle>> {
+        std::mem::take(&mut lock(&self.failures).unreported)
+    }
+
+    // --- threads --------------------------------------------------------------------------------
+
+    /// Queues a task that was accepted. It ends in a settled handle even if no thread can run it.
+    pub(crate) fn push(self: &Arc<Self>, kind: LaneKind, handle: &Bound<'_, TaskHandle>) {
+        let order = self.lane(kind).push(handle.clone().unbind());
+        if let Err(error) = self.obey(kind, order) {
+            if handle.get().claim() {
+                let outcome = Outcome::Error(error);
+                TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
+            }
+        }
+    }
+
+    /// Does what a lane has ordered; an error if it needs a thread, has none and gets none.
+    pub(crate) fn obey(self: &Arc<Self>, kind: LaneKind, order: Order) -> PyResult<()> {
+        if order == Order::Nothing {
+            return Ok(());
+        }
+        let number = self.next_thread[kind as usize].fetch_add(1, Ordering::Relaxed);
+        let shared = self.clone();
+        let spawned = match kind {
+            LaneKind::Python => std::thread::Builder::new()
+                .name(format!("dft-python-{number}"))
+                .spawn(move || worker::serve(shared)),
+            LaneKind::Coroutine => std::thread::Builder::new()
+                .name(format!("dft-coroutine-{number}"))
+                .spawn(move || coroutine::serve(shared)),
+        };
+        match spawned {
+            Ok(thread) => {
+                let mut threads = lock(&self.threads);
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+                Ok(())
+            }
+            Err(error) => {
+                if self.lane(kind).worker_failed_to_start() {
+                    return Ok(()); // the workers that there are will come to it
+                }
+                Err(PyRuntimeError::new_err(format!(
+                    "the system refused to start a worker thread ({error}): \
+                     end other threads or raise its limit"
+                )))
+            }
+        }
+    }
+
+    /// Hands a job to the I/O lane, which is started with the first.
+    pub(crate) fn with_io_lane(&self, act: impl FnOnce(&IoLane)) -> PyResult<()> {
+        let lane = self.io.get_or_try_init(|| IoLane::start(self.sizes.io_threads))?;
+        act(lane);
+        Ok(())
+    }
+
+    /// The Python workers that are alive.
+    pub(crate) fn python_workers(&self) -> usize {
+        self.python.workers() + self.coroutine.workers()
+    }
+
+    /// No task is accepted from now on; workers leave when their lane is empty.
+    pub(crate) fn close(&self) {
+        if self.is_copy() {
+            return;
+        }
+        self.open.store(false, Ordering::SeqCst);
+        self.python.close();
+        self.coroutine.close();
+    }
+
+    pub(crate) fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
+        if self.is_copy() {
+            return Ok(());
+        }
+        let first = self.open.swap(false, Ordering::SeqCst);
+        if wait && !worker::is_worker_of(self) {
+            self.wait_idle(py)?;
+        }
+        self.close();
+        if first {
+            log::debug!("runtime shut down");
+        }
+        if wait && !worker::is_worker_of(self) {
+            let threads = std::mem::take(&mut *lock(&self.threads));
+            py.detach(|| {
+                for thread in threads {
+                    // An error means that the thread panicked, and its lane has been told.
+                    let _ = thread.join();
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let Some(io) = self.io.take() else { return };
+        if self.is_copy() {
+            // Its locks may be held by threads that the fork did not copy.
+            std::mem::forget(io);
+        } else {
+            io.stop(IO_STOP_GRACE);
+        }
+    }
+}
+
+/// Counts one task that stands in `wait_all`.
+struct InsideWaitAll<'a>(&'a Shared);
+
+impl<'a> InsideWaitAll<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.waiting_for_all.fetch_add(1, Ordering::SeqCst);
+        // Others may have been waiting for just this task.
+        shared.wake_idle_waiters();
+        Self(shared)
+    }
+}
+
+impl Drop for InsideWaitAll<'_> {
+    fn drop(&mut self) {
+        self.0.waiting_for_all.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Every runtime of this process that is alive.
+pub(crate) fn live_runtimes() -> Vec<Arc<Shared>> {
+    lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect()
+}
+
+/// In the child of a `fork()`: all that was made before it is a copy without threads.
+pub(crate) fn forked() {
+    FORK_GENERATION.fetch_add(1, Ordering::Relaxed);
+}
