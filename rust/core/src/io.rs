@@ -2,14 +2,20 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
+
+use crate::process::{self, Kill, ProcessOutcome, ProcessSpec};
 
 /// A pool of `dft-io-N` threads that drive native I/O; a child process holds none of them.
 pub struct IoLane {
     runtime: Runtime,
+    /// A place for each child process that may run at a time.
+    processes: Arc<Semaphore>,
 }
 
 impl IoLane {
@@ -23,7 +29,29 @@ impl IoLane {
             .enable_io()
             .enable_time()
             .build()?;
-        Ok(Self { runtime })
+        Ok(Self { runtime, processes: Arc::new(Semaphore::new(process_limit())) })
+    }
+
+    /// Runs a child process as soon as there is a place for it, then hands its end to `deliver`.
+    /// Nothing is run or delivered if `begin`, called just before, answers false.
+    pub fn spawn_process(
+        &self,
+        spec: ProcessSpec,
+        kill: Kill,
+        begin: impl FnOnce() -> bool + Send + 'static,
+        deliver: impl FnOnce(ProcessOutcome) + Send + 'static,
+    ) {
+        let places = self.processes.clone();
+        self.spawn(async move {
+            // An error would mean a closed semaphore; this one is never closed.
+            let place = places.acquire_owned().await;
+            if !begin() {
+                return;
+            }
+            let outcome = process::run(spec, kill).await;
+            drop(place);
+            deliver(outcome);
+        });
     }
 
     /// Starts a job. What it returns is dropped: a job delivers its outcome itself.
@@ -31,14 +59,20 @@ impl IoLane {
         self.runtime.spawn(job);
     }
 
-    /// A handle that outlives nothing: it refuses new jobs once the lane is stopped.
-    pub fn handle(&self) -> Handle {
-        self.runtime.handle().clone()
-    }
-
     /// Drops what still runs (children are killed with their process groups) and waits at most
     /// `grace` for the threads.
     pub fn stop(self, grace: Duration) {
         self.runtime.shutdown_timeout(grace);
     }
+}
+
+/// How many children may run at a time. Each takes three descriptors here (two pipes and the one
+/// that tells its end); a quarter of all that the process may have is left to others.
+fn process_limit() -> usize {
+    const DESCRIPTORS_EACH: u64 = 3;
+    let soft_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    // No limit at all is as good as the largest that a semaphore can count.
+    let descriptors = soft_limit.map_or(u64::MAX, |limit| limit - limit / 4);
+    let places = usize::try_from(descriptors / DESCRIPTORS_EACH).unwrap_or(usize::MAX);
+    places.clamp(1, Semaphore::MAX_PERMITS)
 }

@@ -33,8 +33,13 @@ pub struct ProcessSpec {
 pub enum ProcessOutcome {
     /// It ran, whatever its exit status.
     Exited(ProcessOutput),
-    /// It could not be started.
-    NotStarted(io::Error),
+    /// It could not be started, or not be followed to its end.
+    NotStarted {
+        /// The name under which it was looked for.
+        program: OsString,
+        /// What the system said.
+        error: io::Error,
+    },
     /// It ran longer than its timeout and was killed; this is what it had written.
     TimedOut(ProcessOutput),
     /// It was killed by [`Kill`]; this is what it had written.
@@ -71,9 +76,10 @@ const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
 /// Runs one process to its end.
 pub async fn run(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
+    let program = spec.argv.first().cloned().unwrap_or_default();
     let mut child = match start(&spec) {
         Ok(child) => child,
-        Err(error) => return ProcessOutcome::NotStarted(error),
+        Err(error) => return ProcessOutcome::NotStarted { program, error },
     };
     let group = GroupGuard::new(&child);
     let mut output = ProcessOutput::default();
@@ -107,12 +113,12 @@ pub async fn run(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
             output.exit_code = status.code();
             output.signal = status.signal();
         }
-        Err(error) => return ProcessOutcome::NotStarted(error),
+        Err(error) => return ProcessOutcome::NotStarted { program, error },
     }
     group.disarm();
     match finished {
         Finished::ByItself(Ok(())) => ProcessOutcome::Exited(output),
-        Finished::ByItself(Err(error)) => ProcessOutcome::NotStarted(error),
+        Finished::ByItself(Err(error)) => ProcessOutcome::NotStarted { program, error },
         Finished::Killed => ProcessOutcome::Killed(output),
         Finished::TimedOut => ProcessOutcome::TimedOut(output),
     }
@@ -255,7 +261,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_an_error_and_not_an_exit_code() {
         let outcome = outcome_of(spec(&["dft-no-such-program"]), Kill::default());
-        let ProcessOutcome::NotStarted(error) = outcome else { panic!("{outcome:?}") };
+        let ProcessOutcome::NotStarted { error, .. } = outcome else { panic!("{outcome:?}") };
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 

@@ -84,10 +84,9 @@ pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyStr
     };
     let Some(base) = text("__qualname__").or_else(|| text("__name__")) else {
         // functools.partial and the like wear the name of what they call.
-        if let Ok(inner) = callable.getattr(pyo3::intern!(py, "func")) {
-            if inner.is_callable() {
-                return derive_name(&inner);
-            }
+        let inner = callable.getattr(pyo3::intern!(py, "func")).ok().filter(|inner| inner.is_callable());
+        if let Some(inner) = inner {
+            return derive_name(&inner);
         }
         return callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable"));
     };

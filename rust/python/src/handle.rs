@@ -295,6 +295,19 @@ impl TaskHandle {
         Err(PyErr::from_value(exception.into_bound(py).into_any()))
     }
 
+    /// How the task ended, for one who asks without wanting an error raised: the state, and the
+    /// value or the exception.
+    pub(crate) fn report(&self, py: Python<'_>) -> (&'static str, Option<Py<PyAny>>) {
+        self.decode(py);
+        match &*lock(&self.slot) {
+            Slot::Value(value) => (self.state_name(), Some(value.clone_ref(py))),
+            Slot::Error { exception, .. } => {
+                (self.state_name(), Some(exception.clone_ref(py).into_any()))
+            }
+            Slot::Cancelled | Slot::Empty | Slot::Process(_) => (self.state_name(), None),
+        }
+    }
+
     /// Gives a native outcome its Python form.
     fn decode(&self, py: Python<'_>) {
         let native = match &*lock(&self.slot) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::PyList;
 
 use crate::handle::TaskHandle;
 
@@ -34,7 +34,8 @@ impl Mailbox {
         let deliveries = self.core.drain(limit);
         let items = PyList::empty(py);
         for Delivery { token, handle } in deliveries {
-            items.append(PyTuple::new(py, [token, handle.into_any()])?)?;
+            let (state, value) = handle.get().report(py);
+            items.append((token, state, value))?;
         }
         Ok(items)
     }

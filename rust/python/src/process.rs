@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec, run};
+use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec};
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -74,13 +74,12 @@ pub(crate) fn submit<'py>(
     shared.task_begins()?;
     let work = Work::Process(kill.clone());
     let handle = TaskHandle::new(shared.clone(), Some(name), work, None, request.tracked);
-    handle.claim();
     let handle = Bound::new(py, handle)?;
     before_start(&handle);
-    let runner = handle.clone().unbind();
+    let (claimer, runner) = (handle.clone().unbind(), handle.clone().unbind());
     let started = shared.with_io_lane(|lane| {
-        lane.spawn(async move {
-            let outcome = run(spec, kill).await;
+        let begin = move || claimer.get().claim();
+        lane.spawn_process(spec, kill, begin, move |outcome| {
             TaskHandle::settle(&runner, Outcome::Process(outcome), None);
         });
     });
@@ -94,7 +93,7 @@ pub(crate) fn submit<'py>(
 pub(crate) fn terminal_state(outcome: &ProcessOutcome) -> u8 {
     match outcome {
         ProcessOutcome::Exited(_) | ProcessOutcome::TimedOut(_) => state::DONE,
-        ProcessOutcome::NotStarted(_) => state::FAILED,
+        ProcessOutcome::NotStarted { .. } => state::FAILED,
         ProcessOutcome::Killed(_) => state::CANCELLED,
     }
 }
@@ -105,12 +104,19 @@ pub(crate) fn decode(py: Python<'_>, outcome: &ProcessOutcome) -> PyResult<Optio
         ProcessOutcome::Exited(output) => result(py, output, false).map(Some),
         ProcessOutcome::TimedOut(output) => result(py, output, true).map(Some),
         ProcessOutcome::Killed(_) => Ok(None),
-        ProcessOutcome::NotStarted(error) => Err(match error.raw_os_error() {
-            // With an errno, OSError becomes FileNotFoundError, PermissionError and so on.
-            Some(errno) => PyOSError::new_err((errno, error.to_string())),
-            None => PyOSError::new_err(error.to_string()),
-        }),
+        ProcessOutcome::NotStarted { program, error } => Err(not_started(py, program, error)),
     }
+}
+
+/// With an errno, `OSError` becomes `FileNotFoundError`, `PermissionError` and so on.
+fn not_started(py: Python<'_>, program: &OsString, error: &std::io::Error) -> PyErr {
+    let Some(errno) = error.raw_os_error() else { return PyOSError::new_err(error.to_string()) };
+    let text = py
+        .import("os")
+        .and_then(|os| os.call_method1("strerror", (errno,)))
+        .and_then(|text| text.extract::<String>())
+        .unwrap_or_else(|_| error.to_string());
+    PyOSError::new_err((errno, text, program.clone()))
 }
 
 fn result(py: Python<'_>, output: &ProcessOutput, timed_out: bool) -> PyResult<Py<PyAny>> {

@@ -19,6 +19,10 @@ use crate::{coroutine, worker};
 /// How long a stopping runtime waits for its I/O threads; they have no task left by then.
 const IO_STOP_GRACE: Duration = Duration::from_secs(2);
 
+/// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
+/// `repr` recurse on the native stack.
+const WORKER_STACK: usize = 8 << 20;
+
 /// Rises in the child of each `fork()`. What was made under another number has no threads here,
 /// and its locks may be held for ever by threads that were not copied.
 static FORK_GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -204,11 +208,11 @@ impl Shared {
     /// Queues a task that was accepted. It ends in a settled handle even if no thread can run it.
     pub(crate) fn push(self: &Arc<Self>, kind: LaneKind, handle: &Bound<'_, TaskHandle>) {
         let order = self.lane(kind).push(handle.clone().unbind());
-        if let Err(error) = self.obey(kind, order) {
-            if handle.get().claim() {
-                let outcome = Outcome::Error(error);
-                TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
-            }
+        if let Err(error) = self.obey(kind, order)
+            && handle.get().claim()
+        {
+            let outcome = Outcome::Error(error);
+            TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
         }
     }
 
@@ -219,14 +223,14 @@ impl Shared {
         }
         let number = self.next_thread[kind as usize].fetch_add(1, Ordering::Relaxed);
         let shared = self.clone();
-        let spawned = match kind {
-            LaneKind::Python => std::thread::Builder::new()
-                .name(format!("dft-python-{number}"))
-                .spawn(move || worker::serve(shared)),
-            LaneKind::Coroutine => std::thread::Builder::new()
-                .name(format!("dft-coroutine-{number}"))
-                .spawn(move || coroutine::serve(shared)),
+        let (name, serve): (_, fn(Arc<Self>)) = match kind {
+            LaneKind::Python => ("python", worker::serve),
+            LaneKind::Coroutine => ("coroutine", coroutine::serve),
         };
+        let spawned = std::thread::Builder::new()
+            .name(format!("dft-{name}-{number}"))
+            .stack_size(WORKER_STACK)
+            .spawn(move || serve(shared));
         match spawned {
             Ok(thread) => {
                 let mut threads = lock(&self.threads);

@@ -1,0 +1,37 @@
+"""Asyncio workflows: decorated functions become tasks, futures between them become edges.
+
+>>> import asyncio
+>>> from dftracer.asyncflow import WorkflowEngine
+>>> async def main():
+...     async with await WorkflowEngine.create() as flow:
+...         @flow.function_task
+...         def square(x):
+...             return x * x
+...         return await square(square(3))
+>>> asyncio.run(main())
+81
+"""
+
+from dftracer.asyncflow.backends.noop import NoopExecutionBackend
+from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
+from dftracer.asyncflow.components import Component
+from dftracer.asyncflow.errors import (
+    CommandError,
+    DependencyFailureError,
+    EngineShutdownError,
+    ExecutableError,
+)
+from dftracer.asyncflow.workflow_manager import WorkflowEngine
+from dftracer.utils.primitives import __version__
+
+__all__ = [
+    "CommandError",
+    "Component",
+    "DependencyFailureError",
+    "EngineShutdownError",
+    "ExecutableError",
+    "NoopExecutionBackend",
+    "RuntimeExecutionBackend",
+    "WorkflowEngine",
+    "__version__",
+]

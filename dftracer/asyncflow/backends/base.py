@@ -1,0 +1,95 @@
+"""What an execution backend is, in words and in types.
+
+A backend is given tasks that are ready to run and tells what became of them. It knows nothing of
+dependencies. RHAPSODY's backends keep the same contract.
+
+A *task* is a dict. The engine fills in:
+
+``uid``, ``name``
+    Its identifier within the engine, for example ``task.000042``, and its function's name.
+``function``, ``args``, ``kwargs``
+    What to call, for a function task: a plain or a coroutine function, and values without futures.
+    ``function`` is ``None`` for an executable.
+``executable``, ``arguments``
+    What to run, for an executable task: the program and its words. ``executable`` is ``None`` for
+    a function.
+
+The backend adds the outcome, then calls the callback with a state, once per task:
+
+``DONE``
+    ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program.
+``FAILED``
+    ``exception``, and for a program also ``stdout``, ``stderr`` and ``exit_code``.
+``CANCELED``
+    Nothing.
+
+It may call it with ``RUNNING`` before. The callback is called in the event loop's thread, and
+ignores what it is told of a task that has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+Task = dict[str, Any]
+Callback = Callable[[Task, str], None]
+
+
+class TaskStates:
+    """The names of the states that a backend reports."""
+
+    DONE = "DONE"
+    RUNNING = "RUNNING"
+    CANCELED = "CANCELED"
+    FAILED = "FAILED"
+
+    terminal_states = frozenset({DONE, CANCELED, FAILED})
+
+
+class ExecutionBackend(ABC):
+    """The parts that all of our backends share."""
+
+    supports_implicit_data_linking = False
+    supports_explicit_data_linking = False
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self.is_attached = False
+        self.attached_to: list[str] = []
+        self._callback_func: Callback = _ignore
+        self._work_dir = os.getcwd()
+
+    @abstractmethod
+    async def submit_tasks(self, tasks: list[Task]) -> None:
+        """Begin to run ``tasks``; return before they end."""
+
+    @abstractmethod
+    async def cancel_task(self, uid: str) -> bool:
+        """Stop a task; true if it will not, or may not, come to its end by itself."""
+
+    @abstractmethod
+    async def shutdown(self) -> None:
+        """Stop what runs and release everything."""
+
+    @abstractmethod
+    def state(self) -> str:
+        """Return ``IDLE``, ``INITIALIZED`` or ``SHUTDOWN``."""
+
+    def register_callback(self, func: Callback) -> None:
+        """Name the one who is told of every task's states."""
+        self._callback_func = func
+
+    def get_task_states_map(self) -> TaskStates:
+        """Return the names of the states."""
+        return TaskStates()
+
+    def is_running(self, uid: str) -> bool:
+        """Tell whether a task has begun, if this backend reports no ``RUNNING`` state."""
+        return False
+
+
+def _ignore(_task: Task, _state: str) -> None:
+    """Stand in for a callback until one is registered."""

@@ -1,0 +1,175 @@
+"""The default backend: our own :class:`~dftracer.utils.Runtime`, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from dftracer.asyncflow.backends.base import ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.commands import to_text
+from dftracer.asyncflow.errors import ExecutableError
+from dftracer.utils import ProcessResult, Runtime, TaskHandle
+from dftracer.utils.primitives import Mailbox
+
+_DELIVERIES_PER_TURN = 1_000
+"""How many outcomes are handled before the event loop gets to do something else."""
+
+
+class RuntimeExecutionBackend(ExecutionBackend):
+    """Runs functions on a runtime's workers and programs through its I/O lane.
+
+    Parameters
+    ----------
+    runtime:
+        Where to run. ``None`` makes a runtime of this backend's own, with default sizes, which
+        :meth:`shutdown` then shuts down; a runtime that was given is left running.
+    name:
+        The name by which decorators choose this backend.
+
+    Notes
+    -----
+    Outcomes come through one file descriptor that the event loop watches: however many tasks end
+    at a time, the loop is woken once.
+    """
+
+    def __init__(self, runtime: Runtime | None = None, name: str = "default") -> None:
+        super().__init__(name)
+        if runtime is not None and not isinstance(runtime, Runtime):
+            raise TypeError(f"runtime must be a Runtime or None, not {type(runtime).__name__}")
+        self._given_runtime = runtime
+        self._runtime: Runtime | None = None
+        self._mailbox: Mailbox | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handles: dict[str, TaskHandle[Any]] = {}
+
+    def __await__(self) -> Generator[Any, Any, RuntimeExecutionBackend]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> RuntimeExecutionBackend:
+        return await self._start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.shutdown()
+
+    async def _start(self) -> RuntimeExecutionBackend:
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+            self._runtime = self._given_runtime or Runtime()
+            self._loop = loop
+            loop.add_reader(self._mailbox.fileno(), self._deliver)
+        elif self._loop is not loop:
+            raise RuntimeError(
+                f"backend '{self.name}' serves another event loop: shut it down there, or make "
+                "one backend for each loop"
+            )
+        return self
+
+    async def submit_tasks(self, tasks: list[Task]) -> None:
+        await self
+        self.submit_nowait(tasks)
+
+    def submit_nowait(self, tasks: list[Task]) -> None:
+        """Begin to run ``tasks``, like :meth:`submit_tasks` on a backend that has started."""
+        if self._runtime is None or self._mailbox is None:
+            raise RuntimeError(f"backend '{self.name}' is not started: await it first")
+        for task in tasks:
+            try:
+                self._handles[task["uid"]] = self._submit(self._runtime, self._mailbox, task)
+            except Exception as error:
+                task["exception"] = error
+                self._callback_func(task, TaskStates.FAILED)
+
+    @staticmethod
+    def _submit(runtime: Runtime, mailbox: Mailbox, task: Task) -> TaskHandle[Any]:
+        function = task.get("function")
+        if function is not None:
+            return runtime.submit_to(
+                mailbox, task, function, task["args"], task["kwargs"], task["name"]
+            )
+        if task.get("executable"):
+            return runtime.run_process(
+                [task["executable"], *task["arguments"]],
+                name=task["name"],
+                mailbox=mailbox,
+                token=task,
+            )
+        raise NotImplementedError(
+            f"backend 'runtime' cannot run task '{task['name']}': it runs functions and programs; "
+            "name another backend for prompts"
+        )
+
+    def _deliver(self) -> None:
+        """Report what has ended. Called by the event loop when the mailbox holds something."""
+        if self._mailbox is None:
+            return
+        for task, state, value in self._mailbox.drain(_DELIVERIES_PER_TURN):
+            self._handles.pop(task["uid"], None)
+            if isinstance(value, ProcessResult):
+                state = _record_process(task, value)
+            elif state == "done":
+                task["return_value"] = value
+                state = TaskStates.DONE
+            elif state == "failed":
+                task["exception"] = _with_task(task, value)
+                state = TaskStates.FAILED
+            else:
+                state = TaskStates.CANCELED
+            self._callback_func(task, state)
+
+    async def cancel_task(self, uid: str) -> bool:
+        return self.cancel_nowait(uid)
+
+    def cancel_nowait(self, uid: str) -> bool:
+        """Stop a task, like :meth:`cancel_task`."""
+        handle = self._handles.get(uid)
+        return handle is not None and bool(handle.cancel())
+
+    def is_running(self, uid: str) -> bool:
+        handle = self._handles.get(uid)
+        return handle is not None and handle.state == "running"
+
+    async def shutdown(self) -> None:
+        """Cancel what can be cancelled and wait for the rest; then the backend can be reused."""
+        runtime, mailbox, loop = self._runtime, self._mailbox, self._loop
+        if runtime is None or mailbox is None or loop is None:
+            return
+        self._runtime = None
+        for handle in list(self._handles.values()):
+            handle.cancel()
+        if self._given_runtime is None:
+            # Waits for bodies that cannot be stopped; not in the event loop's thread.
+            await asyncio.to_thread(runtime.shutdown)
+        self._deliver()
+        loop.remove_reader(mailbox.fileno())
+        self._mailbox = self._loop = None
+        self._handles.clear()
+
+    def state(self) -> str:
+        return "IDLE" if self._runtime is None else "INITIALIZED"
+
+
+def _record_process(task: Task, result: ProcessResult) -> str:
+    """Put a program's end into its task and return the state that it means."""
+    stdout = result.stdout.decode(errors="replace")
+    stderr = result.stderr.decode(errors="replace")
+    task.update(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
+    if result.exit_code == 0:
+        return TaskStates.DONE
+    command = to_text([task["executable"], *task["arguments"]])
+    task["exception"] = ExecutableError(
+        task["name"], command, result.exit_code, result.signal, stdout, stderr
+    )
+    return TaskStates.FAILED
+
+
+def _with_task(task: Task, error: BaseException) -> BaseException:
+    """Say of a program that could not be started which task it was for."""
+    if not task.get("executable") or not isinstance(error, OSError):
+        return error
+    return type(error)(
+        error.errno,
+        f"task '{task['name']}': cannot start the program: {error.strerror}",
+        task["executable"],
+    )

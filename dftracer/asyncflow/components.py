@@ -1,0 +1,84 @@
+"""The future that calling a task or block returns."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from dftracer.asyncflow.decorators import Template
+    from dftracer.asyncflow.workflow_manager import WorkflowEngine
+
+T = TypeVar("T")
+
+
+class Component(asyncio.Future, Generic[T]):  # type: ignore[type-arg]
+    """One call of a task or block: a future of its result, and a node of the workflow's graph.
+
+    Attributes
+    ----------
+    id : str
+        Its number within the engine, for example ``"000042"``.
+    task, block : dict
+        The description of the call; a task has the one attribute, a block the other.
+    """
+
+    def __init__(self, engine: WorkflowEngine, number: int, description: dict[str, Any]) -> None:
+        super().__init__(loop=engine.loop)
+        self._engine = engine
+        self._number = number
+        self._description = description
+        self._template: Template
+        self._running = False
+        self._dependencies: list[asyncio.Future[Any]] = []
+        self.id: str = description["uid"].partition(".")[2]
+
+    @property
+    def name(self) -> str:
+        """The name of the function that was called."""
+        name: str = self._description["name"]
+        return name
+
+    @property
+    def state(self) -> str:
+        """``PENDING``, ``RUNNING``, ``DONE``, ``FAILED`` or ``CANCELLED``."""
+        if not self.done():
+            return "RUNNING" if self._engine._is_running(self) else "PENDING"
+        if self.cancelled():
+            return "CANCELLED"
+        # Not `exception()`: asking for the state must not pass for having seen the error.
+        return "DONE" if self._exception is None else "FAILED"  # type: ignore[attr-defined]
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call and all that depends on it; stop it where it runs, if that can be done.
+
+        Returns
+        -------
+        bool
+            False if it had ended already. Otherwise it is cancelled when this returns.
+        """
+        return self._engine._cancel(self, msg)
+
+    def _settle_as_cancelled(self, msg: Any | None) -> None:
+        super().cancel(msg)
+
+    def __repr__(self) -> str:
+        return f"<{self._description['uid']} '{self.name}' {self.state}>"
+
+
+class Task(Component[T]):
+    """One call of a function, executable or prompt task."""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The description that the backend was given or will be."""
+        return self._description
+
+
+class Block(Component[T]):
+    """One call of a block."""
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The description of the call."""
+        return self._description

@@ -1,0 +1,87 @@
+"""What can go wrong with a workflow, beyond what its own functions raise."""
+
+from __future__ import annotations
+
+_TAIL = 2_000
+"""How many characters of a program's output an error repeats."""
+
+
+class DependencyFailureError(Exception):
+    """A task or block was not run because something it depends on failed.
+
+    Attributes
+    ----------
+    failed_dependencies : list[str]
+        The names of the direct dependencies that failed, in the order of the arguments.
+    root_cause : BaseException | None
+        The error at the beginning of the chain: never itself a ``DependencyFailureError``.
+
+    The error of the first failed dependency is the ``__cause__``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        failed_dependencies: list[str] | None = None,
+        root_cause: BaseException | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failed_dependencies = failed_dependencies or []
+        self.root_cause = root_cause
+        self.__cause__ = root_cause
+
+
+class CommandError(ValueError):
+    """An executable task's function returned something that is no command."""
+
+
+class ExecutableError(RuntimeError):
+    """A program ran and did not end well.
+
+    Attributes
+    ----------
+    task : str
+        The name of the task.
+    command : str
+        What was run, as one would type it.
+    exit_code : int | None
+        The exit code, or ``None`` if a signal ended the program.
+    signal : int | None
+        The signal that ended it.
+    stdout, stderr : str
+        All that it wrote; the message repeats the end of it.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        command: str,
+        exit_code: int | None,
+        signal: int | None,
+        stdout: str,
+        stderr: str,
+    ) -> None:
+        super().__init__(task, command, exit_code, signal, stdout, stderr)
+        self.task = task
+        self.command = command
+        self.exit_code = exit_code
+        self.signal = signal
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        end = (
+            f"was ended by signal {self.signal}"
+            if self.exit_code is None
+            else f"exited with code {self.exit_code}"
+        )
+        lines = [f"task '{self.task}': command {end}: {self.command}"]
+        for name, text in (("stderr", self.stderr), ("stdout", self.stdout)):
+            if text.strip():
+                cut = "... " if len(text) > _TAIL else ""
+                lines.append(f"{name}: {cut}{text[-_TAIL:].rstrip()}")
+        return "\n".join(lines)
+
+
+class EngineShutdownError(RuntimeError):
+    """A task or block was called on an engine that is shut down."""
