@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Component(asyncio.Future, Generic[T]):  # type: ignore[type-arg]
+class Component(asyncio.Future[T], Generic[T]):
     """One call of a task or block: a future of its result, and a node of the workflow's graph.
 
     Attributes
@@ -47,7 +47,7 @@ class Component(asyncio.Future, Generic[T]):  # type: ignore[type-arg]
         if self.cancelled():
             return "CANCELLED"
         # Not `exception()`: asking for the state must not pass for having seen the error.
-        return "DONE" if self._exception is None else "FAILED"  # type: ignore[attr-defined]
+        return "DONE" if self._exception is None else "FAILED"
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call and all that depends on it; stop it where it runs, if that can be done.

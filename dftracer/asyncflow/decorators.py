@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C_co = TypeVar("C_co", covariant=True)
 
 Kind = Literal["function", "executable", "block"]
 
@@ -29,35 +30,43 @@ class Template:
     is_async: bool
 
 
-class FunctionDecorator(Protocol):
-    """``@flow.function_task``: keeps the parameters, gives an awaitable of the body's result."""
+class Call(Protocol[P, C_co]):
+    """A decorated function: keeps the parameters of the body and gives a component.
+
+    The second form is for the futures that may stand in place of any value.
+    """
 
     @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Callable[P, Task[R]]: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Callable[P, Task[R]]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> C_co: ...
+
+
+class FunctionDecorator(Protocol):
+    """``@flow.function_task``: what a call gives is an awaitable of the body's result."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Task[R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
     @overload
     def __call__(self) -> FunctionDecorator: ...
 
 
 class ExecutableDecorator(Protocol):
-    """``@flow.executable_task``: keeps the parameters, gives an awaitable of the output."""
+    """``@flow.executable_task``: what a call gives is an awaitable of the program's output."""
 
     @overload
-    def __call__(self, function: Callable[P, Any], /) -> Callable[P, Task[str]]: ...
+    def __call__(self, function: Callable[P, Any], /) -> Call[P, Task[str]]: ...
     @overload
     def __call__(self) -> ExecutableDecorator: ...
 
 
 class BlockDecorator(Protocol):
-    """``@flow.block``: keeps the parameters, gives an awaitable of the body's result."""
+    """``@flow.block``: what a call gives is an awaitable of the body's result."""
 
     @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Callable[P, Block[R]]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Block[R]]: ...
     @overload
     def __call__(self) -> BlockDecorator: ...
 
@@ -72,9 +81,6 @@ def make_decorator(engine: WorkflowEngine, kind: Kind) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             return engine._register(template, args, kwargs)
 
-        # What `wraps` copies includes this mark, but a call gives a future, not a coroutine.
-        if hasattr(inspect, "markcoroutinefunction"):
-            call.__dict__.pop("_is_coroutine_mark", None)
         return call
 
     def decorator(*functions: Any) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,9 @@ class WorkflowEngine:
         self._background: set[asyncio.Task[Any]] = set()
         self._bodies: dict[int, asyncio.Task[Any]] = {}
         self._members: dict[int, set[Component[Any]]] = {}
-        self._block: ContextVar[Block[Any] | None] = ContextVar(f"{self.uid}.block", default=None)
+        self._block: ContextVar[Component[Any] | None] = ContextVar(
+            f"{self.uid}.block", default=None
+        )
         self._closing: asyncio.Future[None] | None = None
 
         self.function_task = make_decorator(self, "function")
@@ -152,15 +155,17 @@ class WorkflowEngine:
         self._numbers += 1
         number = self._numbers
         is_block = template.kind == "block"
+        uid = f"{'block' if is_block else 'task'}.{number:06d}"
         description = {
-            "uid": f"{'block' if is_block else 'task'}.{number:06d}",
+            "uid": uid,
             "name": template.name,
             "function": template.function,
             "executable": None,
             "args": args,
             "kwargs": kwargs,
         }
-        component = (Block if is_block else Task)[Any](self, number, description)
+        kind: type[Component[Any]] = Block if is_block else Task
+        component = kind(self, number, description)
         component._template = template
 
         futures: dict[asyncio.Future[Any], None] = {}
@@ -173,7 +178,7 @@ class WorkflowEngine:
         ready = self._graph.add(number, waits_for)
 
         self._unfinished[number] = component
-        self._by_uid[description["uid"]] = component
+        self._by_uid[uid] = component
         block = self._block.get()
         if block is not None and not block.done():
             self._members.setdefault(block._number, set()).add(component)
@@ -366,7 +371,7 @@ class WorkflowEngine:
         component._dependencies = []
         self._members.pop(component._number, None)
 
-    def _follow(self, verdicts: list[tuple[int, str]], root: str = "") -> None:
+    def _follow(self, verdicts: Sequence[tuple[int, str]], root: str = "") -> None:
         """Carry out what the graph has decided about those who waited."""
         for number, verdict in verdicts:
             component = self._unfinished[number]
@@ -470,8 +475,7 @@ def _dependency_failure(
     cause = failed[0].exception()
     root = cause.root_cause if isinstance(cause, DependencyFailureError) else cause
     error = DependencyFailureError(
-        f"cannot run '{component.name}': {', '.join(names)} failed: "
-        f"{type(root).__name__}: {root}",
+        f"cannot run '{component.name}': {', '.join(names)} failed: {type(root).__name__}: {root}",
         failed_dependencies=names,
         root_cause=root,
     )

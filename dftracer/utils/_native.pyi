@@ -1,0 +1,320 @@
+"""The Rust module. Users reach these names through :mod:`dftracer.utils`."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from os import PathLike
+from types import GenericAlias
+from typing import Any, Generic, Literal, TypeVar, final, overload
+
+from typing_extensions import disjoint_base
+
+from dftracer.utils.handle import Cancellation
+
+_R = TypeVar("_R")
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
+
+__all__: list[str]
+__version__: str
+
+def available_cpus() -> int:
+    """Return how many CPUs this process may use.
+
+    That is the smaller of its affinity mask and its cgroup's quota, not the number in the box.
+    """
+
+def shutdown_all() -> None:
+    """Shut down every runtime of this process, waiting for their tasks. Run at exit."""
+
+def after_fork_in_child() -> None:
+    """Mark every runtime made so far as a copy without threads. Run in the child of a fork."""
+
+@final
+class TaskHandle(Generic[_T_co]):
+    """The claim check for one task's outcome. Made by :meth:`Runtime.submit`.
+
+    Every handle comes to one end, once: done, failed or cancelled. The outcome lives as long as
+    the handle; the arguments are released when the body has returned.
+    """
+
+    @property
+    def task_id(self) -> int:
+        """The number of the task within its runtime, from 0."""
+
+    @property
+    def name(self) -> str:
+        """The name given at submission, or that of the callable.
+
+        The latter is ``Class.method``, ``function`` or ``<lambda>``, with its module before it
+        unless that is ``__main__``.
+        """
+
+    @property
+    def state(self) -> Literal["queued", "running", "done", "failed", "cancelled"]:
+        """Where the task stands."""
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The exception of a failed task; ``None`` before its end and if it did not fail."""
+
+    def get(self, timeout: float | None = None) -> _T_co:
+        """Wait for the end of the task and return its result.
+
+        Parameters
+        ----------
+        timeout:
+            Seconds to wait; ``None`` waits for ever.
+
+        Raises
+        ------
+        TimeoutError
+            If the task has not ended in time. It goes on.
+        concurrent.futures.CancelledError
+            If the task was cancelled.
+        BaseException
+            Whatever the body raised, with its traceback, each time anew.
+        RuntimeError
+            If waiting here could block for ever: too many tasks of the runtime wait already, or
+            the runtime was made before a ``fork()``.
+        """
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the end of the task, whichever it is. Raises as :meth:`get` does while waiting,
+        but not what the body raised."""
+
+    def done(self) -> bool:
+        """Return whether the task has ended: done, failed or cancelled."""
+
+    def cancel(self) -> Cancellation:
+        """Stop the task if that can be done, and tell how far it came.
+
+        A task that has not begun never will. A suspended coroutine gets
+        :class:`asyncio.CancelledError` where it waits. A child process is killed with its process
+        group. A plain function that runs cannot be stopped: ``TOO_LATE``.
+        """
+
+    def __class_getitem__(cls, key: Any) -> GenericAlias: ...
+
+@disjoint_base
+class Runtime:
+    """The native part of :class:`dftracer.utils.Runtime`, where it is documented."""
+
+    def __new__(cls, threads: int = 0, io_threads: int = 0, python_threads: int = 0) -> Runtime: ...
+    @property
+    def threads(self) -> int:
+        """The number of compute threads."""
+
+    @property
+    def io_threads(self) -> int:
+        """The number of I/O threads."""
+
+    @property
+    def python_threads(self) -> int:
+        """The most Python workers there will be; 0 until the first is started."""
+
+    @overload
+    def submit(self, task_or_fn: TaskHandle[_R], /) -> TaskHandle[_R]: ...
+    @overload
+    def submit(
+        self,
+        task_or_fn: Callable[..., Coroutine[Any, Any, _R]],
+        /,
+        *args: Any,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> TaskHandle[_R]: ...
+    @overload
+    def submit(
+        self, task_or_fn: Callable[..., _R], /, *args: Any, name: str | None = None, **kwargs: Any
+    ) -> TaskHandle[_R]:
+        """Run ``task_or_fn(*args, **kwargs)`` on a worker thread, in a copy of this context.
+
+        A coroutine function runs in an :class:`asyncio.Task` on a worker's event loop; what is
+        returned is its result. A handle is returned as it is.
+
+        Parameters
+        ----------
+        name:
+            The task's name, instead of that of the callable.
+
+        Raises
+        ------
+        TypeError
+            If ``task_or_fn`` is neither callable nor a handle.
+        RuntimeError
+            If the runtime is shut down, or was made before a ``fork()``.
+        """
+
+    def submit_to(
+        self,
+        mailbox: Mailbox,
+        token: Any,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        name: str,
+    ) -> TaskHandle[Any]:
+        """Run ``function(*args, **kwargs)`` and post its outcome to ``mailbox`` under ``token``.
+
+        A failure is the business of the mailbox's reader: :meth:`wait_all` and
+        :meth:`get_failed` do not speak of it.
+        """
+
+    def run_process(
+        self,
+        argv: Sequence[str | bytes | PathLike[str]],
+        *,
+        cwd: str | PathLike[str] | None = None,
+        env: Sequence[tuple[str, str]] | None = None,
+        stdin: bytes | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+        mailbox: Mailbox | None = None,
+        token: Any = None,
+    ) -> TaskHandle[ProcessResult]:
+        """Run a program, without a shell and without a thread of its own.
+
+        It is started in a process group of its own, which :meth:`TaskHandle.cancel` and a timeout
+        kill as a whole. Its input is empty unless ``stdin`` is given.
+
+        Parameters
+        ----------
+        argv:
+            The program, looked for in ``PATH`` unless it holds a slash, and its arguments.
+        cwd:
+            The directory to run in; this process's own by default.
+        env:
+            The whole environment, as pairs; this process's own by default.
+        timeout:
+            Seconds after which the process group is killed.
+
+        Returns
+        -------
+        TaskHandle[ProcessResult]
+            Ends as done whatever the exit code, and fails with :class:`OSError` if the program
+            could not be started (:class:`FileNotFoundError` if there is none).
+        """
+
+    def wait_all(self, raise_on_error: bool = False) -> None:
+        """Wait until every task has ended.
+
+        Called inside a task it waits for all tasks but those that are inside ``wait_all``
+        themselves: for these it would wait for ever.
+
+        Raises
+        ------
+        RuntimeError
+            With ``raise_on_error``, if tasks have failed since the last call; it names them.
+        """
+
+    def get_failed(self) -> list[TaskHandle[Any]]:
+        """Return the handles of tasks that have failed since the last :meth:`clear_failed`."""
+
+    def clear_failed(self) -> None:
+        """Forget the failed tasks."""
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Take no more tasks; with ``wait``, return when all have ended and the threads are gone.
+
+        Without it, what was submitted is still run. Inside a task of this runtime it never waits.
+        """
+
+@final
+class ProcessResult:
+    """How a child process ended."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, or ``None`` if a signal ended it."""
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended it."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was killed because its time was up."""
+
+    @property
+    def stdout(self) -> bytes:
+        """All that it wrote to its standard output."""
+
+    @property
+    def stderr(self) -> bytes:
+        """All that it wrote to its standard error."""
+
+@final
+class Mailbox:
+    """Ended tasks on their way to an event loop, which is woken once per burst."""
+
+    def __new__(cls) -> Mailbox: ...
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while outcomes wait."""
+
+    def drain(
+        self, limit: int
+    ) -> list[tuple[Any, Literal["done", "failed", "cancelled"], Any | None]]:
+        """Take the oldest outcomes, at most ``limit``: token, state, and value or exception."""
+
+@final
+class Graph:
+    """The unfinished nodes of a workflow: who waits for whom. Pure bookkeeping.
+
+    A refused request changes nothing and raises :class:`ValueError`.
+    """
+
+    def __new__(cls) -> Graph: ...
+    def add(self, id: int, dependencies: list[int]) -> bool:
+        """Add a node; true if it waits for nothing. All ``dependencies`` must be unfinished."""
+
+    def finish(
+        self, id: int, done: bool
+    ) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:
+        """End a node that waits for nothing, well or with a failure.
+
+        Returns
+        -------
+        list[tuple[int, str]]
+            Who else is decided by this: nodes that became ready, and nodes that have ended
+            because of a failed or cancelled dependency, each after those it waited for.
+        """
+
+    def cancel(self, id: int) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:
+        """End a node as cancelled, whether it waits or not. Returns as :meth:`finish` does."""
+
+    def __len__(self) -> int: ...
+    def __contains__(self, id: int, /) -> bool: ...
+
+@final
+class CoroutineWorker:
+    """What a worker of the coroutine lane asks of its lane and tells it."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when there is work."""
+
+    def awake(self) -> None:
+        """Tell that the worker is about to look for work."""
+
+    def notify_self(self) -> None:
+        """Make the descriptor readable."""
+
+    def next(
+        self,
+    ) -> tuple[TaskHandle[Any], Any, tuple[Any, ...] | None, dict[str, Any] | None, Context] | None:
+        """Claim a task: its handle, its callable or coroutine, arguments (``None`` with a
+        coroutine), and context."""
+
+    def rest(self, may_exit: bool) -> Literal["sleep", "retry", "exit"]:
+        """Tell that there was no task, and ask what to do."""
+
+    @staticmethod
+    def suspended(handle: TaskHandle[Any], task: Any, event_loop: Any) -> None:
+        """Tell how a task that has suspended can be cancelled."""
+
+    @staticmethod
+    def succeed(handle: TaskHandle[_T], value: _T) -> None:
+        """End a task with its value."""
+
+    @staticmethod
+    def fail(handle: TaskHandle[Any], error: BaseException, cancelled: bool) -> None:
+        """End a task with an error, or as cancelled."""

@@ -104,19 +104,9 @@ class RuntimeExecutionBackend(ExecutionBackend):
         """Report what has ended. Called by the event loop when the mailbox holds something."""
         if self._mailbox is None:
             return
-        for task, state, value in self._mailbox.drain(_DELIVERIES_PER_TURN):
+        for task, end, value in self._mailbox.drain(_DELIVERIES_PER_TURN):
             self._handles.pop(task["uid"], None)
-            if isinstance(value, ProcessResult):
-                state = _record_process(task, value)
-            elif state == "done":
-                task["return_value"] = value
-                state = TaskStates.DONE
-            elif state == "failed":
-                task["exception"] = _with_task(task, value)
-                state = TaskStates.FAILED
-            else:
-                state = TaskStates.CANCELED
-            self._callback_func(task, state)
+            self._callback_func(task, _record(task, end, value))
 
     async def cancel_task(self, uid: str) -> bool:
         return self.cancel_nowait(uid)
@@ -150,8 +140,21 @@ class RuntimeExecutionBackend(ExecutionBackend):
         return "IDLE" if self._runtime is None else "INITIALIZED"
 
 
+def _record(task: Task, end: str, value: Any) -> str:
+    """Put the end of a task into it and return the state that it means."""
+    if end == "cancelled":
+        return TaskStates.CANCELED
+    if end == "failed":
+        task["exception"] = _with_task(task, value)
+        return TaskStates.FAILED
+    if isinstance(value, ProcessResult):
+        return _record_process(task, value)
+    task["return_value"] = value
+    return TaskStates.DONE
+
+
 def _record_process(task: Task, result: ProcessResult) -> str:
-    """Put a program's end into its task and return the state that it means."""
+    """Put the end of a program into its task and return the state that it means."""
     stdout = result.stdout.decode(errors="replace")
     stderr = result.stderr.decode(errors="replace")
     task.update(stdout=stdout, stderr=stderr, exit_code=result.exit_code)

@@ -47,7 +47,9 @@ impl fmt::Display for GraphError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Duplicate(id) => write!(f, "node {id} is in the graph already"),
-            Self::Unknown(id) => write!(f, "node {id} is not in the graph: finished or never added"),
+            Self::Unknown(id) => {
+                write!(f, "node {id} is not in the graph: finished or never added")
+            }
             Self::StillWaiting(id) => write!(f, "node {id} still waits for its dependencies"),
         }
     }
@@ -217,10 +219,7 @@ mod tests {
         graph.add(2, &[]).expect("add");
         graph.add(3, &[1, 2]).expect("add");
         assert_eq!(graph.cancel(1), Ok(vec![]));
-        assert_eq!(
-            graph.finish(2, Outcome::Failed),
-            Ok(vec![(3, Verdict::DependencyCancelled)])
-        );
+        assert_eq!(graph.finish(2, Outcome::Failed), Ok(vec![(3, Verdict::DependencyCancelled)]));
     }
 
     #[test]

@@ -94,8 +94,7 @@ impl<J> Lane<J> {
     /// An open lane that will start at most `limit` workers, spares aside.
     pub fn new(limit: usize) -> Self {
         assert!(limit > 0, "a lane needs at least one worker");
-        let roster =
-            Roster { sleepers: Vec::new(), alive: 0, blocked: 0, limit, open: true };
+        let roster = Roster { sleepers: Vec::new(), alive: 0, blocked: 0, limit, open: true };
         Self {
             queue: Injector::new(),
             waking: AtomicBool::new(false),
@@ -161,7 +160,9 @@ impl<J> Lane<J> {
     pub fn rise(&self, wakeup: &Arc<dyn Unpark>) {
         let mut roster = self.lock();
         // By address of the data alone: the same object may have several vtables.
-        roster.sleepers.retain(|sleeper| !std::ptr::addr_eq(Arc::as_ptr(sleeper), Arc::as_ptr(wakeup)));
+        roster
+            .sleepers
+            .retain(|sleeper| !std::ptr::addr_eq(Arc::as_ptr(sleeper), Arc::as_ptr(wakeup)));
         self.publish(&roster);
     }
 

@@ -236,17 +236,23 @@ mod tests {
 
     #[test]
     fn output_and_exit_code_are_collected() {
-        let outcome = outcome_of(spec(&["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]), Kill::default());
+        let outcome =
+            outcome_of(spec(&["/bin/sh", "-c", "echo out; echo err >&2; exit 3"]), Kill::default());
         let ProcessOutcome::Exited(output) = outcome else { panic!("{outcome:?}") };
         assert_eq!(output.exit_code, Some(3));
-        assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(
+            (output.stdout.as_slice(), output.stderr.as_slice()),
+            (&b"out\n"[..], &b"err\n"[..])
+        );
     }
 
     #[test]
     fn input_larger_than_a_pipe_is_fed_while_output_is_read() {
         let input = vec![b'x'; 1 << 20];
-        let outcome =
-            outcome_of(ProcessSpec { stdin: Some(input.clone()), ..spec(&["cat"]) }, Kill::default());
+        let outcome = outcome_of(
+            ProcessSpec { stdin: Some(input.clone()), ..spec(&["cat"]) },
+            Kill::default(),
+        );
         let ProcessOutcome::Exited(output) = outcome else { panic!("{outcome:?}") };
         assert_eq!(output.stdout, input);
     }

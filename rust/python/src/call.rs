@@ -79,12 +79,12 @@ pub(crate) fn panic_error(panic: &(dyn std::any::Any + Send)) -> PyErr {
 /// that is `__main__`.
 pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyString> {
     let py = callable.py();
-    let text = |attribute: &str| -> Option<String> {
-        callable.getattr(attribute).ok()?.extract().ok()
-    };
+    let text =
+        |attribute: &str| -> Option<String> { callable.getattr(attribute).ok()?.extract().ok() };
     let Some(base) = text("__qualname__").or_else(|| text("__name__")) else {
         // functools.partial and the like wear the name of what they call.
-        let inner = callable.getattr(pyo3::intern!(py, "func")).ok().filter(|inner| inner.is_callable());
+        let inner =
+            callable.getattr(pyo3::intern!(py, "func")).ok().filter(|inner| inner.is_callable());
         if let Some(inner) = inner {
             return derive_name(&inner);
         }

@@ -79,7 +79,10 @@ enum Waiter {
     Thread(Arc<Parker>),
     /// The delivery is complete from the start (it holds the task itself until then), so that a
     /// thread without the interpreter can post it.
-    Mailbox { mailbox: Arc<CoreMailbox<Delivery>>, delivery: Delivery },
+    Mailbox {
+        mailbox: Arc<CoreMailbox<Delivery>>,
+        delivery: Delivery,
+    },
 }
 
 impl Waiter {
@@ -122,7 +125,7 @@ impl TaskHandle {
         shared: Arc<Shared>,
         name: Option<Py<PyString>>,
         work: Work,
-    lane: Option<LaneKind>,
+        lane: Option<LaneKind>,
         tracked: bool,
     ) -> Self {
         Self {
@@ -190,7 +193,7 @@ impl TaskHandle {
             (Outcome::Cancelled, _) => (CANCELLED, Slot::Cancelled),
             (Outcome::Process(outcome), _) => {
                 (process::terminal_state(&outcome), Slot::Process(Arc::new(outcome)))
-            },
+            }
             (Outcome::Error(error), Some(py)) => (FAILED, Slot::of_error(py, &error)),
             (Outcome::Error(_), None) => unreachable!("errors are Python objects"),
         };
@@ -224,7 +227,8 @@ impl TaskHandle {
     ) {
         let this = self_.get();
         let delivery = Delivery { token, handle: self_.clone().unbind() };
-        if let Err(waiter) = this.add_waiter(Waiter::Mailbox { mailbox: mailbox.clone(), delivery }) {
+        if let Err(waiter) = this.add_waiter(Waiter::Mailbox { mailbox: mailbox.clone(), delivery })
+        {
             waiter.notify();
         }
     }
@@ -361,9 +365,9 @@ fn cancelled_error(py: Python<'_>) -> PyResult<PyErr> {
 pub(crate) fn seconds(timeout: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
     match timeout {
         None => Ok(None),
-        Some(s) if s.is_nan() => {
-            Err(pyo3::exceptions::PyValueError::new_err(format!("{what} must be a number of seconds, not nan")))
-        }
+        Some(s) if s.is_nan() => Err(pyo3::exceptions::PyValueError::new_err(format!(
+            "{what} must be a number of seconds, not nan"
+        ))),
         // A time too long for the clock is as good as no limit.
         Some(s) => Ok(Duration::try_from_secs_f64(s.max(0.0)).ok()),
     }

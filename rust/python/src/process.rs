@@ -56,7 +56,9 @@ pub(crate) fn submit<'py>(
     before_start: impl FnOnce(&Bound<'py, TaskHandle>),
 ) -> PyResult<Bound<'py, TaskHandle>> {
     if request.argv.is_empty() {
-        return Err(pyo3::exceptions::PyValueError::new_err("argv is empty: name a program to run"));
+        return Err(pyo3::exceptions::PyValueError::new_err(
+            "argv is empty: name a program to run",
+        ));
     }
     let timeout = seconds(request.timeout, "timeout")?;
     let name = match request.name {

@@ -58,8 +58,13 @@ impl Runtime {
             context,
         };
         self.shared.task_begins()?;
-        let task =
-            TaskHandle::new(self.shared.clone(), name.map(Bound::unbind), work, Some(lane), tracked);
+        let task = TaskHandle::new(
+            self.shared.clone(),
+            name.map(Bound::unbind),
+            work,
+            Some(lane),
+            tracked,
+        );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_ended())?;
         before_start(&handle);
         self.shared.push(lane, &handle);

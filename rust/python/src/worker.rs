@@ -152,7 +152,8 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
         })
     });
     let depth = INLINE_DEPTH.get();
-    if !ours || depth >= MAX_INLINE_DEPTH || !handle.get().is_plain_call() || !handle.get().claim() {
+    if !ours || depth >= MAX_INLINE_DEPTH || !handle.get().is_plain_call() || !handle.get().claim()
+    {
         return false;
     }
     INLINE_DEPTH.set(depth + 1);
