@@ -14,7 +14,19 @@ _R = TypeVar("_R")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
-__all__: list[str]
+__all__ = [
+    "CoroutineWorker",
+    "Graph",
+    "Mailbox",
+    "ProcessResult",
+    "Runtime",
+    "TaskHandle",
+    "__version__",
+    "after_fork_in_child",
+    "available_cpus",
+    "shutdown_all",
+]
+
 __version__: str
 
 def available_cpus() -> int:
@@ -148,16 +160,19 @@ class Runtime:
     def submit_to(
         self,
         mailbox: Mailbox,
-        token: Any,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        name: str,
-    ) -> TaskHandle[Any]:
-        """Run ``function(*args, **kwargs)`` and post its outcome to ``mailbox`` under ``token``.
+        calls: Sequence[
+            tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any] | None, str]
+        ],
+    ) -> list[TaskHandle[Any]]:
+        """Run many calls, each ``(token, function, args, kwargs, name)``, for one reader.
 
-        A failure is the business of the mailbox's reader: :meth:`wait_all` and
-        :meth:`get_failed` do not speak of it.
+        Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
+        mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
+
+        Raises
+        ------
+        RuntimeError
+            If the runtime takes no more tasks; then none of the calls is run.
         """
 
     def run_process(
@@ -307,14 +322,15 @@ class CoroutineWorker:
     def rest(self, may_exit: bool) -> Literal["sleep", "retry", "exit"]:
         """Tell that there was no task, and ask what to do."""
 
+    def pause(self) -> None:
+        """Tell that no task is taken for now: who waits for ended ones is woken."""
+
     @staticmethod
     def suspended(handle: TaskHandle[Any], task: Any, event_loop: Any) -> None:
         """Tell how a task that has suspended can be cancelled."""
 
-    @staticmethod
-    def succeed(handle: TaskHandle[_T], value: _T) -> None:
+    def succeed(self, handle: TaskHandle[_T], value: _T) -> None:
         """End a task with its value."""
 
-    @staticmethod
-    def fail(handle: TaskHandle[Any], error: BaseException, cancelled: bool) -> None:
+    def fail(self, handle: TaskHandle[Any], error: BaseException, cancelled: bool) -> None:
         """End a task with an error, or as cancelled."""

@@ -73,6 +73,7 @@ class _Server:
                 break
             self._begin(*claimed)
         else:
+            self._worker.pause()
             self._loop.call_soon(self._take)
             return
         rest = self._worker.rest(may_exit=not self._suspended)

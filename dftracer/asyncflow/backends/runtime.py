@@ -74,31 +74,31 @@ class RuntimeExecutionBackend(ExecutionBackend):
         """Begin to run ``tasks``, like :meth:`submit_tasks` on a backend that has started."""
         if self._runtime is None or self._mailbox is None:
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
+        calls = []
         for task in tasks:
-            try:
-                self._handles[task["uid"]] = self._submit(self._runtime, self._mailbox, task)
-            except Exception as error:
-                task["exception"] = error
-                self._callback_func(task, TaskStates.FAILED)
+            if task.get("function") is not None:
+                calls.append((task, task["function"], task["args"], task["kwargs"], task["name"]))
+            else:
+                self._run_program(task, self._runtime, self._mailbox)
+        if calls:
+            handles = self._runtime.submit_to(self._mailbox, calls)
+            for call, handle in zip(calls, handles, strict=True):
+                self._handles[call[0]["uid"]] = handle
 
-    @staticmethod
-    def _submit(runtime: Runtime, mailbox: Mailbox, task: Task) -> TaskHandle[Any]:
-        function = task.get("function")
-        if function is not None:
-            return runtime.submit_to(
-                mailbox, task, function, task["args"], task["kwargs"], task["name"]
+    def _run_program(self, task: Task, runtime: Runtime, mailbox: Mailbox) -> None:
+        try:
+            if not task.get("executable"):
+                raise NotImplementedError(
+                    f"backend '{self.name}' cannot run task '{task['name']}': it runs functions "
+                    "and programs; name another backend for prompts"
+                )
+            argv = [task["executable"], *task["arguments"]]
+            self._handles[task["uid"]] = runtime.run_process(
+                argv, name=task["name"], mailbox=mailbox, token=task
             )
-        if task.get("executable"):
-            return runtime.run_process(
-                [task["executable"], *task["arguments"]],
-                name=task["name"],
-                mailbox=mailbox,
-                token=task,
-            )
-        raise NotImplementedError(
-            f"backend 'runtime' cannot run task '{task['name']}': it runs functions and programs; "
-            "name another backend for prompts"
-        )
+        except Exception as error:
+            task["exception"] = error
+            self._callback_func(task, TaskStates.FAILED)
 
     def _deliver(self) -> None:
         """Report what has ended. Called by the event loop when the mailbox holds something."""

@@ -105,10 +105,23 @@ impl<J> Lane<J> {
 
     /// Adds a job. Jobs are taken in the order of their pushes.
     pub fn push(&self, job: J) -> Order {
-        self.queue.push(job);
+        let (sleeper, order) = self.push_all([job]);
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
+        }
+        order
+    }
+
+    /// Adds jobs and leaves it to the caller to wake the sleeper, soon: until then nobody else is
+    /// sent for. A caller that holds what the sleeper will need can let go of it first.
+    #[must_use = "the sleeper must be woken"]
+    pub fn push_all(&self, jobs: impl IntoIterator<Item = J>) -> (Option<Arc<dyn Unpark>>, Order) {
+        for job in jobs {
+            self.queue.push(job);
+        }
         // Pairs with the fence in `sleep`: either we see the sleeper or it sees the job.
         fence(Ordering::SeqCst);
-        self.send_for_worker()
+        self.choose_worker()
     }
 
     /// Takes the oldest job, if there is one, and wakes the next worker if there are more.
@@ -240,26 +253,34 @@ impl<J> Lane<J> {
 
     /// Wakes or starts one worker, unless one is on its way or none is to be had.
     fn send_for_worker(&self) -> Order {
+        let (sleeper, order) = self.choose_worker();
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
+        }
+        order
+    }
+
+    /// Chooses the worker that is to look at the queue next: a sleeper, or a new one.
+    fn choose_worker(&self) -> (Option<Arc<dyn Unpark>>, Order) {
+        let nobody = (None, Order::Nothing);
         if self.waking.load(Ordering::SeqCst) || self.available.load(Ordering::SeqCst) <= 0 {
-            return Order::Nothing;
+            return nobody;
         }
         let mut roster = self.lock();
         if self.waking.load(Ordering::SeqCst) {
-            return Order::Nothing;
+            return nobody;
         }
         if let Some(sleeper) = roster.sleepers.pop() {
             self.waking.store(true, Ordering::SeqCst);
             self.publish(&roster);
-            drop(roster);
-            sleeper.unpark();
-            Order::Nothing
+            (Some(sleeper), Order::Nothing)
         } else if roster.may_start() > 0 {
             self.waking.store(true, Ordering::SeqCst);
             roster.alive += 1;
             self.publish(&roster);
-            Order::StartWorker
+            (None, Order::StartWorker)
         } else {
-            Order::Nothing
+            nobody
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::notify::Notifier;
+use crate::park::Unpark;
 
 /// Where finished tasks wait for an event loop.
 pub struct Mailbox<T> {
@@ -34,13 +35,17 @@ impl<T> Mailbox<T> {
 
     /// Adds an item. Any thread; never blocks on the reader.
     pub fn post(&self, item: T) {
-        let mut inbox = self.lock();
-        inbox.items.push_back(item);
-        let first = !std::mem::replace(&mut inbox.armed, true);
-        drop(inbox);
-        if first {
+        if self.post_quietly(item) {
             self.notifier.notify();
         }
+    }
+
+    /// Adds an item; true if the caller must wake the reader, soon, with [`Unpark::unpark`].
+    #[must_use = "if true, the reader must be woken"]
+    pub fn post_quietly(&self, item: T) -> bool {
+        let mut inbox = self.lock();
+        inbox.items.push_back(item);
+        !std::mem::replace(&mut inbox.armed, true)
     }
 
     /// Takes the oldest items, at most `limit`. What remains keeps the descriptor readable.
@@ -61,6 +66,12 @@ impl<T> Mailbox<T> {
 
     fn lock(&self) -> MutexGuard<'_, Inbox<T>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Send> Unpark for Mailbox<T> {
+    fn unpark(&self) {
+        self.notifier.notify();
     }
 }
 

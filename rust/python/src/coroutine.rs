@@ -1,7 +1,8 @@
 //! The workers of the coroutine lane: each is a thread with a persistent asyncio event loop, which
 //! `dftracer/utils/coroutines.py` drives through the class here.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dftracer_core::lane::Rest;
 use dftracer_core::notify::Notifier;
@@ -9,7 +10,7 @@ use dftracer_core::park::Unpark;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::handle::{Outcome, TaskHandle, Work};
+use crate::handle::{Outcome, Sleepers, TaskHandle, Work, wake};
 use crate::shared::{LaneKind, Shared};
 use crate::worker;
 
@@ -40,6 +41,12 @@ pub(crate) fn serve(shared: Arc<Shared>) {
 pub(crate) struct CoroutineWorker {
     shared: Arc<Shared>,
     notifier: Arc<Notifier>,
+    /// Who waits for tasks that have ended in their first step: woken before the next body, which
+    /// may block, or when there is none. Only this worker's thread uses it.
+    sleepers: Mutex<Sleepers>,
+    /// Whether this worker is taking tasks from the queue, and so will come to `sleepers` at once.
+    /// Relaxed: of this worker's thread alone.
+    taking: AtomicBool,
 }
 
 /// A claimed task: its handle, its callable or coroutine, its arguments (`None` with a coroutine),
@@ -48,7 +55,12 @@ type Claimed = (Py<TaskHandle>, Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>,
 
 impl CoroutineWorker {
     fn new(shared: Arc<Shared>) -> PyResult<Self> {
-        Ok(Self { shared, notifier: Arc::new(Notifier::new()?) })
+        let notifier = Arc::new(Notifier::new()?);
+        Ok(Self { shared, notifier, sleepers: Mutex::default(), taking: AtomicBool::new(false) })
+    }
+
+    fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
+        self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wakeup(&self) -> Arc<dyn Unpark> {
@@ -82,6 +94,8 @@ impl CoroutineWorker {
             let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
             let _ = self.shared.obey(LaneKind::Coroutine, order);
             let Some(handle) = job else { return Ok(None) };
+            self.taking.store(true, Ordering::Relaxed);
+            wake(&mut self.sleepers());
             let this = handle.get();
             // One that a Python worker has begun and passed on is claimed already.
             if !this.claim() && !this.is_passed_on() {
@@ -105,11 +119,23 @@ impl CoroutineWorker {
     }
 
     /// What to do when there is no task: `"sleep"`, `"retry"` or `"exit"`.
-    fn rest(&self, may_exit: bool) -> &'static str {
-        match self.shared.lane(LaneKind::Coroutine).sleep(&self.wakeup(), may_exit) {
+    fn rest(&self, py: Python<'_>, may_exit: bool) -> &'static str {
+        let rest = self.shared.lane(LaneKind::Coroutine).sleep(&self.wakeup(), may_exit);
+        self.pause(py);
+        match rest {
             Rest::Sleep => "sleep",
             Rest::Retry => "retry",
             Rest::Exit => "exit",
+        }
+    }
+
+    /// Tells that no task is taken for now. Wakes who waits for those that have ended, after
+    /// letting go of the interpreter.
+    fn pause(&self, py: Python<'_>) {
+        self.taking.store(false, Ordering::Relaxed);
+        let mut sleepers = std::mem::take(&mut *self.sleepers());
+        if !sleepers.is_empty() {
+            py.detach(|| wake(&mut sleepers));
         }
     }
 
@@ -121,17 +147,27 @@ impl CoroutineWorker {
         }
     }
 
-    #[staticmethod]
-    fn succeed(handle: &Bound<'_, TaskHandle>, value: Py<PyAny>) {
-        TaskHandle::settle(handle.as_unbound(), Outcome::Value(value), Some(handle.py()));
+    fn succeed(&self, handle: &Bound<'_, TaskHandle>, value: Py<PyAny>) {
+        self.settle(handle, Outcome::Value(value));
     }
 
     /// The coroutine has raised; `cancelled` if that was `asyncio.CancelledError`.
-    #[staticmethod]
-    fn fail(handle: &Bound<'_, TaskHandle>, error: Bound<'_, PyAny>, cancelled: bool) {
+    fn fail(&self, handle: &Bound<'_, TaskHandle>, error: Bound<'_, PyAny>, cancelled: bool) {
         let outcome =
             if cancelled { Outcome::Cancelled } else { Outcome::Error(PyErr::from_value(error)) };
-        TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
+        self.settle(handle, outcome);
+    }
+}
+
+impl CoroutineWorker {
+    fn settle(&self, handle: &Bound<'_, TaskHandle>, outcome: Outcome) {
+        let mut ended = Sleepers::new();
+        TaskHandle::settle_quietly(handle.as_unbound(), outcome, Some(handle.py()), &mut ended);
+        if self.taking.load(Ordering::Relaxed) {
+            self.sleepers().append(&mut ended);
+        } else {
+            wake(&mut ended);
+        }
     }
 }
 

@@ -74,6 +74,16 @@ enum Slot {
     Process(Arc<ProcessOutcome>),
 }
 
+/// Threads and event loops that are to be woken.
+pub(crate) type Sleepers = Vec<Arc<dyn Unpark>>;
+
+/// Wakes them all.
+pub(crate) fn wake(sleepers: &mut Sleepers) {
+    for sleeper in sleepers.drain(..) {
+        sleeper.unpark();
+    }
+}
+
 /// Who wants to know.
 enum Waiter {
     Thread(Arc<Parker>),
@@ -86,10 +96,13 @@ enum Waiter {
 }
 
 impl Waiter {
-    fn notify(self) {
+    /// Hands over what it waits for, and leaves it to the caller to wake it.
+    fn deliver(self) -> Option<Arc<dyn Unpark>> {
         match self {
-            Self::Thread(parker) => parker.unpark(),
-            Self::Mailbox { mailbox, delivery } => mailbox.post(delivery),
+            Self::Thread(parker) => Some(parker),
+            Self::Mailbox { mailbox, delivery } => {
+                mailbox.post_quietly(delivery).then_some(mailbox as Arc<dyn Unpark>)
+            }
         }
     }
 }
@@ -184,9 +197,24 @@ impl TaskHandle {
         }
     }
 
-    /// Ends the task, once: false if it had ended already, and then `outcome` is dropped. Outcomes
-    /// that hold Python objects are settled only by attached threads.
+    /// Ends the task and wakes who waits for it; false if it had ended already.
     pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Option<Python<'_>>) -> bool {
+        let mut sleepers = Sleepers::new();
+        let settled = Self::settle_quietly(self_, outcome, py, &mut sleepers);
+        wake(&mut sleepers);
+        settled
+    }
+
+    /// Ends the task, once: false if it had ended already, and then `outcome` is dropped. Outcomes
+    /// that hold Python objects are settled only by attached threads. Who waits for the task is
+    /// added to `sleepers`, for the caller to wake soon: one that wakes while this thread still
+    /// holds the interpreter would only fall asleep again to wait for that.
+    pub(crate) fn settle_quietly(
+        self_: &Py<Self>,
+        outcome: Outcome,
+        py: Option<Python<'_>>,
+        sleepers: &mut Sleepers,
+    ) -> bool {
         let this = self_.get();
         let (state, slot) = match (outcome, py) {
             (Outcome::Value(value), _) => (DONE, Slot::Value(value)),
@@ -214,8 +242,8 @@ impl TaskHandle {
             this.shared.record_failure(self_);
         }
         let waiters = std::mem::take(&mut *lock(&this.waiters));
-        waiters.into_iter().for_each(Waiter::notify);
-        this.shared.task_ended();
+        sleepers.extend(waiters.into_iter().filter_map(Waiter::deliver));
+        this.shared.task_ended(sleepers);
         true
     }
 
@@ -229,7 +257,7 @@ impl TaskHandle {
         let delivery = Delivery { token, handle: self_.clone().unbind() };
         if let Err(waiter) = this.add_waiter(Waiter::Mailbox { mailbox: mailbox.clone(), delivery })
         {
-            waiter.notify();
+            wake(&mut waiter.deliver().into_iter().collect());
         }
     }
 
@@ -242,6 +270,12 @@ impl TaskHandle {
         }
         waiters.push(waiter);
         Ok(())
+    }
+
+    /// Nobody who was promised this task's end will hear of it.
+    pub(crate) fn forget_waiters(&self) {
+        let waiters = std::mem::take(&mut *lock(&self.waiters));
+        drop(waiters);
     }
 
     fn remove_thread_waiter(&self, parker: &Arc<Parker>) {

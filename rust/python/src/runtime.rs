@@ -11,7 +11,7 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 use crate::call::copy_context;
 use crate::coroutine::is_coroutine_function;
-use crate::handle::{TaskHandle, Work};
+use crate::handle::{Outcome, TaskHandle, Work};
 use crate::mailbox::Mailbox;
 use crate::process::{self, Request};
 use crate::shared::{self, LaneKind, Shared};
@@ -29,17 +29,29 @@ fn size(value: isize, name: &str) -> PyResult<usize> {
     })
 }
 
+/// What `submit_to` takes for each call: token, function, arguments, keywords, name.
+type MailboxCall<'py> = (
+    Py<PyAny>,
+    Bound<'py, PyAny>,
+    Bound<'py, PyTuple>,
+    Option<Bound<'py, PyDict>>,
+    Bound<'py, PyString>,
+);
+
+/// A call that is to become a task.
+struct Call<'py> {
+    callable: Bound<'py, PyAny>,
+    args: Bound<'py, PyTuple>,
+    kwargs: Option<Bound<'py, PyDict>>,
+    name: Option<Bound<'py, PyString>>,
+    /// Whether `wait_all` and `get_failed` speak of it.
+    tracked: bool,
+}
+
 impl Runtime {
-    /// Accepts a task, lets `before_start` see it, and queues it on the lane it belongs to.
-    fn submit_call<'py>(
-        &self,
-        callable: &Bound<'py, PyAny>,
-        args: Bound<'py, PyTuple>,
-        kwargs: Option<Bound<'py, PyDict>>,
-        name: Option<Bound<'py, PyString>>,
-        tracked: bool,
-        before_start: impl FnOnce(&Bound<'py, TaskHandle>),
-    ) -> PyResult<Bound<'py, TaskHandle>> {
+    /// Makes a task of a call, accepted but not queued, and says for which lane.
+    fn accept<'py>(&self, call: Call<'py>) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
+        let Call { callable, args, kwargs, name, tracked } = call;
         let py = callable.py();
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
@@ -49,26 +61,19 @@ impl Runtime {
             )));
         }
         let lane =
-            if is_coroutine_function(callable) { LaneKind::Coroutine } else { LaneKind::Python };
+            if is_coroutine_function(&callable) { LaneKind::Coroutine } else { LaneKind::Python };
         let context = copy_context(py)?;
         let work = Work::Call {
-            callable: callable.clone().unbind(),
+            callable: callable.unbind(),
             args: args.unbind(),
             kwargs: kwargs.map(Bound::unbind),
             context,
         };
         self.shared.task_begins()?;
-        let task = TaskHandle::new(
-            self.shared.clone(),
-            name.map(Bound::unbind),
-            work,
-            Some(lane),
-            tracked,
-        );
-        let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_ended())?;
-        before_start(&handle);
-        self.shared.push(lane, &handle);
-        Ok(handle)
+        let name = name.map(Bound::unbind);
+        let task = TaskHandle::new(self.shared.clone(), name, work, Some(lane), tracked);
+        let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
+        Ok((lane, handle))
     }
 }
 
@@ -98,24 +103,55 @@ impl Runtime {
         if let Ok(handle) = task_or_fn.cast::<TaskHandle>() {
             return Ok(handle.clone());
         }
-        self.submit_call(task_or_fn, args, kwargs, name, true, |_| {})
+        let callable = task_or_fn.clone();
+        let call = Call { callable, args, kwargs, name, tracked: true };
+        let (lane, handle) = self.accept(call)?;
+        self.shared.push(lane, &handle);
+        Ok(handle)
     }
 
-    /// As `submit`, for one reader: the outcome is posted to `mailbox` under `token`, and failures
-    /// are its business, not that of `wait_all`.
-    #[pyo3(signature = (mailbox, token, function, args, kwargs, name))]
+    /// As `submit` for many calls and one reader: each outcome is posted to `mailbox` under the
+    /// call's token, and failures are its business, not that of `wait_all`.
     fn submit_to<'py>(
         &self,
+        py: Python<'py>,
         mailbox: &Mailbox,
-        token: Py<PyAny>,
-        function: &Bound<'py, PyAny>,
-        args: Bound<'py, PyTuple>,
-        kwargs: Option<Bound<'py, PyDict>>,
-        name: Bound<'py, PyString>,
-    ) -> PyResult<Bound<'py, TaskHandle>> {
-        self.submit_call(function, args, kwargs, Some(name), false, |handle| {
-            TaskHandle::deliver_to(handle, &mailbox.core, token);
-        })
+        calls: Vec<MailboxCall<'py>>,
+    ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
+        let mut handles = Vec::with_capacity(calls.len());
+        let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
+        let mut failure = None;
+        for (token, callable, args, kwargs, name) in calls {
+            let call = Call { callable, args, kwargs, name: Some(name), tracked: false };
+            match self.accept(call) {
+                Ok((lane, handle)) => {
+                    TaskHandle::deliver_to(&handle, &mailbox.core, token);
+                    match lane {
+                        LaneKind::Python => plain.push(handle.clone()),
+                        LaneKind::Coroutine => coroutines.push(handle.clone()),
+                    }
+                    handles.push(handle);
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        if let Some(error) = failure {
+            // All or nothing: none of them is queued yet, and nobody else has seen the handles.
+            for handle in handles {
+                handle.get().forget_waiters();
+                TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, Some(py));
+            }
+            return Err(error);
+        }
+        for (lane, batch) in [(LaneKind::Python, plain), (LaneKind::Coroutine, coroutines)] {
+            if !batch.is_empty() {
+                self.shared.push_all(py, lane, &batch);
+            }
+        }
+        Ok(handles)
     }
 
     #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, timeout=None, name=None, mailbox=None, token=None))]

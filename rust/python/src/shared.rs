@@ -13,7 +13,7 @@ use once_cell::sync::OnceCell;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::handle::{Outcome, TaskHandle};
+use crate::handle::{Outcome, Sleepers, TaskHandle, wake};
 use crate::{coroutine, worker};
 
 /// How long a stopping runtime waits for its I/O threads; they have no task left by then.
@@ -131,23 +131,25 @@ impl Shared {
         if self.open.load(Ordering::SeqCst) {
             return Ok(());
         }
-        self.task_ended();
+        self.task_refused();
         Err(PyRuntimeError::new_err(
             "cannot submit after shutdown: this Runtime is shut down; make a new one",
         ))
     }
 
-    pub(crate) fn task_ended(&self) {
-        let left = self.unfinished.fetch_sub(1, Ordering::SeqCst) - 1;
-        if left <= self.waiting_for_all.load(Ordering::SeqCst) {
-            self.wake_idle_waiters();
-        }
+    /// Takes back a `task_begins` that no task came of.
+    pub(crate) fn task_refused(&self) {
+        let mut sleepers = Sleepers::new();
+        self.task_ended(&mut sleepers);
+        wake(&mut sleepers);
     }
 
-    fn wake_idle_waiters(&self) {
-        let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
-        for waiter in waiters {
-            waiter.unpark();
+    /// Counts the end of a task; adds who waits for the end of all to `sleepers` if this was it.
+    pub(crate) fn task_ended(&self, sleepers: &mut Sleepers) {
+        let left = self.unfinished.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left <= self.waiting_for_all.load(Ordering::SeqCst) {
+            let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
+            sleepers.extend(waiters.into_iter().map(|waiter| waiter as Arc<dyn Unpark>));
         }
     }
 
@@ -208,10 +210,34 @@ impl Shared {
     /// Queues a task that was accepted. It ends in a settled handle even if no thread can run it.
     pub(crate) fn push(self: &Arc<Self>, kind: LaneKind, handle: &Bound<'_, TaskHandle>) {
         let order = self.lane(kind).push(handle.clone().unbind());
-        if let Err(error) = self.obey(kind, order)
-            && handle.get().claim()
-        {
-            let outcome = Outcome::Error(error);
+        self.obey_or_fail(kind, order, std::slice::from_ref(handle));
+    }
+
+    /// As `push` for many. The woken worker gets the interpreter at once: this thread lets go of it
+    /// before it wakes, and takes it again when the worker sleeps or its time slice is over.
+    pub(crate) fn push_all(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        kind: LaneKind,
+        handles: &[Bound<'_, TaskHandle>],
+    ) {
+        let jobs = handles.iter().map(|handle| handle.clone().unbind());
+        let (sleeper, order) = self.lane(kind).push_all(jobs);
+        if let Some(sleeper) = sleeper {
+            py.detach(|| sleeper.unpark());
+        }
+        self.obey_or_fail(kind, order, handles);
+    }
+
+    fn obey_or_fail(
+        self: &Arc<Self>,
+        kind: LaneKind,
+        order: Order,
+        handles: &[Bound<'_, TaskHandle>],
+    ) {
+        let Err(error) = self.obey(kind, order) else { return };
+        for handle in handles.iter().filter(|handle| handle.get().claim()) {
+            let outcome = Outcome::Error(error.clone_ref(handle.py()));
             TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
         }
     }
@@ -316,7 +342,9 @@ impl<'a> InsideWaitAll<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.waiting_for_all.fetch_add(1, Ordering::SeqCst);
         // Others may have been waiting for just this task.
-        shared.wake_idle_waiters();
+        for waiter in std::mem::take(&mut *lock(&shared.idle_waiters)) {
+            waiter.unpark();
+        }
         Self(shared)
     }
 }

@@ -11,7 +11,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::call::{call_in_context, panic_error};
-use crate::handle::{Outcome, TaskHandle, Work};
+use crate::handle::{Outcome, Sleepers, TaskHandle, Work, wake};
 use crate::shared::{LaneKind, Shared};
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
@@ -32,19 +32,33 @@ pub(crate) fn serve(shared: Arc<Shared>) {
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = for_loop.lane(LaneKind::Python);
         lane.awake();
+        // Who waits for the last task: woken before the next body, which may take long, or after
+        // this thread has let go of the interpreter.
+        let mut sleepers = Sleepers::new();
         loop {
             let (job, order) = lane.pop();
             // A spare that cannot be started is missed only if nobody else comes to the jobs.
             let _ = for_loop.obey(LaneKind::Python, order);
             match job {
-                Some(handle) => run(py, &handle),
+                Some(handle) => {
+                    wake(&mut sleepers);
+                    if handle.get().claim() {
+                        run_claimed(py, &handle, &mut sleepers);
+                    }
+                }
                 None => match lane.sleep(&wakeup, true) {
                     Rest::Sleep => {
-                        py.detach(|| parker.park_until_notified());
+                        py.detach(|| {
+                            wake(&mut sleepers);
+                            parker.park_until_notified();
+                        });
                         lane.awake();
                     }
                     Rest::Retry => {}
-                    Rest::Exit => return true,
+                    Rest::Exit => {
+                        wake(&mut sleepers);
+                        return true;
+                    }
                 },
             }
         }
@@ -92,21 +106,14 @@ fn take_leave(py: Python<'_>) {
     });
 }
 
-/// Runs a task that came out of the queue, unless it was claimed or cancelled meanwhile.
-pub(crate) fn run(py: Python<'_>, handle: &Py<TaskHandle>) {
-    if handle.get().claim() {
-        run_claimed(py, handle);
-    }
-}
-
-fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>) {
+fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
     let outcome = catch_unwind(AssertUnwindSafe(|| run_body(py, handle)));
     let outcome = match outcome {
         Ok(Some(outcome)) => outcome,
         Ok(None) => return, // it goes on elsewhere
         Err(panic) => Outcome::Error(panic_error(panic.as_ref())),
     };
-    TaskHandle::settle(handle, outcome, Some(py));
+    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers);
 }
 
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
@@ -157,7 +164,9 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
         return false;
     }
     INLINE_DEPTH.set(depth + 1);
-    run_claimed(handle.py(), handle.as_unbound());
+    let mut sleepers = Sleepers::new();
+    run_claimed(handle.py(), handle.as_unbound(), &mut sleepers);
+    wake(&mut sleepers);
     INLINE_DEPTH.set(depth);
     true
 }
