@@ -8,7 +8,10 @@
 """
 
 from dftracer.utils._native import ProcessResult, TaskHandle, available_cpus
+from dftracer.utils.completion import as_completed
+from dftracer.utils.current import current_task
 from dftracer.utils.default import get_default_runtime, peek_default_runtime, set_default_runtime
+from dftracer.utils.errors import TaskTimeoutError
 from dftracer.utils.handle import Cancellation
 from dftracer.utils.runtime import Runtime
 
@@ -17,7 +20,10 @@ __all__ = [
     "ProcessResult",
     "Runtime",
     "TaskHandle",
+    "TaskTimeoutError",
+    "as_completed",
     "available_cpus",
+    "current_task",
     "get_default_runtime",
     "peek_default_runtime",
     "set_default_runtime",

@@ -1,14 +1,17 @@
 """The Rust module. Users reach these names through :mod:`dftracer.utils`."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
+from pathlib import Path
 from types import GenericAlias
 from typing import Any, Generic, Literal, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
 from dftracer.utils.handle import Cancellation
+from dftracer.utils.runtime import RuntimeProgress
 
 _R = TypeVar("_R")
 _T = TypeVar("_T")
@@ -24,6 +27,7 @@ __all__ = [
     "__version__",
     "after_fork_in_child",
     "available_cpus",
+    "running_task",
     "shutdown_all",
 ]
 
@@ -35,8 +39,15 @@ def available_cpus() -> int:
     That is the smaller of its affinity mask and its cgroup's quota, not the number in the box.
     """
 
-def shutdown_all() -> None:
-    """Shut down every runtime of this process, waiting for their tasks. Run at exit."""
+def running_task() -> TaskHandle[Any] | None:
+    """Return the handle of the plain body that runs on this thread."""
+
+def shutdown_all(patience: float) -> list[str]:
+    """Shut down every runtime of this process for ever. Run at exit.
+
+    Waits as long as tasks end. When none has ended for ``patience`` seconds, cancels the rest and
+    returns their names.
+    """
 
 def after_fork_in_child() -> None:
     """Mark every runtime made so far as a copy without threads. Run in the child of a fork."""
@@ -47,8 +58,26 @@ class TaskHandle(Generic[_T_co]):
 
     Every handle comes to one end, once: done, failed or cancelled. The outcome lives as long as
     the handle; the arguments are released when the body has returned.
+
+    A handle can be awaited in any asyncio event loop: ``await handle`` gives the result or raises,
+    and cancels the task if the wait is cancelled.
+
+    Parameters
+    ----------
+    native, future:
+        A handle of any runtime or a :class:`concurrent.futures.Future` to make a handle around; at
+        most one of them. Without either the handle has ended with ``None``.
+    name, task_id:
+        What the new handle says; with ``native``, its own by default.
     """
 
+    def __new__(
+        cls,
+        native: TaskHandle[_T_co] | None = None,
+        future: Future[_T_co] | None = None,
+        name: str | None = None,
+        task_id: int = -1,
+    ) -> TaskHandle[_T_co]: ...
     @property
     def task_id(self) -> int:
         """The number of the task within its runtime, from 0."""
@@ -100,10 +129,32 @@ class TaskHandle(Generic[_T_co]):
     def cancel(self) -> Cancellation:
         """Stop the task if that can be done, and tell how far it came.
 
-        A task that has not begun never will. A suspended coroutine gets
-        :class:`asyncio.CancelledError` where it waits. A child process is killed with its process
-        group. A plain function that runs cannot be stopped: ``TOO_LATE``.
+        A task that has not begun never will: ``DEQUEUED``. One that runs is asked to stop:
+        ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits, a plain body
+        when it next runs Python code, and it can look at :attr:`cancel_requested`; a child process
+        is killed with its process group. Native file work cannot be stopped: ``TOO_LATE``, as for
+        a task that has ended.
         """
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody, or a deadline, wants the task to stop."""
+
+    def add_done_callback(self, callback: Callable[[TaskHandle[_T_co]], object]) -> None:
+        """Call ``callback(handle)`` once, when the task has ended, or at once if it has.
+
+        It is called on the thread that ends the task. What it raises is logged.
+        """
+
+    def __await__(self) -> Generator[Any, Any, _T_co]: ...
+    def _report(self) -> tuple[Literal["done", "failed", "cancelled"], Any]:
+        """Return how a task has ended, and its value or exception."""
+
+    def _deliver_to(self, mailbox: Mailbox, token: Any) -> None:
+        """Post the end of the task to ``mailbox`` under ``token``."""
+
+    def _adopt(self, state: str, value: Any | None) -> None:
+        """End a handle that was made around a task of somebody else."""
 
     def __class_getitem__(cls, key: Any) -> GenericAlias: ...
 
@@ -112,6 +163,11 @@ class Runtime:
     """The native part of :class:`dftracer.utils.Runtime`, where it is documented."""
 
     def __new__(cls, threads: int = 0, io_threads: int = 0, python_threads: int = 0) -> Runtime: ...
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the pools, started or not: ``threads``, ``io_threads``,
+        ``python_threads``."""
+
     @property
     def threads(self) -> int:
         """The number of compute threads."""
@@ -161,10 +217,20 @@ class Runtime:
         self,
         mailbox: Mailbox,
         calls: Sequence[
-            tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any] | None, str]
+            tuple[
+                Any,
+                Callable[..., Any],
+                tuple[Any, ...],
+                dict[str, Any] | None,
+                str,
+                Context | None,
+            ]
         ],
     ) -> list[TaskHandle[Any]]:
-        """Run many calls, each ``(token, function, args, kwargs, name)``, for one reader.
+        """Run many calls for one reader: token, function, args, kwargs, name, context.
+
+        A body runs in its ``context``, which nothing else may run in; ``None`` is a copy of this
+        one.
 
         Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
         mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
@@ -175,40 +241,103 @@ class Runtime:
             If the runtime takes no more tasks; then none of the calls is run.
         """
 
-    def run_process(
+    def submit_io(
+        self, function: Callable[..., _R], /, *args: Any, name: str | None = None, **kwargs: Any
+    ) -> TaskHandle[_R]:
+        """Run a call that blocks, as :meth:`submit` does, but on a thread of the I/O lane.
+
+        There it takes no place of a body that computes. A coroutine function runs where
+        :meth:`submit` would run it.
+        """
+
+    def start_process(
         self,
         argv: Sequence[str | bytes | PathLike[str]],
         *,
         cwd: str | PathLike[str] | None = None,
         env: Sequence[tuple[str, str]] | None = None,
-        stdin: bytes | None = None,
+        stdin: bytes | str | PathLike[str] | None = None,
+        stdout: str | PathLike[str] | bool | None = None,
+        stderr: str | PathLike[str] | bool | None = None,
         timeout: float | None = None,
         name: str | None = None,
         mailbox: Mailbox | None = None,
-        token: Any = None,
+        token: Any | None = None,
     ) -> TaskHandle[ProcessResult]:
-        """Run a program, without a shell and without a thread of its own.
+        """Run a program: what :meth:`dftracer.utils.Runtime.run_process` is made of.
 
-        It is started in a process group of its own, which :meth:`TaskHandle.cancel` and a timeout
-        kill as a whole. Its input is empty unless ``stdin`` is given.
+        With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
+        business of its reader.
+        """
 
-        Parameters
-        ----------
-        argv:
-            The program, looked for in ``PATH`` unless it holds a slash, and its arguments.
-        cwd:
-            The directory to run in; this process's own by default.
-        env:
-            The whole environment, as pairs; this process's own by default.
-        timeout:
-            Seconds after which the process group is killed.
+    def hash_files(
+        self, paths: Sequence[str | PathLike[str]], *, name: str | None = None
+    ) -> TaskHandle[list[str]]:
+        """Hash the content of files, in parallel on the compute threads.
 
         Returns
         -------
-        TaskHandle[ProcessResult]
-            Ends as done whatever the exit code, and fails with :class:`OSError` if the program
-            could not be started (:class:`FileNotFoundError` if there is none).
+        TaskHandle[list[str]]
+            The SHA-256 of each file in hexadecimal, in the order of ``paths``. Fails with the
+            :class:`OSError` of a file that cannot be read.
         """
+
+    def stage_file(
+        self,
+        source: str | PathLike[str],
+        target: str | PathLike[str],
+        *,
+        how: Literal["copy", "link", "symlink"] = "copy",
+        name: str | None = None,
+    ) -> TaskHandle[Path]:
+        """Put a file at ``target``: a copy, a hard link, or a symbolic link.
+
+        It appears there complete or not at all, and never replaces what is there
+        (:class:`FileExistsError`). Directories on the way are made.
+
+        Returns
+        -------
+        TaskHandle[Path]
+            The target. Fails with the :class:`OSError` of the file that is the trouble.
+
+        Raises
+        ------
+        ValueError
+            If ``how`` is none of the three.
+        """
+
+    def get_progress(self) -> RuntimeProgress:
+        """Return what the runtime is doing, as of now.
+
+        ``total`` is the sum of ``completed``, ``failed``, ``cancelled``, ``running`` and
+        ``queued``. ``tasks`` holds every task that is unfinished or whose handle is still held,
+        with its times in milliseconds; a task that was submitted inside another is among its
+        ``children``. ``workers`` holds the compute workers and those workers of the other lanes
+        that have started; ``queue_depth`` is the number of tasks that wait in the worker's lane.
+        ``errors`` holds the failures since :meth:`clear_failed`.
+        """
+
+    def is_responsive(self) -> bool:
+        """Return whether tasks that wait can hope to begin.
+
+        False if in some lane tasks wait while all of its workers have been busy with the same
+        tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
+        """
+
+    def set_error_callback(
+        self, callback: Callable[[TaskHandle[Any], BaseException], object] | None
+    ) -> None:
+        """Call ``callback(handle, exception)`` for each task that fails; ``None`` ends that.
+
+        It is called on the thread that ends the task, before anybody who waits for it wakes. What
+        it raises is logged.
+        """
+
+    def set_timeout_ms(self, millis: int) -> None:
+        """As :meth:`dftracer.utils.Runtime.set_timeout`."""
+
+    def set_default_task_timeout_ms(self, millis: int) -> None:
+        """As :meth:`dftracer.utils.Runtime.set_default_task_timeout`."""
 
     def wait_all(self, raise_on_error: bool = False) -> None:
         """Wait until every task has ended.
@@ -245,10 +374,6 @@ class ProcessResult:
     @property
     def signal(self) -> int | None:
         """The number of the signal that ended it."""
-
-    @property
-    def timed_out(self) -> bool:
-        """Whether it was killed because its time was up."""
 
     @property
     def stdout(self) -> bytes:
@@ -326,8 +451,8 @@ class CoroutineWorker:
         """Tell that no task is taken for now: who waits for ended ones is woken."""
 
     @staticmethod
-    def suspended(handle: TaskHandle[Any], task: Any, event_loop: Any) -> None:
-        """Tell how a task that has suspended can be cancelled."""
+    def suspended(handle: TaskHandle[Any], task: Any, event_loop: Any) -> bool:
+        """Tell how a task that has suspended can be cancelled; true if it is to be at once."""
 
     def succeed(self, handle: TaskHandle[_T], value: _T) -> None:
         """End a task with its value."""

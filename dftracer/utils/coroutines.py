@@ -12,6 +12,8 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dftracer.utils.current import coroutine_task
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextvars import Context
@@ -94,8 +96,9 @@ class _Server:
         task = _start(self._loop, coroutine, context)
         if not task.done():
             self._suspended += 1
-            self._worker.suspended(handle, task, self._loop)
             task.add_done_callback(self._resumed)
+            if self._worker.suspended(handle, task, self._loop):
+                task.cancel()
 
     async def _drive(
         self,
@@ -105,6 +108,7 @@ class _Server:
         kwargs: dict[str, Any] | None,
     ) -> None:
         """Await one body and settle its handle, whatever happens."""
+        coroutine_task.set(handle)
         try:
             coroutine = body if args is None else body(*args, **(kwargs or {}))
             del body, args, kwargs

@@ -2,20 +2,82 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+import logging
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from dftracer.utils import _native
+from dftracer.utils.durations import to_milliseconds
+from dftracer.utils.executor import RuntimeExecutor
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from dftracer.utils._native import ProcessResult, TaskHandle
+
+T = TypeVar("T")
+
+_SHELL = "/bin/sh"
+
+_log = logging.getLogger("dftracer.utils")
+_log.addHandler(logging.NullHandler())  # said only where the program has set up its logging
+
+
+class WorkerProgress(TypedDict):
+    """One worker in :meth:`Runtime.get_progress`."""
+
+    id: int
+    lane: str
+    idle: bool
+    task: str
+    queue_depth: int
+
+
+class TaskProgress(TypedDict):
+    """One task in :meth:`Runtime.get_progress`."""
+
+    task_id: int
+    name: str
+    state: str
+    queued_duration_ms: float
+    execution_duration_ms: float
+    total_subtasks: int
+    completed_subtasks: int
+    progress_pct: float
+    location: str
+    children: list[TaskProgress]
+
+
+class TaskFailure(TypedDict):
+    """One failed task in :meth:`Runtime.get_progress`."""
+
+    task_id: int
+    name: str
+    error: str
+
+
+class RuntimeProgress(TypedDict):
+    """What :meth:`Runtime.get_progress` returns."""
+
+    total: int
+    completed: int
+    running: int
+    queued: int
+    failed: int
+    cancelled: int
+    workers: list[WorkerProgress]
+    tasks: list[TaskProgress]
+    errors: list[TaskFailure]
+
 
 class Runtime(_native.Runtime):
-    """Runs callables and coroutine functions on threads that Rust owns.
+    """Runs callables, coroutine functions, programs and file work on threads that Rust owns.
 
     Parameters
     ----------
@@ -23,7 +85,8 @@ class Runtime(_native.Runtime):
         Compute threads for native work. 0 means as many CPUs as this process may use: its
         affinity and its cgroup's quota, not the number in the box.
     io_threads:
-        Threads for native I/O, by which child processes are started and awaited. 0 as above.
+        Threads for native I/O, by which child processes are started and awaited; and, apart from
+        those, the most threads that run what :meth:`submit_io` is given. 0 as above.
     python_threads:
         The most threads that run plain callables, and, apart from those, the most event loops
         that run coroutine functions. 0 means ``min(32, threads)``. They are started one by one,
@@ -36,10 +99,177 @@ class Runtime(_native.Runtime):
 
     Notes
     -----
-    Leaving the ``with`` block, or :meth:`shutdown`, waits for every task. A runtime that nobody
-    shuts down finishes its tasks at interpreter exit. After ``fork()`` the copy in the child
-    process refuses work with a :class:`RuntimeError`.
+    Leaving the ``with`` block, or :meth:`shutdown`, waits for every task. What happens at
+    interpreter exit, after ``fork()`` and on signals is in ``docs/lifecycle.md``.
     """
+
+    def run_process(
+        self,
+        command: str | Sequence[str | os.PathLike[str]],
+        *,
+        shell: bool | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | str | os.PathLike[str] | None = None,
+        stdout: str | os.PathLike[str] | bool | None = None,
+        stderr: str | os.PathLike[str] | bool | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> TaskHandle[ProcessResult]:
+        """Run a program, without a thread of its own.
+
+        It runs in a process group of its own, which :meth:`TaskHandle.cancel`, a timeout and the
+        end of the interpreter kill as a whole.
+
+        Parameters
+        ----------
+        command:
+            A list of words: the program, looked for in ``PATH`` unless it holds a slash, and its
+            arguments. Or a string, which ``/bin/sh -c`` receives unchanged.
+        shell:
+            Whether a shell runs it; by default a string yes, a list no.
+        cwd:
+            The directory to run in; this process's own by default.
+        env:
+            The whole environment; this process's own by default.
+        stdin:
+            What it reads: bytes, or the path of a file; nothing by default.
+        stdout, stderr:
+            Where it writes: the path of a file, which is made or emptied; ``False`` to discard;
+            by default into the result.
+        timeout:
+            Seconds it may run. Then its process group is killed.
+        name:
+            The task's name; the program by default.
+
+        Returns
+        -------
+        TaskHandle[ProcessResult]
+            Ends as done whatever the exit code. Fails with :class:`OSError` if the program or a
+            file could not be opened (:class:`FileNotFoundError` if there is none), and with
+            :class:`TaskTimeoutError`, whose ``result`` holds what had been written, at the timeout.
+
+        Raises
+        ------
+        ValueError
+            If ``command`` is empty.
+        TypeError
+            If a list is given for a shell, or a string without one.
+        """
+        if isinstance(command, str):
+            if shell is False:
+                raise TypeError("a command without a shell must be a list of words")
+            if not command.strip():
+                raise ValueError("the command is empty: name a program to run")
+            argv: Sequence[str | os.PathLike[str]] = [_SHELL, "-c", command]
+        else:
+            if shell:
+                raise TypeError("a command for a shell must be a string")
+            argv = command
+        return self.start_process(
+            argv,
+            cwd=cwd,
+            env=None if env is None else list(env.items()),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=timeout,
+            name=name if name is not None or not isinstance(command, str) else command,
+        )
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Call ``fn`` with items of the ``iterables`` side by side; yield results in order.
+
+        Parameters
+        ----------
+        buffersize:
+            How many calls may be submitted beyond those whose results were taken. With it, even
+            an endless iterable is read only so far. Without, all calls are submitted at once.
+
+        Raises
+        ------
+        ValueError
+            If ``buffersize`` is below 1.
+        TypeError
+            If no iterable is given.
+
+        The iterator raises what a call raises, in its turn; what is submitted then goes on. Calls
+        that have not begun when the iterator is closed or dropped are cancelled.
+        """
+        if not iterables:
+            raise TypeError("map() takes at least one iterable")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be at least 1, not {buffersize}")
+        calls = zip(*iterables, strict=False)
+        first = calls if buffersize is None else itertools.islice(calls, buffersize)
+        handles = collections.deque(self.submit(fn, *args) for args in first)
+        return self._results(fn, handles, calls)
+
+    def _results(
+        self,
+        fn: Callable[..., T],
+        handles: collections.deque[TaskHandle[T]],
+        calls: Iterator[tuple[Any, ...]],
+    ) -> Iterator[T]:
+        try:
+            while handles:
+                result = handles[0].get()
+                handles.popleft()
+                for args in itertools.islice(calls, 1):
+                    handles.append(self.submit(fn, *args))
+                yield result
+        finally:
+            for handle in handles:
+                if handle.state == "queued":
+                    handle.cancel()
+
+    def executor(self) -> RuntimeExecutor:
+        """Return a :class:`concurrent.futures.Executor` that runs calls on this runtime."""
+        return RuntimeExecutor(self)
+
+    def wait(self, handle: TaskHandle[Any], timeout: float | None = None) -> None:
+        """Wait until the task of ``handle`` has ended. As ``handle.wait(timeout)``."""
+        handle.wait(timeout)
+
+    def set_timeout(self, global_ms: float | str = 0) -> None:
+        """Let every task that has not ended by then run out of time; 0 takes that back.
+
+        Each gets a :class:`TaskTimeoutError` and is told to stop; see ``docs/lifecycle.md``.
+
+        Parameters
+        ----------
+        global_ms:
+            Milliseconds from this call, or a text such as ``"30s"`` or ``"5m"``.
+
+        Raises
+        ------
+        ValueError
+            If that is negative or no duration.
+        """
+        self.set_timeout_ms(to_milliseconds(global_ms, "global_ms"))
+
+    def set_default_task_timeout(self, ms: float | str = 0) -> None:
+        """Limit how long each task may run, from its beginning; 0 takes the limit away.
+
+        Applies to tasks that begin from now on. At its deadline a task fails with
+        :class:`TaskTimeoutError` and is told to stop.
+
+        Parameters
+        ----------
+        ms:
+            Milliseconds, or a text such as ``"30s"`` or ``"5m"``.
+
+        Raises
+        ------
+        ValueError
+            If that is negative or no duration.
+        """
+        self.set_default_task_timeout_ms(to_milliseconds(ms, "ms"))
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +283,25 @@ class Runtime(_native.Runtime):
         self.shutdown()
 
 
+def _exit_patience_s() -> float:
+    try:
+        return float(os.environ.get("DFTRACER_EXIT_PATIENCE_S", "5"))
+    except ValueError:
+        return 5.0
+
+
+def _shut_down_at_exit() -> None:
+    given_up = _native.shutdown_all(_exit_patience_s())
+    if given_up:
+        _log.warning(
+            "%d task(s) were given up at interpreter exit, because none had ended for a while "
+            "(DFTRACER_EXIT_PATIENCE_S): %s",
+            len(given_up),
+            ", ".join(given_up[:10]),
+        )
+
+
 # Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
 # threads must be gone before the interpreter is.
-threading._register_atexit(_native.shutdown_all)  # type: ignore[attr-defined]
+threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_native.after_fork_in_child)

@@ -77,7 +77,8 @@ class RuntimeExecutionBackend(ExecutionBackend):
         calls = []
         for task in tasks:
             if task.get("function") is not None:
-                calls.append((task, task["function"], task["args"], task["kwargs"], task["name"]))
+                call = (task, task["function"], task["args"], task["kwargs"], task["name"])
+                calls.append((*call, task.get("context")))
             else:
                 self._run_program(task, self._runtime, self._mailbox)
         if calls:
@@ -93,7 +94,7 @@ class RuntimeExecutionBackend(ExecutionBackend):
                     "and programs; name another backend for prompts"
                 )
             argv = [task["executable"], *task["arguments"]]
-            self._handles[task["uid"]] = runtime.run_process(
+            self._handles[task["uid"]] = runtime.start_process(
                 argv, name=task["name"], mailbox=mailbox, token=task
             )
         except Exception as error:

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::process::{self, Kill, ProcessOutcome, ProcessSpec};
 
-/// A pool of `dft-io-N` threads that drive native I/O; a child process holds none of them.
+/// A pool of `dft-reactor-N` threads that drive native I/O; a child process holds none of them.
 pub struct IoLane {
     runtime: Runtime,
     /// A place for each child process that may run at a time.
@@ -24,12 +24,18 @@ impl IoLane {
         let next = AtomicUsize::new(0);
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads)
+            .max_blocking_threads(threads)
             // Relaxed: only the numbers must differ.
-            .thread_name_fn(move || format!("dft-io-{}", next.fetch_add(1, Ordering::Relaxed)))
+            .thread_name_fn(move || format!("dft-reactor-{}", next.fetch_add(1, Ordering::Relaxed)))
             .enable_io()
             .enable_time()
             .build()?;
         Ok(Self { runtime, processes: Arc::new(Semaphore::new(process_limit())) })
+    }
+
+    /// Runs a job that blocks, on one of as many further threads as the lane has.
+    pub fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
+        self.runtime.spawn_blocking(job);
     }
 
     /// Runs a child process as soon as there is a place for it, then hands its end to `deliver`.

@@ -246,6 +246,11 @@ impl<J> Lane<J> {
         self.lock().alive
     }
 
+    /// The number of jobs that wait.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether no job waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

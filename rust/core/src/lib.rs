@@ -5,11 +5,15 @@
 //! a thread each ([`io`], [`process`]). Policy lives in Python. `README.md` beside this crate tells
 //! the thread states, the wake-up rules and the order of a shutdown.
 
+pub mod compute;
+pub mod files;
 pub mod graph;
 pub mod io;
 pub mod lane;
+pub mod ledger;
 pub mod mailbox;
 pub mod notify;
 pub mod park;
 pub mod process;
 pub mod sizes;
+pub mod watchdog;

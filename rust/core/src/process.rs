@@ -1,6 +1,7 @@
 //! Child processes: started, fed, read and reaped without a thread each.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -22,10 +23,38 @@ pub struct ProcessSpec {
     pub cwd: Option<PathBuf>,
     /// The whole environment; the parent's if `None`.
     pub env: Option<Vec<(OsString, OsString)>>,
-    /// What the child reads; nothing (`/dev/null`) if `None`.
-    pub stdin: Option<Vec<u8>>,
+    /// What the child reads.
+    pub stdin: Source,
+    /// Where its standard output goes.
+    pub stdout: Sink,
+    /// Where its standard error goes.
+    pub stderr: Sink,
     /// The child and its process group are killed after this time.
     pub timeout: Option<Duration>,
+}
+
+/// What a child reads.
+#[derive(Clone, Debug, Default)]
+pub enum Source {
+    /// Nothing: `/dev/null`.
+    #[default]
+    Empty,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// A file's content.
+    File(PathBuf),
+}
+
+/// Where a child writes.
+#[derive(Clone, Debug, Default)]
+pub enum Sink {
+    /// Into the outcome.
+    #[default]
+    Captured,
+    /// Into a file, which is made, or emptied if it exists.
+    File(PathBuf),
+    /// Nowhere: `/dev/null`.
+    Discarded,
 }
 
 /// How a process ended.
@@ -79,7 +108,7 @@ pub async fn run(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
     let program = spec.argv.first().cloned().unwrap_or_default();
     let mut child = match start(&spec) {
         Ok(child) => child,
-        Err(error) => return ProcessOutcome::NotStarted { program, error },
+        Err((program, error)) => return ProcessOutcome::NotStarted { program, error },
     };
     let group = GroupGuard::new(&child);
     let mut output = ProcessOutput::default();
@@ -130,39 +159,71 @@ enum Finished {
     TimedOut,
 }
 
-fn start(spec: &ProcessSpec) -> io::Result<Child> {
-    let (program, arguments) = spec
-        .argv
-        .split_first()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program was named"))?;
+/// Starts the child; an error names the file that it is about.
+fn start(spec: &ProcessSpec) -> Result<Child, (OsString, io::Error)> {
+    let (program, arguments) = spec.argv.split_first().ok_or_else(|| {
+        (OsString::new(), io::Error::new(io::ErrorKind::InvalidInput, "no program was named"))
+    })?;
     let mut command = Command::new(program);
     command
         .args(arguments)
-        .stdin(if spec.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdin(spec.stdin.open()?)
+        .stdout(spec.stdout.open()?)
+        .stderr(spec.stderr.open()?)
         // A group of its own, so that all that it starts can be killed with it.
         .process_group(0)
         .kill_on_drop(true);
     if let Some(cwd) = &spec.cwd {
+        // The system says "no such file" of the program too: tell them apart before.
+        if !cwd.is_dir() {
+            let error = io::Error::from_raw_os_error(rustix::io::Errno::NOTDIR.raw_os_error());
+            let missing = io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error());
+            return Err((cwd.into(), if cwd.exists() { error } else { missing }));
+        }
         command.current_dir(cwd);
     }
     if let Some(env) = &spec.env {
         command.env_clear().envs(env.iter().map(|(key, value)| (key, value)));
     }
-    command.spawn()
+    command.spawn().map_err(|error| (program.clone(), error))
+}
+
+impl Source {
+    fn open(&self) -> Result<Stdio, (OsString, io::Error)> {
+        match self {
+            Self::Empty => Ok(Stdio::null()),
+            Self::Bytes(_) => Ok(Stdio::piped()),
+            Self::File(path) => match File::open(path) {
+                Ok(file) => Ok(file.into()),
+                Err(error) => Err((path.into(), error)),
+            },
+        }
+    }
+}
+
+impl Sink {
+    fn open(&self) -> Result<Stdio, (OsString, io::Error)> {
+        match self {
+            Self::Captured => Ok(Stdio::piped()),
+            Self::Discarded => Ok(Stdio::null()),
+            Self::File(path) => match File::create(path) {
+                Ok(file) => Ok(file.into()),
+                Err(error) => Err((path.into(), error)),
+            },
+        }
+    }
 }
 
 /// Feeds and reads the pipes until the child has closed them and ended.
 async fn communicate(
     child: &mut Child,
-    stdin: Option<Vec<u8>>,
+    stdin: Source,
     output: &mut ProcessOutput,
 ) -> io::Result<()> {
     let (pipe_in, pipe_out, pipe_err) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
-        if let (Some(mut pipe), Some(bytes)) = (pipe_in, stdin) {
+        if let (Some(mut pipe), Source::Bytes(bytes)) = (pipe_in, stdin) {
             // A child may close its input early (`head -1`): that is no failure.
             let _ = pipe.write_all(&bytes).await;
         }
@@ -250,7 +311,7 @@ mod tests {
     fn input_larger_than_a_pipe_is_fed_while_output_is_read() {
         let input = vec![b'x'; 1 << 20];
         let outcome = outcome_of(
-            ProcessSpec { stdin: Some(input.clone()), ..spec(&["cat"]) },
+            ProcessSpec { stdin: Source::Bytes(input.clone()), ..spec(&["cat"]) },
             Kill::default(),
         );
         let ProcessOutcome::Exited(output) = outcome else { panic!("{outcome:?}") };

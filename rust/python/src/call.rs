@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 // PyO3 declares this function as one that never unwinds. It does: until CPython 3.13 a thread that
 // wants the interpreter while it shuts down is ended by a forced unwind through our frames.
@@ -47,51 +47,62 @@ pub(crate) fn call_in_context<'py>(
     let kwargs = kwargs.map_or(std::ptr::null_mut(), Py::as_ptr);
     // SAFETY: attached, all pointers are live objects of the right types held by the caller, and
     // the context is exited on the thread that entered it, before the error is looked at.
-    let (entered, result) = unsafe {
+    let result = unsafe {
         if ffi::PyContext_Enter(context.as_ptr()) < 0 {
-            (false, std::ptr::null_mut())
+            std::ptr::null_mut()
         } else {
-            let guard = HangOnUnwind;
-            let result = PyObject_Call(callable.as_ptr(), args.as_ptr(), kwargs);
-            std::mem::forget(guard);
+            let result = guarded_call(callable.as_ptr(), args.as_ptr(), kwargs);
             ffi::PyContext_Exit(context.as_ptr());
-            (true, result)
+            result
         }
     };
-    debug_assert!(entered || result.is_null());
     // PyO3 turns a PanicException back into a panic when it fetches the error.
     // SAFETY: a new reference or null with an exception set.
     catch_unwind(AssertUnwindSafe(|| unsafe { Bound::from_owned_ptr_or_err(py, result) }))
-        .unwrap_or_else(|panic| Err(panic_error(panic.as_ref())))
+        .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))))
+}
+
+/// Calls `callable(argument)` for the rest of a thread's life, as above, but in no context.
+pub(crate) fn call_for_life<'py>(
+    callable: &Bound<'py, PyAny>,
+    argument: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = callable.py();
+    let args = PyTuple::new(py, [argument])?;
+    // SAFETY: attached, live objects of the right types; a new reference or null with an
+    // exception set.
+    unsafe {
+        let result = guarded_call(callable.as_ptr(), args.as_ptr(), std::ptr::null_mut());
+        Bound::from_owned_ptr_or_err(py, result)
+    }
+}
+
+/// # Safety
+///
+/// As for `PyObject_Call`.
+unsafe fn guarded_call(
+    callable: *mut ffi::PyObject,
+    args: *mut ffi::PyObject,
+    kwargs: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    let guard = HangOnUnwind;
+    // SAFETY: the caller's promise.
+    let result = unsafe { PyObject_Call(callable, args, kwargs) };
+    std::mem::forget(guard);
+    result
 }
 
 /// The exception that stands for a panic at a job's boundary.
-pub(crate) fn panic_error(panic: &(dyn std::any::Any + Send)) -> PyErr {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
+pub(crate) fn panic_error(text: &str) -> PyErr {
     PyRuntimeError::new_err(format!("panic in native code: {text}"))
 }
 
-/// The name of a task that was given none: that of its callable, with the module before it unless
-/// that is `__main__`.
-pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyString> {
-    let py = callable.py();
-    let text =
-        |attribute: &str| -> Option<String> { callable.getattr(attribute).ok()?.extract().ok() };
-    let Some(base) = text("__qualname__").or_else(|| text("__name__")) else {
-        // functools.partial and the like wear the name of what they call.
-        let inner =
-            callable.getattr(pyo3::intern!(py, "func")).ok().filter(|inner| inner.is_callable());
-        if let Some(inner) = inner {
-            return derive_name(&inner);
-        }
-        return callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable"));
-    };
-    match text("__module__") {
-        Some(module) if module != "__main__" => PyString::new(py, &format!("{module}.{base}")),
-        _ => PyString::new(py, &base),
-    }
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+        .to_owned()
 }

@@ -10,17 +10,20 @@ use dftracer_core::park::Unpark;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::handle::{Outcome, Sleepers, TaskHandle, Work, wake};
+use crate::call::call_for_life;
+use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
+use crate::progress::{IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::worker;
 
 /// The life of a coroutine worker.
-pub(crate) fn serve(shared: Arc<Shared>) {
+pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let lane_owner = shared.clone();
-    let served = worker::as_worker(shared.clone(), LaneKind::Coroutine, move |py| {
+    let served = worker::as_worker(shared.clone(), kind, number, move |py| {
         let served = CoroutineWorker::new(lane_owner).and_then(|worker| {
             let worker = Bound::new(py, worker)?;
-            py.import("dftracer.utils.coroutines")?.call_method1("serve", (worker,))
+            let serve = py.import("dftracer.utils.coroutines")?.getattr("serve")?;
+            call_for_life(&serve, worker.into_any())
         });
         match served {
             Ok(_) => true,
@@ -47,6 +50,7 @@ pub(crate) struct CoroutineWorker {
     /// Whether this worker is taking tasks from the queue, and so will come to `sleepers` at once.
     /// Relaxed: of this worker's thread alone.
     taking: AtomicBool,
+    slot: Option<Arc<Slot>>,
 }
 
 /// A claimed task: its handle, its callable or coroutine, its arguments (`None` with a coroutine),
@@ -56,7 +60,13 @@ type Claimed = (Py<TaskHandle>, Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>,
 impl CoroutineWorker {
     fn new(shared: Arc<Shared>) -> PyResult<Self> {
         let notifier = Arc::new(Notifier::new()?);
-        Ok(Self { shared, notifier, sleepers: Mutex::default(), taking: AtomicBool::new(false) })
+        Ok(Self {
+            shared,
+            notifier,
+            sleepers: Mutex::default(),
+            taking: AtomicBool::new(false),
+            slot: worker::current_slot(),
+        })
     }
 
     fn sleepers(&self) -> MutexGuard<'_, Sleepers> {
@@ -101,13 +111,15 @@ impl CoroutineWorker {
             if !this.claim() && !this.is_passed_on() {
                 continue;
             }
-            match this.take_work() {
-                Work::Call { callable, args, kwargs, context } => {
+            self.shared.arm(this);
+            self.show(this.task_id);
+            match this.take_content() {
+                Content::Call { callable, args, kwargs, context } => {
                     this.keep_name(callable.bind(py));
                     let kwargs = kwargs.map(Py::into_any);
                     return Ok(Some((handle, callable, Some(args.into_any()), kwargs, context)));
                 }
-                Work::Coroutine { coroutine, context } => {
+                Content::Coroutine { coroutine, context } => {
                     return Ok(Some((handle, coroutine, None, None, context)));
                 }
                 _ => {
@@ -133,18 +145,21 @@ impl CoroutineWorker {
     /// letting go of the interpreter.
     fn pause(&self, py: Python<'_>) {
         self.taking.store(false, Ordering::Relaxed);
+        self.show(IDLE);
         let mut sleepers = std::mem::take(&mut *self.sleepers());
         if !sleepers.is_empty() {
             py.detach(|| wake(&mut sleepers));
         }
     }
 
-    /// The task's coroutine has suspended: it can be cancelled through its asyncio task.
+    /// The task's coroutine has suspended, and can be cancelled through its asyncio task. True if
+    /// that is to be done at once.
     #[staticmethod]
-    fn suspended(handle: &Bound<'_, TaskHandle>, task: Py<PyAny>, event_loop: Py<PyAny>) {
-        if !handle.get().is_settled() {
-            handle.get().set_work(Work::Suspended { task, event_loop });
-        }
+    fn suspended(handle: &Bound<'_, TaskHandle>, task: Py<PyAny>, event_loop: Py<PyAny>) -> bool {
+        let this = handle.get();
+        let runs = this.become_(Content::Suspended { task, event_loop });
+        // In this order: whoever asks later finds the task to cancel.
+        !runs || this.is_cancel_requested()
     }
 
     fn succeed(&self, handle: &Bound<'_, TaskHandle>, value: Py<PyAny>) {
@@ -160,6 +175,14 @@ impl CoroutineWorker {
 }
 
 impl CoroutineWorker {
+    /// Shows which task's first step this worker makes.
+    fn show(&self, task_id: i64) {
+        if let Some(slot) = &self.slot {
+            slot.since.store(nanos_now(), Ordering::Relaxed);
+            slot.task.store(task_id, Ordering::Relaxed);
+        }
+    }
+
     fn settle(&self, handle: &Bound<'_, TaskHandle>, outcome: Outcome) {
         let mut ended = Sleepers::new();
         TaskHandle::settle_quietly(handle.as_unbound(), outcome, Some(handle.py()), &mut ended);
@@ -181,14 +204,16 @@ impl Shared {
     }
 }
 
-/// Whether calling `callable` gives a coroutine, as far as can be told without calling it.
-pub(crate) fn is_coroutine_function(callable: &Bound<'_, PyAny>) -> bool {
+/// The code object of a callable, if it is a plain function or method, and whether calling it gives
+/// a coroutine, as far as can be told without calling it.
+pub(crate) fn code_of<'py>(callable: &Bound<'py, PyAny>) -> (Option<Bound<'py, PyAny>>, bool) {
     /// `inspect.CO_COROUTINE`.
     const CO_COROUTINE: u32 = 0x80;
     let py = callable.py();
-    callable
-        .getattr(pyo3::intern!(py, "__code__"))
-        .and_then(|code| code.getattr(pyo3::intern!(py, "co_flags")))
+    let Ok(code) = callable.getattr(pyo3::intern!(py, "__code__")) else { return (None, false) };
+    let is_coroutine = code
+        .getattr(pyo3::intern!(py, "co_flags"))
         .and_then(|flags| flags.extract::<u32>())
-        .is_ok_and(|flags| flags & CO_COROUTINE != 0)
+        .is_ok_and(|flags| flags & CO_COROUTINE != 0);
+    (Some(code), is_coroutine)
 }

@@ -4,11 +4,17 @@
 #![allow(missing_docs)]
 
 mod call;
+mod callbacks;
 mod coroutine;
+mod deadlines;
+mod exit;
+mod files;
 mod graph;
 mod handle;
 mod mailbox;
+mod native;
 mod process;
+mod progress;
 mod runtime;
 mod shared;
 mod worker;
@@ -22,6 +28,8 @@ mod _native {
     #[pymodule_export]
     use crate::coroutine::CoroutineWorker;
     #[pymodule_export]
+    use crate::exit::{after_fork_in_child, available_cpus, running_task, shutdown_all};
+    #[pymodule_export]
     use crate::graph::Graph;
     #[pymodule_export]
     use crate::handle::TaskHandle;
@@ -30,13 +38,14 @@ mod _native {
     #[pymodule_export]
     use crate::process::ProcessResult;
     #[pymodule_export]
-    use crate::runtime::{Runtime, after_fork_in_child, available_cpus, shutdown_all};
+    use crate::runtime::Runtime;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         crate::refuse_subinterpreters(module.py())?;
         // Fails only if another extension has set a logger already; then that one is used.
-        let _ = pyo3_log::try_init();
+        // Nothing is cached: Python's levels may change, and we log little.
+        let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -4,19 +4,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec};
-use pyo3::exceptions::PyOSError;
+use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec, Sink, Source};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBytes, PyString, PyType};
 
-use crate::handle::{Outcome, TaskHandle, Work, seconds, state};
+use crate::handle::{Content, Outcome, TaskHandle, seconds, state};
+use crate::native::{NativeOutcome, os_error};
 use crate::shared::Shared;
 
 #[pyclass(frozen, get_all, module = "dftracer.utils._native")]
 pub(crate) struct ProcessResult {
     exit_code: Option<i32>,
     signal: Option<i32>,
-    timed_out: bool,
     stdout: Py<PyBytes>,
     stderr: Py<PyBytes>,
 }
@@ -30,8 +30,7 @@ impl ProcessResult {
             (None, None) => "unknown end".to_owned(),
         };
         let (out, err) = (self.stdout.as_bytes(py).len(), self.stderr.as_bytes(py).len());
-        let late = if self.timed_out { ", timed out" } else { "" };
-        format!("<ProcessResult {end}{late}, {out} bytes of stdout, {err} of stderr>")
+        format!("<ProcessResult {end}, {out} bytes of stdout, {err} of stderr>")
     }
 }
 
@@ -40,7 +39,9 @@ pub(crate) struct Request {
     pub(crate) argv: Vec<OsString>,
     pub(crate) cwd: Option<PathBuf>,
     pub(crate) env: Option<Vec<(OsString, OsString)>>,
-    pub(crate) stdin: Option<Vec<u8>>,
+    pub(crate) stdin: Source,
+    pub(crate) stdout: Sink,
+    pub(crate) stderr: Sink,
     pub(crate) timeout: Option<f64>,
     pub(crate) name: Option<Py<PyString>>,
     /// Whether `wait_all` and `get_failed` speak of it.
@@ -70,19 +71,24 @@ pub(crate) fn submit<'py>(
         cwd: request.cwd,
         env: request.env,
         stdin: request.stdin,
-        timeout,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        timeout: shared.shorter_timeout(timeout),
     };
     let kill = Kill::default();
     shared.task_begins()?;
-    let work = Work::Process(kill.clone());
-    let handle = TaskHandle::new(shared.clone(), Some(name), work, None, request.tracked);
-    let handle = Bound::new(py, handle)?;
+    let content = Content::Native(Some(kill.clone()));
+    let handle =
+        TaskHandle::new(py, shared.clone(), Some(name), content, None, None, request.tracked);
+    let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
+    TaskHandle::enter_ledger(&handle);
     before_start(&handle);
     let (claimer, runner) = (handle.clone().unbind(), handle.clone().unbind());
     let started = shared.with_io_lane(|lane| {
         let begin = move || claimer.get().claim();
         lane.spawn_process(spec, kill, begin, move |outcome| {
-            TaskHandle::settle(&runner, Outcome::Process(outcome), None);
+            let outcome = Outcome::Native(NativeOutcome::Process(outcome));
+            TaskHandle::settle(&runner, outcome, None);
         });
     });
     if let Err(error) = started {
@@ -94,40 +100,49 @@ pub(crate) fn submit<'py>(
 /// The state of a task that ended so.
 pub(crate) fn terminal_state(outcome: &ProcessOutcome) -> u8 {
     match outcome {
-        ProcessOutcome::Exited(_) | ProcessOutcome::TimedOut(_) => state::DONE,
-        ProcessOutcome::NotStarted { .. } => state::FAILED,
+        ProcessOutcome::Exited(_) => state::DONE,
+        ProcessOutcome::NotStarted { .. } | ProcessOutcome::TimedOut(_) => state::FAILED,
         ProcessOutcome::Killed(_) => state::CANCELLED,
     }
 }
 
 /// The Python form: a result, `None` if it was cancelled, or the error.
-pub(crate) fn decode(py: Python<'_>, outcome: &ProcessOutcome) -> PyResult<Option<Py<PyAny>>> {
+pub(crate) fn decode(
+    py: Python<'_>,
+    outcome: &ProcessOutcome,
+    handle: &TaskHandle,
+) -> PyResult<Option<Py<PyAny>>> {
     match outcome {
-        ProcessOutcome::Exited(output) => result(py, output, false).map(Some),
-        ProcessOutcome::TimedOut(output) => result(py, output, true).map(Some),
+        ProcessOutcome::Exited(output) => {
+            Ok(Some(Py::new(py, ProcessResult::of(py, output))?.into_any()))
+        }
         ProcessOutcome::Killed(_) => Ok(None),
-        ProcessOutcome::NotStarted { program, error } => Err(not_started(py, program, error)),
+        ProcessOutcome::NotStarted { program, error } => Err(os_error(py, error, program)),
+        ProcessOutcome::TimedOut(output) => {
+            let error = timeout_error(py, handle, "its process group was killed")?;
+            let result = Py::new(py, ProcessResult::of(py, output))?;
+            error.value(py).setattr("result", result)?;
+            Err(error)
+        }
     }
 }
 
-/// With an errno, `OSError` becomes `FileNotFoundError`, `PermissionError` and so on.
-fn not_started(py: Python<'_>, program: &OsString, error: &std::io::Error) -> PyErr {
-    let Some(errno) = error.raw_os_error() else { return PyOSError::new_err(error.to_string()) };
-    let text = py
-        .import("os")
-        .and_then(|os| os.call_method1("strerror", (errno,)))
-        .and_then(|text| text.extract::<String>())
-        .unwrap_or_else(|_| error.to_string());
-    PyOSError::new_err((errno, text, program.clone()))
+/// A `TaskTimeoutError` for a task that was stopped at its deadline.
+pub(crate) fn timeout_error(py: Python<'_>, handle: &TaskHandle, what: &str) -> PyResult<PyErr> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
+    let name = handle.name_now(py);
+    let text = format!("task {} '{name}' has run out of time: {what}", handle.task_id);
+    Ok(PyErr::from_type(class.clone(), (text,)))
 }
 
-fn result(py: Python<'_>, output: &ProcessOutput, timed_out: bool) -> PyResult<Py<PyAny>> {
-    let result = ProcessResult {
-        exit_code: output.exit_code,
-        signal: output.signal,
-        timed_out,
-        stdout: PyBytes::new(py, &output.stdout).unbind(),
-        stderr: PyBytes::new(py, &output.stderr).unbind(),
-    };
-    Ok(Py::new(py, result)?.into_any())
+impl ProcessResult {
+    fn of(py: Python<'_>, output: &ProcessOutput) -> Self {
+        Self {
+            exit_code: output.exit_code,
+            signal: output.signal,
+            stdout: PyBytes::new(py, &output.stdout).unbind(),
+            stderr: PyBytes::new(py, &output.stderr).unbind(),
+        }
+    }
 }

@@ -4,17 +4,20 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dftracer_core::sizes::{self, Sizes};
+use dftracer_core::process::{Sink, Source};
+use dftracer_core::sizes::Sizes;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
 use crate::call::copy_context;
-use crate::coroutine::is_coroutine_function;
-use crate::handle::{Outcome, TaskHandle, Work};
+use crate::coroutine::code_of;
+use crate::files;
+use crate::handle::{Content, Outcome, TaskHandle};
 use crate::mailbox::Mailbox;
 use crate::process::{self, Request};
-use crate::shared::{self, LaneKind, Shared};
+use crate::progress;
+use crate::shared::{LaneKind, Shared};
 
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
@@ -29,13 +32,14 @@ fn size(value: isize, name: &str) -> PyResult<usize> {
     })
 }
 
-/// What `submit_to` takes for each call: token, function, arguments, keywords, name.
+/// What `submit_to` takes for each call: token, function, arguments, keywords, name, context.
 type MailboxCall<'py> = (
     Py<PyAny>,
     Bound<'py, PyAny>,
     Bound<'py, PyTuple>,
     Option<Bound<'py, PyDict>>,
     Bound<'py, PyString>,
+    Option<Bound<'py, PyContext>>,
 );
 
 /// A call that is to become a task.
@@ -44,6 +48,10 @@ struct Call<'py> {
     args: Bound<'py, PyTuple>,
     kwargs: Option<Bound<'py, PyDict>>,
     name: Option<Bound<'py, PyString>>,
+    /// What it runs in; a copy of the caller's context if `None`.
+    context: Option<Bound<'py, PyContext>>,
+    /// Where it goes if it is no coroutine function.
+    lane: LaneKind,
     /// Whether `wait_all` and `get_failed` speak of it.
     tracked: bool,
 }
@@ -51,7 +59,7 @@ struct Call<'py> {
 impl Runtime {
     /// Makes a task of a call, accepted but not queued, and says for which lane.
     fn accept<'py>(&self, call: Call<'py>) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Call { callable, args, kwargs, name, tracked } = call;
+        let Call { callable, args, kwargs, name, context, lane, tracked } = call;
         let py = callable.py();
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
@@ -60,19 +68,29 @@ impl Runtime {
                  pass the function itself, without calling it"
             )));
         }
-        let lane =
-            if is_coroutine_function(&callable) { LaneKind::Coroutine } else { LaneKind::Python };
-        let context = copy_context(py)?;
-        let work = Work::Call {
+        let (code, is_coroutine) = code_of(&callable);
+        let lane = if is_coroutine { LaneKind::Coroutine } else { lane };
+        let content = Content::Call {
+            context: match context {
+                Some(context) => context.into_any().unbind(),
+                None => copy_context(py)?,
+            },
             callable: callable.unbind(),
             args: args.unbind(),
             kwargs: kwargs.map(Bound::unbind),
-            context,
         };
         self.shared.task_begins()?;
-        let name = name.map(Bound::unbind);
-        let task = TaskHandle::new(self.shared.clone(), name, work, Some(lane), tracked);
+        let task = TaskHandle::new(
+            py,
+            self.shared.clone(),
+            name.map(Bound::unbind),
+            content,
+            Some(lane),
+            code.map(Bound::unbind),
+            tracked,
+        );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
+        TaskHandle::enter_ledger(&handle);
         Ok((lane, handle))
     }
 }
@@ -104,8 +122,25 @@ impl Runtime {
             return Ok(handle.clone());
         }
         let callable = task_or_fn.clone();
-        let call = Call { callable, args, kwargs, name, tracked: true };
-        let (lane, handle) = self.accept(call)?;
+        let lane = LaneKind::Python;
+        let (lane, handle) =
+            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
+        self.shared.push(lane, &handle);
+        Ok(handle)
+    }
+
+    #[pyo3(signature = (function, /, *args, name=None, **kwargs))]
+    fn submit_io<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        args: Bound<'py, PyTuple>,
+        name: Option<Bound<'py, PyString>>,
+        kwargs: Option<Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        let callable = function.clone();
+        let lane = LaneKind::Io;
+        let (lane, handle) =
+            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -121,14 +156,16 @@ impl Runtime {
         let mut handles = Vec::with_capacity(calls.len());
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         let mut failure = None;
-        for (token, callable, args, kwargs, name) in calls {
-            let call = Call { callable, args, kwargs, name: Some(name), tracked: false };
+        for (token, callable, args, kwargs, name, context) in calls {
+            let lane = LaneKind::Python;
+            let name = Some(name);
+            let call = Call { callable, args, kwargs, name, context, lane, tracked: false };
             match self.accept(call) {
                 Ok((lane, handle)) => {
                     TaskHandle::deliver_to(&handle, &mailbox.core, token);
                     match lane {
-                        LaneKind::Python => plain.push(handle.clone()),
                         LaneKind::Coroutine => coroutines.push(handle.clone()),
+                        LaneKind::Python | LaneKind::Io => plain.push(handle.clone()),
                     }
                     handles.push(handle);
                 }
@@ -154,15 +191,19 @@ impl Runtime {
         Ok(handles)
     }
 
-    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, timeout=None, name=None, mailbox=None, token=None))]
+    /// `stdin` is bytes, the path of a file, or `None`; `stdout` and `stderr` are the path of a
+    /// file, `False` to discard, or `None` to capture.
+    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
-    fn run_process<'py>(
+    fn start_process<'py>(
         &self,
         py: Python<'py>,
         argv: Vec<OsString>,
         cwd: Option<PathBuf>,
         env: Option<Vec<(OsString, OsString)>>,
-        stdin: Option<Bound<'py, PyBytes>>,
+        stdin: Option<Bound<'py, PyAny>>,
+        stdout: Option<Bound<'py, PyAny>>,
+        stderr: Option<Bound<'py, PyAny>>,
         timeout: Option<f64>,
         name: Option<Bound<'py, PyString>>,
         mailbox: Option<&Mailbox>,
@@ -172,7 +213,9 @@ impl Runtime {
             argv,
             cwd,
             env,
-            stdin: stdin.map(|bytes| bytes.as_bytes().to_vec()),
+            stdin: source(stdin)?,
+            stdout: sink(stdout)?,
+            stderr: sink(stderr)?,
             timeout,
             name: name.map(Bound::unbind),
             tracked: mailbox.is_none(),
@@ -185,22 +228,64 @@ impl Runtime {
         })
     }
 
+    #[pyo3(signature = (paths, *, name=None))]
+    fn hash_files<'py>(
+        &self,
+        py: Python<'py>,
+        paths: Vec<PathBuf>,
+        name: Option<Bound<'py, PyString>>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        files::hash(py, &self.shared, paths, name)
+    }
+
+    #[pyo3(signature = (source, target, *, how="copy", name=None))]
+    fn stage_file<'py>(
+        &self,
+        py: Python<'py>,
+        source: PathBuf,
+        target: PathBuf,
+        how: &str,
+        name: Option<Bound<'py, PyString>>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        files::stage(py, &self.shared, source, target, how, name)
+    }
+
     #[pyo3(signature = (raise_on_error=false))]
     fn wait_all(&self, py: Python<'_>, raise_on_error: bool) -> PyResult<()> {
-        self.shared.wait_idle(py)?;
+        self.shared.wait_idle(py, None)?;
         let failed = self.shared.take_unreported();
         if !raise_on_error || failed.is_empty() {
             return Ok(());
         }
         let mut message = format!("{} task(s) failed:", failed.len());
         for handle in failed {
-            let handle = handle.bind(py);
-            let error = handle.getattr("exception")?;
-            let kind = error.get_type().qualname()?;
-            let text = error.str().map_or_else(|_| String::new(), |text| text.to_string());
-            message.push_str(&format!("\n{}: {kind}: {text}", handle.getattr("name")?));
+            let error = handle.bind(py).getattr("exception")?;
+            let name = handle.get().name_now(py);
+            message.push_str(&format!("\n{name}: {}", progress::describe(&error)));
         }
         Err(PyRuntimeError::new_err(message))
+    }
+
+    fn get_progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.shared.check_process()?;
+        progress::report(py, &self.shared)
+    }
+
+    fn is_responsive(&self) -> bool {
+        !self.shared.is_copy() && progress::is_responsive(&self.shared)
+    }
+
+    fn set_error_callback(&self, callback: Option<Py<PyAny>>) {
+        self.shared.set_error_callback(callback);
+    }
+
+    fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {
+        self.shared.check_process()?;
+        self.shared.set_timeout_for_all(millis)
+    }
+
+    fn set_default_task_timeout_ms(&self, millis: u64) {
+        self.shared.set_task_timeout(millis);
     }
 
     fn get_failed(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
@@ -214,6 +299,16 @@ impl Runtime {
     #[pyo3(signature = (wait=true))]
     fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
         self.shared.shutdown(py, wait)
+    }
+
+    /// The sizes of the pools, started or not.
+    #[getter]
+    fn sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let sizes = PyDict::new(py);
+        sizes.set_item("threads", self.shared.sizes.threads)?;
+        sizes.set_item("io_threads", self.shared.sizes.io_threads)?;
+        sizes.set_item("python_threads", self.shared.sizes.python_threads)?;
+        Ok(sizes)
     }
 
     #[getter]
@@ -242,23 +337,18 @@ impl Drop for Runtime {
     }
 }
 
-/// At interpreter exit: no thread of ours may be left that could touch a dying interpreter.
-#[pyfunction]
-pub(crate) fn shutdown_all(py: Python<'_>) -> PyResult<()> {
-    for shared in shared::live_runtimes() {
-        shared.shutdown(py, true)?;
+fn source(value: Option<Bound<'_, PyAny>>) -> PyResult<Source> {
+    let Some(value) = value else { return Ok(Source::Empty) };
+    match value.cast::<PyBytes>() {
+        Ok(bytes) => Ok(Source::Bytes(bytes.as_bytes().to_vec())),
+        Err(_) => value.extract().map(Source::File),
     }
-    Ok(())
 }
 
-/// In the child of a `fork()`.
-#[pyfunction]
-pub(crate) fn after_fork_in_child() {
-    shared::forked();
-}
-
-/// The CPUs this process may use: its affinity and cgroup limits, not the number in the box.
-#[pyfunction]
-pub(crate) fn available_cpus() -> usize {
-    sizes::available_cpus()
+fn sink(value: Option<Bound<'_, PyAny>>) -> PyResult<Sink> {
+    match value {
+        None => Ok(Sink::Captured),
+        Some(value) if value.is(false.into_pyobject(value.py())?) => Ok(Sink::Discarded),
+        Some(value) => value.extract().map(Sink::File),
+    }
 }

@@ -3,18 +3,22 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use dftracer_core::compute::ComputeLane;
 use dftracer_core::io::IoLane;
 use dftracer_core::lane::{Lane, Order};
+use dftracer_core::ledger::{Entry, Ledger};
 use dftracer_core::park::{Parker, Unpark, Wakeup};
 use dftracer_core::sizes::Sizes;
 use once_cell::sync::OnceCell;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::handle::{Outcome, Sleepers, TaskHandle, wake};
-use crate::{coroutine, worker};
+use crate::deadlines::Deadlines;
+use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
+use crate::progress::{HandleAddress, Slot};
+use crate::{callbacks, coroutine, worker};
 
 /// How long a stopping runtime waits for its I/O threads; they have no task left by then.
 const IO_STOP_GRACE: Duration = Duration::from_secs(2);
@@ -27,6 +31,9 @@ const WORKER_STACK: usize = 8 << 20;
 /// and its locks may be held for ever by threads that were not copied.
 static FORK_GENERATION: AtomicU64 = AtomicU64::new(0);
 
+/// Set at the exit of the interpreter: no more tasks.
+static EXITING: AtomicBool = AtomicBool::new(false);
+
 /// All runtimes of this process that may still have threads.
 static RUNTIMES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
@@ -35,16 +42,53 @@ static RUNTIMES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 pub(crate) enum LaneKind {
     Python,
     Coroutine,
+    Io,
+}
+
+impl LaneKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Coroutine => "coroutine",
+            Self::Io => "io",
+        }
+    }
+}
+
+/// How many tasks have ended, each way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) cancelled: u64,
+}
+
+impl Counts {
+    pub(crate) fn ended(self) -> u64 {
+        self.completed + self.failed + self.cancelled
+    }
 }
 
 pub(crate) struct Shared {
     pub(crate) sizes: Sizes,
     python: Lane<Py<TaskHandle>>,
     coroutine: Lane<Py<TaskHandle>>,
+    /// Python callables that were sent to the I/O lane.
+    io_calls: Lane<Py<TaskHandle>>,
     /// Started with the first native job.
     io: OnceCell<IoLane>,
+    compute: OnceCell<ComputeLane>,
+    pub(crate) deadlines: Deadlines,
+    /// Every handle that is alive.
+    pub(crate) ledger: Ledger<HandleAddress>,
+    /// The workers that run Python code and are alive.
+    slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
-    next_thread: [AtomicUsize; 2],
+    next_thread: [AtomicUsize; 3],
+    /// Tasks that have ended, by state from `DONE` on. Relaxed: only shown.
+    ended: [AtomicU64; 3],
+    /// The sum of these when `has_progressed` last looked.
+    ended_before: AtomicU64,
     /// Tasks that were accepted and have not ended.
     unfinished: AtomicUsize,
     /// Those of them that stand in `wait_all` themselves: waiting for them would never end.
@@ -52,6 +96,10 @@ pub(crate) struct Shared {
     /// Who waits for the end of all tasks.
     idle_waiters: Mutex<Vec<Arc<Parker>>>,
     failures: Mutex<Failures>,
+    /// Called with the handle and the exception of each failed task.
+    error_callback: Mutex<Option<Py<PyAny>>>,
+    /// Who waits, at interpreter exit, for threads to leave.
+    departures: Mutex<Option<Arc<Parker>>>,
     /// False once `shutdown` has begun: no more tasks.
     open: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -76,13 +124,22 @@ impl Shared {
             sizes,
             python: Lane::new(sizes.python_threads),
             coroutine: Lane::new(sizes.python_threads),
+            io_calls: Lane::new(sizes.io_threads),
             io: OnceCell::new(),
+            compute: OnceCell::new(),
+            deadlines: Deadlines::default(),
+            ledger: Ledger::new(),
+            slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
             next_thread: Default::default(),
+            ended: Default::default(),
+            ended_before: AtomicU64::new(0),
             unfinished: AtomicUsize::new(0),
             waiting_for_all: AtomicUsize::new(0),
             idle_waiters: Mutex::default(),
             failures: Mutex::default(),
+            error_callback: Mutex::default(),
+            departures: Mutex::default(),
             open: AtomicBool::new(true),
             threads: Mutex::default(),
             generation: FORK_GENERATION.load(Ordering::Relaxed),
@@ -102,6 +159,7 @@ impl Shared {
         match kind {
             LaneKind::Python => &self.python,
             LaneKind::Coroutine => &self.coroutine,
+            LaneKind::Io => &self.io_calls,
         }
     }
 
@@ -116,7 +174,7 @@ impl Shared {
         Ok(())
     }
 
-    fn is_copy(&self) -> bool {
+    pub(crate) fn is_copy(&self) -> bool {
         self.generation != FORK_GENERATION.load(Ordering::Relaxed)
     }
 
@@ -128,10 +186,14 @@ impl Shared {
         // SeqCst on both sides: `shutdown` closes, then counts; we count, then look. So either it
         // waits for this task or we see that it is closed.
         self.unfinished.fetch_add(1, Ordering::SeqCst);
-        if self.open.load(Ordering::SeqCst) {
+        let exiting = EXITING.load(Ordering::SeqCst);
+        if self.open.load(Ordering::SeqCst) && !exiting {
             return Ok(());
         }
         self.task_refused();
+        if exiting {
+            return Err(PyRuntimeError::new_err("cannot submit: the interpreter is exiting"));
+        }
         Err(PyRuntimeError::new_err(
             "cannot submit after shutdown: this Runtime is shut down; make a new one",
         ))
@@ -153,35 +215,59 @@ impl Shared {
         }
     }
 
-    /// Waits until no task is left but those that wait here too.
-    pub(crate) fn wait_idle(&self, py: Python<'_>) -> PyResult<()> {
+    /// Waits until no task is left but those that wait here too; false if `timeout` came first.
+    pub(crate) fn wait_idle(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
         self.check_process()?;
-        let _blocked = worker::enter_blocked(py)?;
+        let _blocked = worker::enter_blocked()?;
         let _inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parker = Arc::new(Parker::default());
         loop {
             lock(&self.idle_waiters).push(parker.clone());
             // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
             let idle = self.unfinished.load(Ordering::SeqCst)
                 <= self.waiting_for_all.load(Ordering::SeqCst);
-            let result = if idle {
-                Ok(Wakeup::Notified)
-            } else {
-                match py.detach(|| parker.park(None)) {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let woken = match idle {
+                true => Ok(Wakeup::Notified),
+                false => match py.detach(|| parker.park(left)) {
                     Wakeup::Interrupted => py.check_signals().map(|()| Wakeup::Interrupted),
                     other => Ok(other),
-                }
+                },
             };
             lock(&self.idle_waiters).retain(|other| !Arc::ptr_eq(other, &parker));
-            if result.is_err() || idle {
-                return result.map(drop);
+            if idle || woken? == Wakeup::TimedOut {
+                return Ok(idle);
             }
+        }
+    }
+
+    pub(crate) fn count_end(&self, state: u8) {
+        self.ended[usize::from(state - state::DONE)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let [completed, failed, cancelled] =
+            [0, 1, 2].map(|index: usize| self.ended[index].load(Ordering::Relaxed));
+        Counts { completed, failed, cancelled }
+    }
+
+    /// Whether a task has ended since the last call.
+    pub(crate) fn has_progressed(&self) -> bool {
+        let ended = self.counts().ended();
+        self.ended_before.swap(ended, Ordering::Relaxed) != ended
+    }
+
+    pub(crate) fn leave_ledger(&self, entry: Entry) {
+        // In a copy, the lock may be held for ever by a thread that was not copied.
+        if !self.is_copy() {
+            self.ledger.leave(entry);
         }
     }
 
     // --- failures -------------------------------------------------------------------------------
 
-    /// Remembers a failed task for `get_failed` and `wait_all`.
+    /// Remembers a failed task for `get_failed` and `wait_all`, and tells the error callback.
     pub(crate) fn record_failure(&self, handle: &Py<TaskHandle>) {
         // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
         Python::try_attach(|py| {
@@ -189,7 +275,18 @@ impl Shared {
             let mut failures = lock(&self.failures);
             failures.all.push(one);
             failures.unreported.push(two);
+            drop(failures);
+            let callback = lock(&self.error_callback).as_ref().map(|c| c.clone_ref(py));
+            if let Some(callback) = callback {
+                let (_, error) = handle.get().report(py);
+                callbacks::call(py, &callback, (handle.clone_ref(py), error));
+            }
         });
+    }
+
+    pub(crate) fn set_error_callback(&self, callback: Option<Py<PyAny>>) {
+        let previous = std::mem::replace(&mut *lock(&self.error_callback), callback);
+        drop(previous);
     }
 
     pub(crate) fn failed(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
@@ -249,14 +346,14 @@ impl Shared {
         }
         let number = self.next_thread[kind as usize].fetch_add(1, Ordering::Relaxed);
         let shared = self.clone();
-        let (name, serve): (_, fn(Arc<Self>)) = match kind {
-            LaneKind::Python => ("python", worker::serve),
-            LaneKind::Coroutine => ("coroutine", coroutine::serve),
+        let serve = match kind {
+            LaneKind::Python | LaneKind::Io => worker::serve,
+            LaneKind::Coroutine => coroutine::serve,
         };
         let spawned = std::thread::Builder::new()
-            .name(format!("dft-{name}-{number}"))
+            .name(format!("dft-{}-{number}", kind.name()))
             .stack_size(WORKER_STACK)
-            .spawn(move || serve(shared));
+            .spawn(move || serve(shared, kind, number));
         match spawned {
             Ok(thread) => {
                 let mut threads = lock(&self.threads);
@@ -283,9 +380,43 @@ impl Shared {
         Ok(())
     }
 
+    /// Hands a job to the compute lane, which is started with the first.
+    pub(crate) fn with_compute_lane(&self, act: impl FnOnce(&ComputeLane)) -> PyResult<()> {
+        let lane = self.compute.get_or_try_init(|| {
+            ComputeLane::start(self.sizes.threads).map_err(|error| {
+                PyRuntimeError::new_err(format!("cannot start the compute threads: {error}"))
+            })
+        })?;
+        act(lane);
+        Ok(())
+    }
+
+    pub(crate) fn unfinished_compute_jobs(&self) -> usize {
+        self.compute.get().map_or(0, ComputeLane::unfinished)
+    }
+
     /// The Python workers that are alive.
     pub(crate) fn python_workers(&self) -> usize {
         self.python.workers() + self.coroutine.workers()
+    }
+
+    pub(crate) fn add_slot(&self, slot: Arc<Slot>) {
+        lock(&self.slots).push(slot);
+    }
+
+    pub(crate) fn remove_slot(&self, slot: &Arc<Slot>) {
+        lock(&self.slots).retain(|other| !Arc::ptr_eq(other, slot));
+    }
+
+    pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
+        lock(&self.slots).clone()
+    }
+
+    /// A worker's thread is about to end.
+    pub(crate) fn departed(&self) {
+        if let Some(parker) = &*lock(&self.departures) {
+            parker.unpark();
+        }
     }
 
     /// No task is accepted from now on; workers leave when their lane is empty.
@@ -296,6 +427,7 @@ impl Shared {
         self.open.store(false, Ordering::SeqCst);
         self.python.close();
         self.coroutine.close();
+        self.io_calls.close();
     }
 
     pub(crate) fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
@@ -303,14 +435,15 @@ impl Shared {
             return Ok(());
         }
         let first = self.open.swap(false, Ordering::SeqCst);
-        if wait && !worker::is_worker_of(self) {
-            self.wait_idle(py)?;
+        let wait = wait && !worker::is_worker_of(self);
+        if wait {
+            self.wait_idle(py, None)?;
         }
         self.close();
         if first {
             log::debug!("runtime shut down");
         }
-        if wait && !worker::is_worker_of(self) {
+        if wait {
             let threads = std::mem::take(&mut *lock(&self.threads));
             py.detach(|| {
                 for thread in threads {
@@ -321,15 +454,37 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// Closes, then waits for at most `grace` until no thread of ours can touch the interpreter.
+    pub(crate) fn leave(&self, py: Python<'_>, grace: Duration) {
+        let parker = Arc::new(Parker::default());
+        *lock(&self.departures) = Some(parker.clone());
+        self.open.store(false, Ordering::SeqCst);
+        self.close();
+        let deadline = Instant::now() + grace;
+        py.detach(|| {
+            while !lock(&self.slots).is_empty() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if !parker.park_for(left) {
+                    return;
+                }
+            }
+            for thread in std::mem::take(&mut *lock(&self.threads)) {
+                // Those that have no slot any more are past their last Python code.
+                let _ = thread.join();
+            }
+        });
+    }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let Some(io) = self.io.take() else { return };
+        let (io, compute) = (self.io.take(), self.compute.take());
         if self.is_copy() {
-            // Its locks may be held by threads that the fork did not copy.
-            std::mem::forget(io);
-        } else {
+            // Their locks may be held by threads that the fork did not copy.
+            std::mem::forget((io, compute));
+            self.deadlines.abandon();
+        } else if let Some(io) = io {
             io.stop(IO_STOP_GRACE);
         }
     }
@@ -355,9 +510,11 @@ impl Drop for InsideWaitAll<'_> {
     }
 }
 
-/// Every runtime of this process that is alive.
-pub(crate) fn live_runtimes() -> Vec<Arc<Shared>> {
-    lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect()
+/// From here on no runtime takes tasks. Returns those that are alive.
+pub(crate) fn begin_exit() -> Vec<Arc<Shared>> {
+    EXITING.store(true, Ordering::SeqCst);
+    let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
+    runtimes.into_iter().filter(|runtime| !runtime.is_copy()).collect()
 }
 
 /// In the child of a `fork()`: all that was made before it is a copy without threads.

@@ -1,36 +1,48 @@
-//! The workers of the Python lane: attached to the interpreter for life, detached only to sleep.
+//! The workers of the Python and I/O lanes: attached to the interpreter for life, detached only to
+//! sleep.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dftracer_core::lane::Rest;
 use dftracer_core::park::{Parker, Unpark};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
 
-use crate::call::{call_in_context, panic_error};
-use crate::handle::{Outcome, Sleepers, TaskHandle, Work, wake};
+use crate::call::{call_in_context, panic_error, panic_text};
+use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
+use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
 /// each level takes native stack and a part of Python's recursion limit.
 const MAX_INLINE_DEPTH: u32 = 64;
 
+/// What a worker knows of itself.
+struct Current {
+    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+    /// The innermost plain body that runs here.
+    task: Option<Py<TaskHandle>>,
+}
+
 thread_local! {
-    /// The runtime and lane that this thread works for, if it is a worker.
-    static CURRENT: RefCell<Option<(Arc<Shared>, LaneKind)>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// The life of a Python worker.
-pub(crate) fn serve(shared: Arc<Shared>) {
-    let for_loop = shared.clone();
-    let served = as_worker(shared.clone(), LaneKind::Python, move |py| {
+/// The life of a worker of the Python or the I/O lane.
+pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
+    let owner = shared.clone();
+    let served = as_worker(shared.clone(), kind, number, move |py| {
         let parker = Arc::new(Parker::default());
         let wakeup: Arc<dyn Unpark> = parker.clone();
-        let lane = for_loop.lane(LaneKind::Python);
+        let lane = owner.lane(kind);
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
@@ -38,7 +50,7 @@ pub(crate) fn serve(shared: Arc<Shared>) {
         loop {
             let (job, order) = lane.pop();
             // A spare that cannot be started is missed only if nobody else comes to the jobs.
-            let _ = for_loop.obey(LaneKind::Python, order);
+            let _ = owner.obey(kind, order);
             match job {
                 Some(handle) => {
                     wake(&mut sleepers);
@@ -64,7 +76,8 @@ pub(crate) fn serve(shared: Arc<Shared>) {
         }
     });
     if served != Some(true) {
-        let _ = shared.lane(LaneKind::Python).worker_died();
+        let order = shared.lane(kind).worker_died();
+        let _ = shared.obey(kind, order);
     }
 }
 
@@ -73,26 +86,32 @@ pub(crate) fn serve(shared: Arc<Shared>) {
 pub(crate) fn as_worker<T>(
     shared: Arc<Shared>,
     kind: LaneKind,
+    number: usize,
     work: impl FnOnce(Python<'_>) -> T,
 ) -> Option<T> {
-    Python::try_attach(|py| {
-        CURRENT.set(Some((shared, kind)));
-        introduce(py);
+    let slot = Arc::new(Slot::new(kind, number));
+    let result = Python::try_attach(|py| {
+        introduce(py, &slot);
+        shared.add_slot(slot.clone());
+        CURRENT.set(Some(Current { shared: shared.clone(), slot: slot.clone(), task: None }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
-        take_leave(py);
         CURRENT.set(None);
+        shared.remove_slot(&slot);
+        take_leave(py);
         result.ok()
-    })
-    .flatten()
+    });
+    shared.departed();
+    result.flatten()
 }
 
 /// Gives the thread its name in Python's `threading` too, where logs and debuggers look.
-fn introduce(py: Python<'_>) {
+fn introduce(py: Python<'_>, slot: &Slot) {
     let name = std::thread::current().name().unwrap_or("dft").to_owned();
-    let named = py
-        .import("threading")
-        .and_then(|threading| threading.call_method0("current_thread"))
-        .and_then(|thread| thread.setattr("name", name));
+    let named = py.import("threading").and_then(|threading| {
+        let ident: u64 = threading.call_method0("get_ident")?.extract()?;
+        slot.ident.store(ident, Ordering::Relaxed);
+        threading.call_method0("current_thread")?.setattr("name", name)
+    });
     if let Err(error) = named {
         error.write_unraisable(py, None);
     }
@@ -107,11 +126,13 @@ fn take_leave(py: Python<'_>) {
 }
 
 fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| run_body(py, handle)));
-    let outcome = match outcome {
+    if let Some(shared) = handle.get().shared() {
+        shared.arm(handle.get());
+    }
+    let outcome = match catch_unwind(AssertUnwindSafe(|| run_body(py, handle))) {
         Ok(Some(outcome)) => outcome,
         Ok(None) => return, // it goes on elsewhere
-        Err(panic) => Outcome::Error(panic_error(panic.as_ref())),
+        Err(panic) => Outcome::Error(panic_error(&panic_text(panic.as_ref()))),
     };
     TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers);
 }
@@ -119,7 +140,7 @@ fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers)
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
 fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let this = handle.get();
-    let Work::Call { callable, args, kwargs, context } = this.take_work() else {
+    let Content::Call { callable, args, kwargs, context } = this.take_content() else {
         return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
     };
     // Nobody but the queue holds the handle: nobody will ask for its name.
@@ -127,7 +148,9 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
         this.keep_name(callable.bind(py));
     }
+    let outer = begin_body(py, handle);
     let result = call_in_context(py, &context, &callable, &args, kwargs.as_ref());
+    let interrupted = end_body(py, outer);
     if result.is_err() {
         this.keep_name(callable.bind(py));
     }
@@ -135,11 +158,16 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     drop((args, kwargs, callable));
     match result {
         Ok(value) if is_coroutine(&value) => {
-            this.set_work(Work::Coroutine { coroutine: value.unbind(), context });
-            this.shared().clone().pass_on(py, handle);
+            this.become_(Content::Coroutine { coroutine: value.unbind(), context });
+            if let Some(shared) = this.shared() {
+                shared.pass_on(py, handle);
+            }
             None
         }
         Ok(value) => Some(Outcome::Value(value.unbind())),
+        Err(error) if interrupted && error.is_instance(py, interruption(py).as_any()) => {
+            Some(Outcome::Cancelled)
+        }
         Err(error) => Some(Outcome::Error(error)),
     }
 }
@@ -150,17 +178,101 @@ fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
     unsafe { ffi::PyCoro_CheckExact(value.as_ptr()) != 0 }
 }
 
+/// The body around the one that begins now.
+struct Outer {
+    task: Option<Py<TaskHandle>>,
+    id: i64,
+}
+
+fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
+    CURRENT.with_borrow_mut(|current| {
+        let Some(current) = current else { return Outer { task: None, id: IDLE } };
+        let task = current.task.replace(handle.clone_ref(py));
+        current.slot.since.store(nanos_now(), Ordering::Relaxed);
+        let id = replace_task(&current.slot, handle.get().task_id);
+        Outer { task, id }
+    })
+}
+
+/// Goes back to the outer body; true if the inner one was sent an exception, which can reach
+/// nobody else from here on.
+fn end_body(_py: Python<'_>, outer: Outer) -> bool {
+    let (ended, interrupted) = CURRENT.with_borrow_mut(|current| {
+        let Some(current) = current else { return (None, false) };
+        let ended = std::mem::replace(&mut current.task, outer.task);
+        replace_task(&current.slot, outer.id);
+        let interrupted = current.slot.interrupted.swap(false, Ordering::Relaxed);
+        if interrupted {
+            let ident = current.slot.ident.load(Ordering::Relaxed);
+            // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
+            unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
+        }
+        (ended, interrupted)
+    });
+    drop(ended);
+    interrupted
+}
+
+/// Sets the task of a slot, waiting for the short time in which another thread may hold it.
+fn replace_task(slot: &Slot, id: i64) -> i64 {
+    loop {
+        let before = slot.task.load(Ordering::Acquire);
+        // AcqRel: what an interrupting thread did while it held the slot is seen after.
+        if before != HELD
+            && slot.task.compare_exchange(before, id, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            return before;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Sends an exception to the worker that runs a plain body, if that is its innermost one. It is
+/// raised when the body next runs Python code, and never outside of it.
+pub(crate) fn interrupt(shared: &Shared, task_id: i64, py: Python<'_>) -> bool {
+    for slot in shared.slots() {
+        if slot.lane == LaneKind::Coroutine
+            || slot
+                .task
+                .compare_exchange(task_id, HELD, Ordering::AcqRel, Ordering::Relaxed)
+                .is_err()
+        {
+            continue;
+        }
+        let ident = slot.ident.load(Ordering::Relaxed);
+        // SAFETY: attached; the class is a live object; the worker cannot leave the body while the
+        // slot is held.
+        let sent =
+            unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, interruption(py).as_ptr()) == 1 };
+        slot.interrupted.store(sent, Ordering::Relaxed);
+        slot.task.store(task_id, Ordering::Release);
+        return sent;
+    }
+    false
+}
+
+/// What an interrupted body sees: `asyncio.CancelledError`, which `except Exception` lets pass.
+fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    match CLASS.import(py, "asyncio", "CancelledError") {
+        Ok(class) => class.clone(),
+        Err(_) => py.get_type::<pyo3::exceptions::PyKeyboardInterrupt>(),
+    }
+}
+
 /// Runs a task on the stack of the thread that waits for it, if nobody has started it and this is
-/// a Python worker of the same runtime. True if it ran.
+/// a worker of its lane. True if it ran.
 pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
+    let this = handle.get();
     let ours = CURRENT.with_borrow(|current| {
-        current.as_ref().is_some_and(|(shared, kind)| {
-            *kind == LaneKind::Python && Arc::ptr_eq(shared, handle.get().shared())
+        current.as_ref().is_some_and(|current| {
+            this.lane == Some(current.slot.lane)
+                && current.slot.lane != LaneKind::Coroutine
+                && this.shared().is_some_and(|shared| Arc::ptr_eq(shared, &current.shared))
         })
     });
     let depth = INLINE_DEPTH.get();
-    if !ours || depth >= MAX_INLINE_DEPTH || !handle.get().is_plain_call() || !handle.get().claim()
-    {
+    if !ours || depth >= MAX_INLINE_DEPTH || !this.claim() {
         return false;
     }
     INLINE_DEPTH.set(depth + 1);
@@ -174,13 +286,44 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
 /// Whether the calling thread is a worker of this runtime.
 pub(crate) fn is_worker_of(shared: &Shared) -> bool {
     CURRENT.with_borrow(|current| {
-        current.as_ref().is_some_and(|(own, _)| std::ptr::eq(Arc::as_ptr(own), shared))
+        current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(&current.shared), shared))
     })
 }
 
+/// The task whose plain body runs on this thread.
+pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
+    CURRENT.with_borrow(|current| Some(current.as_ref()?.task.as_ref()?.clone_ref(py)))
+}
+
+/// The slot of the worker that this thread is.
+pub(crate) fn current_slot() -> Option<Arc<Slot>> {
+    CURRENT.with_borrow(|current| Some(current.as_ref()?.slot.clone()))
+}
+
+/// The family of the task that is submitting, if a task is. A coroutine worker runs many bodies by
+/// turns: there the context knows whose turn it is.
+pub(crate) fn current_family(py: Python<'_>) -> Option<Arc<Family>> {
+    let (is_coroutine, task) = CURRENT.with_borrow(|current| {
+        let current = current.as_ref()?;
+        let is_coroutine = current.slot.lane == LaneKind::Coroutine;
+        Some((is_coroutine, current.task.as_ref().map(|task| task.clone_ref(py))))
+    })?;
+    let task = if is_coroutine {
+        let current =
+            py.import("dftracer.utils.current").ok()?.call_method0("current_task").ok()?;
+        current.cast_into::<TaskHandle>().ok()?.unbind()
+    } else {
+        task?
+    };
+    Some(task.get().family().clone())
+}
+
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.
-pub(crate) fn enter_blocked(_py: Python<'_>) -> PyResult<Option<Blocked>> {
-    let Some((shared, kind)) = CURRENT.with_borrow(Clone::clone) else { return Ok(None) };
+pub(crate) fn enter_blocked() -> PyResult<Option<Blocked>> {
+    let current = CURRENT.with_borrow(|current| {
+        current.as_ref().map(|current| (current.shared.clone(), current.slot.lane))
+    });
+    let Some((shared, kind)) = current else { return Ok(None) };
     let order = shared.lane(kind).enter_blocked().map_err(|_| {
         PyRuntimeError::new_err(
             "too many tasks of this Runtime wait for other tasks: waiting here could block for \

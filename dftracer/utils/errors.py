@@ -1,0 +1,20 @@
+"""What can go wrong with a task, beyond what its own body raises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dftracer.utils._native import ProcessResult
+
+
+class TaskTimeoutError(TimeoutError):
+    """A task has run longer than it may, and was told to stop.
+
+    Attributes
+    ----------
+    result : ProcessResult | None
+        Of a child process that ran into its own timeout: how it ended and what it had written.
+    """
+
+    result: ProcessResult | None = None

@@ -1,0 +1,177 @@
+//! Work on files: content hashes, and staging from one place to another.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+/// What is read from a file at a time, in bytes.
+const BLOCK: usize = 256 << 10;
+
+/// An error, and the file that it is about.
+pub type FileError = (PathBuf, io::Error);
+
+/// The SHA-256 of each file's content, in hexadecimal, in the order of `paths`. Parallel over the
+/// files when called on a thread of a rayon pool.
+pub fn hash(paths: &[PathBuf]) -> Result<Vec<String>, FileError> {
+    paths.par_iter().map(|path| hash_one(path).map_err(|error| (path.clone(), error))).collect()
+}
+
+fn hash_one(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; BLOCK];
+    loop {
+        match file.read(&mut block) {
+            Ok(0) => break,
+            Ok(count) => hasher.update(&block[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// How a file gets to its new place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staging {
+    /// A copy of its content and permissions.
+    Copy,
+    /// Another name for the same file.
+    HardLink,
+    /// A link that names the source by its absolute path.
+    SymbolicLink,
+}
+
+/// Puts a file at `target`, which must not exist. The file appears there complete or not at all.
+/// Directories on the way are made.
+pub fn stage(source: &Path, target: &Path, how: Staging) -> Result<PathBuf, FileError> {
+    let about = |path: &Path| {
+        let path = path.to_owned();
+        move |error| (path, error)
+    };
+    if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(about(parent))?;
+    }
+    match how {
+        Staging::Copy => copy(source, target),
+        Staging::HardLink => fs::hard_link(source, target).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => (target.to_owned(), error),
+            _ => (source.to_owned(), error),
+        }),
+        Staging::SymbolicLink => {
+            // A link to nothing can be made, and would be found out only by who opens it.
+            let metadata = fs::metadata(source).and_then(|_| std::path::absolute(source));
+            let source = metadata.map_err(about(source))?;
+            std::os::unix::fs::symlink(source, target).map_err(about(target))
+        }
+    }?;
+    Ok(target.to_owned())
+}
+
+/// Copies under another name first. A hard link, unlike a rename, refuses to replace what is there.
+fn copy(source: &Path, target: &Path) -> Result<(), FileError> {
+    if !fs::metadata(source).map_err(|error| (source.to_owned(), error))?.is_file() {
+        let error = io::Error::from_raw_os_error(rustix::io::Errno::INVAL.raw_os_error());
+        return Err((source.to_owned(), error)); // a directory, a pipe, a device
+    }
+    if target.symlink_metadata().is_ok() {
+        let error = io::Error::from_raw_os_error(rustix::io::Errno::EXIST.raw_os_error());
+        return Err((target.to_owned(), error));
+    }
+    let partial = partial_name(target);
+    let copied = fs::copy(source, &partial).map_err(|error| (source.to_owned(), error));
+    let placed = copied
+        .and_then(|_| fs::hard_link(&partial, target).map_err(|error| (target.to_owned(), error)));
+    // Whatever happened: under this name nobody wants it.
+    let _ = fs::remove_file(&partial);
+    placed
+}
+
+/// A name beside `target` that no other copy uses.
+fn partial_name(target: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(".{}-{number}.partial", std::process::id()));
+    target.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of its own for one test, removed at its end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("dft-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).expect("scratch directory");
+            Self(path)
+        }
+
+        fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+            let path = self.0.join(name);
+            fs::write(&path, content).expect("write");
+            path
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn hashes_come_in_the_order_of_the_files() {
+        let scratch = Scratch::new("hash");
+        let paths = [scratch.file("empty", b""), scratch.file("abc", b"abc")];
+        // The two digests that FIPS 180-4 gives as examples.
+        assert_eq!(
+            hash(&paths).expect("digests"),
+            [
+                "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+                "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            ]
+        );
+        let missing = scratch.0.join("missing");
+        let (path, error) = hash(std::slice::from_ref(&missing)).expect_err("no such file");
+        assert_eq!((path, error.kind()), (missing, io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn staging_never_replaces_a_file() {
+        let scratch = Scratch::new("stage");
+        let source = scratch.file("source", b"new");
+        for (name, how) in [
+            ("copied", Staging::Copy),
+            ("hard", Staging::HardLink),
+            ("soft", Staging::SymbolicLink),
+        ] {
+            let target = scratch.0.join("deep/er").join(name);
+            stage(&source, &target, how).expect("staged");
+            assert_eq!(fs::read(&target).expect("read"), b"new");
+            let (path, error) = stage(&source, &target, how).expect_err("exists");
+            assert_eq!((path, error.kind()), (target, io::ErrorKind::AlreadyExists), "{how:?}");
+        }
+        let left = fs::read_dir(scratch.0.join("deep/er")).expect("directory").count();
+        assert_eq!(left, 3, "a partial copy was left behind");
+    }
+
+    #[test]
+    fn a_missing_source_is_named() {
+        let scratch = Scratch::new("missing");
+        let (source, target) = (scratch.0.join("nothing"), scratch.0.join("target"));
+        for how in [Staging::Copy, Staging::HardLink, Staging::SymbolicLink] {
+            let (path, error) = stage(&source, &target, how).expect_err("no source");
+            assert_eq!((&path, error.kind()), (&source, io::ErrorKind::NotFound), "{how:?}");
+            assert!(target.symlink_metadata().is_err(), "{how:?} left something behind");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Timeouts: how long a task may run, and how long all of them together.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use dftracer_core::ledger::Entry;
+use dftracer_core::watchdog::{Alarm, Watchdog};
+use pyo3::prelude::*;
+
+use crate::handle::{Outcome, TaskHandle};
+use crate::process::timeout_error;
+use crate::shared::Shared;
+
+/// What the watchdog keeps for a deadline.
+pub(crate) enum Due {
+    /// Of one task: where its handle stands, and the id to tell it from a later one there.
+    Task { entry: Entry, task_id: i64 },
+    /// Of all tasks.
+    All,
+}
+
+/// The deadlines of one runtime. The thread that keeps them is started with the first.
+#[derive(Default)]
+pub(crate) struct Deadlines {
+    /// In milliseconds; 0 is none. Relaxed: applies to tasks that begin after it is seen.
+    task_timeout_ms: AtomicU64,
+    keeper: Mutex<Keeper>,
+}
+
+#[derive(Default)]
+struct Keeper {
+    watchdog: Option<Watchdog<Due>>,
+    for_all: Option<Alarm>,
+}
+
+impl Deadlines {
+    fn lock(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task_timeout(&self) -> Option<Duration> {
+        match self.task_timeout_ms.load(Ordering::Relaxed) {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    /// In the copy of a runtime, whose lock may be held for ever: leaks the watchdog.
+    pub(crate) fn abandon(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.keeper));
+    }
+}
+
+impl Keeper {
+    fn set(&mut self, shared: &Arc<Shared>, at: Instant, due: Due) -> std::io::Result<Alarm> {
+        let watchdog = match &self.watchdog {
+            Some(watchdog) => watchdog,
+            None => {
+                let shared = Arc::downgrade(shared);
+                self.watchdog.insert(Watchdog::start(move |due| ring(&shared, &due))?)
+            }
+        };
+        Ok(watchdog.set(at, due))
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.stop();
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn set_task_timeout(&self, millis: u64) {
+        self.deadlines.task_timeout_ms.store(millis, Ordering::Relaxed);
+    }
+
+    /// Lets every task that is unfinished `millis` from now run out of time; 0 takes that back.
+    pub(crate) fn set_timeout_for_all(self: &Arc<Self>, millis: u64) -> PyResult<()> {
+        let mut keeper = self.deadlines.lock();
+        if let (Some(watchdog), Some(alarm)) = (&keeper.watchdog, keeper.for_all) {
+            watchdog.take_back(alarm);
+        }
+        keeper.for_all = None;
+        let at = Instant::now().checked_add(Duration::from_millis(millis));
+        if let Some(at) = at.filter(|_| millis > 0) {
+            keeper.for_all = Some(keeper.set(self, at, Due::All)?);
+        }
+        Ok(())
+    }
+
+    /// The shorter of a job's own timeout and the default one.
+    pub(crate) fn shorter_timeout(&self, own: Option<Duration>) -> Option<Duration> {
+        own.into_iter().chain(self.deadlines.task_timeout()).min()
+    }
+
+    /// Sets the deadline of a task that begins.
+    pub(crate) fn arm(self: &Arc<Self>, handle: &TaskHandle) {
+        let Some(timeout) = self.deadlines.task_timeout() else { return };
+        let (Some(entry), Some(at)) = (handle.entry(), Instant::now().checked_add(timeout)) else {
+            return;
+        };
+        let due = Due::Task { entry, task_id: handle.task_id };
+        let alarm = self.deadlines.lock().set(self, at, due);
+        match alarm {
+            Ok(alarm) => {
+                if let Err(alarm) = handle.set_alarm(alarm) {
+                    self.take_back(alarm);
+                }
+            }
+            Err(error) => log::warn!("timeouts are not kept: no thread for them: {error}"),
+        }
+    }
+
+    pub(crate) fn take_back(&self, alarm: Alarm) {
+        if let Some(watchdog) = &self.deadlines.lock().watchdog {
+            watchdog.take_back(alarm);
+        }
+    }
+}
+
+/// On the watchdog's thread: these are due.
+fn ring(shared: &Weak<Shared>, due: &[Due]) {
+    let Some(shared) = shared.upgrade() else { return };
+    Python::try_attach(|py| {
+        for due in due {
+            match due {
+                Due::Task { entry, task_id } => {
+                    let handle = shared
+                        .ledger
+                        // SAFETY: called under the ledger's lock.
+                        .with(*entry, |address| unsafe { address.hold(py) })
+                        .flatten()
+                        .filter(|handle| handle.get().task_id == *task_id);
+                    if let Some(handle) = handle {
+                        run_out(py, &handle, "it was asked to stop");
+                    }
+                }
+                Due::All => run_out_all(py, &shared),
+            }
+        }
+        // Attached, because what it holds may be Python objects.
+        drop(shared);
+    });
+}
+
+fn run_out_all(py: Python<'_>, shared: &Shared) {
+    let mut handles = Vec::new();
+    shared.ledger.for_each(|address| {
+        // SAFETY: called under the ledger's lock.
+        handles.extend(unsafe { address.hold(py) });
+    });
+    for handle in handles {
+        run_out(py, &handle, "the runtime's deadline has passed");
+    }
+}
+
+/// Ends a task for who waits for it, and tells what still runs to stop.
+fn run_out(py: Python<'_>, handle: &Py<TaskHandle>, what: &str) {
+    let this = handle.get();
+    if this.is_settled() {
+        return;
+    }
+    // One that has not begun never will.
+    let begun = !this.claim();
+    let stopper = this.stopper(py);
+    let error = timeout_error(py, this, what).unwrap_or_else(|error| error);
+    this.request_cancel();
+    let ours = TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+    if ours
+        && begun
+        && let Err(error) = this.stop(py, stopper)
+    {
+        error.write_unraisable(py, None);
+    }
+}

@@ -1,0 +1,286 @@
+//! What Python sees of a task.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dftracer_core::process::Kill;
+use pyo3::PyTraverseError;
+use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyString, PyType};
+
+use super::waiter::Waiter;
+use super::{Content, Outcome, TaskHandle};
+use crate::shared::LaneKind;
+use crate::worker;
+
+/// How a cancellation went; `dftracer.utils.Cancellation` gives these numbers their names.
+const TOO_LATE: u8 = 0;
+const REQUESTED: u8 = 1;
+const DEQUEUED: u8 = 2;
+
+/// A number of seconds as a duration; `None` waits for ever.
+pub(crate) fn seconds(timeout: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
+    match timeout {
+        None => Ok(None),
+        Some(s) if s.is_nan() => {
+            Err(PyValueError::new_err(format!("{what} must be a number of seconds, not nan")))
+        }
+        // A time too long for the clock is as good as no limit.
+        Some(s) => Ok(Duration::try_from_secs_f64(s.max(0.0)).ok()),
+    }
+}
+
+#[pymethods]
+impl TaskHandle {
+    /// A handle around another handle or a `concurrent.futures.Future`; without either, one that
+    /// has ended with `None`.
+    #[new]
+    #[pyo3(signature = (native=None, future=None, name=None, task_id=-1))]
+    fn py_new(
+        py: Python<'_>,
+        native: Option<&Bound<'_, Self>>,
+        future: Option<&Bound<'_, PyAny>>,
+        name: Option<Bound<'_, PyString>>,
+        task_id: i64,
+    ) -> PyResult<Py<Self>> {
+        let named = name.is_some();
+        let name = name.unwrap_or_else(|| PyString::new(py, ""));
+        let (name, task_id, source) = match (native, future) {
+            (Some(_), Some(_)) => {
+                return Err(PyTypeError::new_err("give a native handle or a future, not both"));
+            }
+            (Some(native), None) => {
+                let name = if named { name } else { native.get().name_now(py) };
+                (name, native.get().task_id, Some(native.as_any()))
+            }
+            (None, Some(future)) => (name, task_id, Some(future)),
+            (None, None) => (name, task_id, None),
+        };
+        let cancel = source.map(|source| source.getattr("cancel")).transpose()?;
+        let handle = Self::foreign(name.unbind(), task_id, cancel.map(Bound::unbind));
+        let handle = Py::new(py, handle)?;
+        match source {
+            Some(source) => {
+                let adopt = py.import("dftracer.utils.adoption")?.getattr("settle_with")?;
+                adopt.call1((handle.clone_ref(py), source))?;
+            }
+            None => {
+                Self::settle(&handle, Outcome::Value(py.None()), Some(py));
+            }
+        }
+        Ok(handle)
+    }
+
+    /// Ends a handle that was made around somebody else's task.
+    fn _adopt(self_: &Bound<'_, Self>, state: &str, value: Option<Py<PyAny>>) -> PyResult<()> {
+        let py = self_.py();
+        let value = value.unwrap_or_else(|| py.None());
+        let outcome = match state {
+            "done" => Outcome::Value(value),
+            "failed" => Outcome::Error(PyErr::from_value(value.into_bound(py))),
+            _ => Outcome::Cancelled,
+        };
+        if self_.get().shared().is_some() {
+            return Err(PyTypeError::new_err("a runtime's own task ends by itself"));
+        }
+        Self::settle(self_.as_unbound(), outcome, Some(py));
+        Ok(())
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        Self::wait(self_, timeout)?;
+        self_.get().outcome(self_.py())
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn wait(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<()> {
+        if Self::wait_settled(self_, seconds(timeout, "timeout")?)? {
+            return Ok(());
+        }
+        let this = self_.get();
+        Err(PyTimeoutError::new_err(format!(
+            "task {} '{}' is still {} after {} s",
+            this.task_id,
+            this.name_now(self_.py()),
+            this.state_name(),
+            timeout.unwrap_or_default(),
+        )))
+    }
+
+    fn done(&self) -> bool {
+        self.is_settled()
+    }
+
+    #[getter]
+    fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        self.name_now(py)
+    }
+
+    /// The exception of a failed task; `None` while it runs, if it is done, or was cancelled.
+    #[getter]
+    fn exception(&self, py: Python<'_>) -> Option<Py<PyBaseException>> {
+        if !self.is_settled() {
+            return None;
+        }
+        self.decode(py);
+        match &self.lock().content {
+            Content::Error { exception, .. } => Some(exception.clone_ref(py)),
+            _ => None,
+        }
+    }
+
+    #[getter(state)]
+    fn py_state(&self) -> &'static str {
+        self.state_name()
+    }
+
+    #[getter]
+    fn cancel_requested(&self) -> bool {
+        self.is_cancel_requested()
+    }
+
+    /// The state and the value or exception, of a task that has ended.
+    fn _report(&self, py: Python<'_>) -> (&'static str, Option<Py<PyAny>>) {
+        self.report(py)
+    }
+
+    /// Calls `callback(handle)` when the task has ended: on the thread that ends it, or at once.
+    fn add_done_callback(self_: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
+        if !callback.bind(self_.py()).is_callable() {
+            return Err(PyTypeError::new_err("add_done_callback() takes a callable"));
+        }
+        Self::tell(self_, Waiter::Callback(callback));
+        Ok(())
+    }
+
+    /// Posts `token` to `mailbox` when the task has ended.
+    fn _deliver_to(self_: &Bound<'_, Self>, mailbox: &crate::mailbox::Mailbox, token: Py<PyAny>) {
+        Self::deliver_to(self_, &mailbox.core, token);
+    }
+
+    fn __await__<'py>(self_: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        WAIT.import(self_.py(), "dftracer.utils.awaiting", "iterate")?.call1((self_,))
+    }
+
+    /// Stops the task if that can be done, and tells how far it came.
+    fn cancel(self_: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let py = self_.py();
+        let class = CLASS.import(py, "dftracer.utils.handle", "Cancellation")?;
+        let code = Self::cancel_or_stop(self_)?;
+        class.call1((code,)).map(Bound::unbind)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked only by a native thread that stores an outcome without Python objects, see `cell`.
+        if let Ok(cell) = self.cell.try_lock() {
+            match &cell.content {
+                Content::Value(value) => visit.call(value)?,
+                Content::Error { exception, traceback } => {
+                    visit.call(exception)?;
+                    visit.call(traceback)?;
+                }
+                // What a task needs in order to run is let go when it ends, cycle or not.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let content = std::mem::replace(&mut self.lock().content, Content::Cancelled);
+        drop(content);
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> String {
+        format!("<TaskHandle {} '{}' {}>", self.task_id, self.name_now(py), self.state_name())
+    }
+}
+
+/// How a running task can be told to stop.
+pub(crate) enum Stopper {
+    /// An asyncio task, on the loop that owns it.
+    Suspended {
+        task: Py<PyAny>,
+        event_loop: Py<PyAny>,
+    },
+    /// A function that says whether it could.
+    Foreign(Py<PyAny>),
+    Process(Kill),
+    /// An exception sent to the worker's thread.
+    Body,
+    /// Nothing but `cancel_requested`, which is looked at when the coroutine suspends.
+    Coroutine,
+    /// A native job: it cannot be stopped.
+    Nothing,
+}
+
+impl TaskHandle {
+    /// Cancels a task that has not begun, and asks one that runs to stop.
+    pub(crate) fn cancel_or_stop(self_: &Bound<'_, Self>) -> PyResult<u8> {
+        let this = self_.get();
+        this.request_cancel();
+        // A queued task becomes ours, as if to run it; its place in the queue is skipped later.
+        if this.claim() {
+            Self::settle(self_.as_unbound(), Outcome::Cancelled, Some(self_.py()));
+            return Ok(DEQUEUED);
+        }
+        if this.is_settled() {
+            return Ok(TOO_LATE);
+        }
+        let stopper = this.stopper(self_.py());
+        let told = this.stop(self_.py(), stopper)?;
+        Ok(if told { REQUESTED } else { TOO_LATE })
+    }
+
+    pub(crate) fn request_cancel(&self) {
+        self.cancel_requested.store(true, Ordering::Relaxed);
+    }
+
+    /// How the running task can be stopped, as it is now: to be asked before the task is settled.
+    pub(crate) fn stopper(&self, py: Python<'_>) -> Stopper {
+        match &self.lock().content {
+            Content::Suspended { task, event_loop } => Stopper::Suspended {
+                task: task.clone_ref(py),
+                event_loop: event_loop.clone_ref(py),
+            },
+            Content::Foreign { cancel } => Stopper::Foreign(cancel.clone_ref(py)),
+            Content::Native(Some(kill)) => Stopper::Process(kill.clone()),
+            Content::Native(None) => Stopper::Nothing,
+            Content::Coroutine { .. } => Stopper::Coroutine,
+            _ if self.lane == Some(LaneKind::Coroutine) => Stopper::Coroutine,
+            _ => Stopper::Body,
+        }
+    }
+
+    /// Tells the task to stop; false if it cannot be told.
+    pub(crate) fn stop(&self, py: Python<'_>, stopper: Stopper) -> PyResult<bool> {
+        match stopper {
+            Stopper::Suspended { task, event_loop } => {
+                let cancel = task.getattr(py, pyo3::intern!(py, "cancel"))?;
+                let call_soon = pyo3::intern!(py, "call_soon_threadsafe");
+                event_loop.call_method1(py, call_soon, (cancel,))?;
+                Ok(true)
+            }
+            Stopper::Foreign(cancel) => cancel.call0(py)?.is_truthy(py),
+            Stopper::Process(kill) => {
+                kill.kill();
+                Ok(true)
+            }
+            Stopper::Body => {
+                if let Some(shared) = self.shared() {
+                    worker::interrupt(shared, self.task_id, py);
+                }
+                // Even if no exception could be sent, the body can look at `cancel_requested`.
+                Ok(true)
+            }
+            Stopper::Coroutine => Ok(true),
+            Stopper::Nothing => Ok(false),
+        }
+    }
+}

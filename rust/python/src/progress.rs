@@ -1,0 +1,338 @@
+//! What a runtime tells about its tasks and workers.
+
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Instant;
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyString};
+
+use crate::handle::{TaskHandle, state};
+use crate::shared::{LaneKind, Shared};
+
+/// Nanoseconds since this process first asked, and at least 1.
+pub(crate) fn nanos_now() -> u64 {
+    static BEGINNING: OnceLock<Instant> = OnceLock::new();
+    let elapsed = BEGINNING.get_or_init(Instant::now).elapsed();
+    // 2^64 ns are 584 years.
+    elapsed.as_nanos() as u64 + 1
+}
+
+/// A task and the count of those that it has submitted. Relaxed throughout: only shown.
+pub(crate) struct Family {
+    parent: i64,
+    total: AtomicU32,
+    completed: AtomicU32,
+}
+
+impl Family {
+    pub(crate) fn new(parent: i64) -> Self {
+        Self { parent, total: AtomicU32::new(0), completed: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn begun(&self) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ended(&self) {
+        self.completed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The address of a handle that has entered the ledger and not left it: its drop has not begun, or
+/// waits for the ledger's lock.
+#[derive(Clone, Copy)]
+pub(crate) struct HandleAddress(NonNull<ffi::PyObject>);
+
+// SAFETY: the address is used only by attached threads, under the ledger's lock; a `TaskHandle` is
+// Send and Sync.
+unsafe impl Send for HandleAddress {}
+
+impl HandleAddress {
+    pub(crate) fn of(handle: &Bound<'_, TaskHandle>) -> Self {
+        // SAFETY: an object's address is not null.
+        let address = unsafe { NonNull::new_unchecked(handle.as_ptr()) };
+        #[cfg(Py_GIL_DISABLED)]
+        // SAFETY: attached, a live object.
+        unsafe {
+            ffi::PyUnstable_EnableTryIncRef(handle.as_ptr());
+        }
+        Self(address)
+    }
+
+    /// Looks at the handle without holding it.
+    ///
+    /// # Safety
+    ///
+    /// The ledger that holds this address is locked for all of `'a`.
+    pub(crate) unsafe fn handle<'a, 'py>(self, py: Python<'py>) -> Borrowed<'a, 'py, TaskHandle> {
+        // SAFETY: alive, by the caller's promise, and of this type, see `of`.
+        unsafe { Borrowed::from_ptr(py, self.0.as_ptr()).cast_unchecked() }
+    }
+
+    /// Holds the handle, unless its last reference has gone already.
+    ///
+    /// # Safety
+    ///
+    /// The ledger that holds this address is locked.
+    pub(crate) unsafe fn hold(self, py: Python<'_>) -> Option<Py<TaskHandle>> {
+        let address = self.0.as_ptr();
+        #[cfg(Py_GIL_DISABLED)]
+        // SAFETY: attached, the memory of an object that may be losing its last reference.
+        unsafe {
+            (ffi::PyUnstable_TryIncRef(address) == 1)
+                .then(|| Bound::from_owned_ptr(py, address).cast_into_unchecked().unbind())
+        }
+        #[cfg(not(Py_GIL_DISABLED))]
+        // SAFETY: attached, and the count cannot change meanwhile: that takes the interpreter too.
+        unsafe {
+            (ffi::Py_REFCNT(address) > 0)
+                .then(|| Bound::from_borrowed_ptr(py, address).cast_into_unchecked().unbind())
+        }
+    }
+}
+
+/// The name of a task that was given none: that of its callable, with the module before it unless
+/// that is `__main__`.
+pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyString> {
+    let py = callable.py();
+    let text =
+        |attribute: &str| -> Option<String> { callable.getattr(attribute).ok()?.extract().ok() };
+    let Some(base) = text("__qualname__").or_else(|| text("__name__")) else {
+        // functools.partial and the like wear the name of what they call.
+        let inner = callable.getattr(pyo3::intern!(py, "func")).ok();
+        if let Some(inner) = inner.filter(|inner| inner.is_callable()) {
+            return derive_name(&inner);
+        }
+        return callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable"));
+    };
+    match text("__module__") {
+        Some(module) if module != "__main__" => PyString::new(py, &format!("{module}.{base}")),
+        _ => PyString::new(py, &base),
+    }
+}
+
+/// `file.py:12`, where a code object is defined; empty if it does not say.
+fn location(code: Option<&Bound<'_, PyAny>>) -> String {
+    let find = || -> PyResult<String> {
+        let Some(code) = code else { return Ok(String::new()) };
+        let file: String = code.getattr("co_filename")?.extract()?;
+        let line: usize = code.getattr("co_firstlineno")?.extract()?;
+        let base = std::path::Path::new(&file).file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("{base}:{line}"))
+    };
+    find().unwrap_or_default()
+}
+
+/// What a worker is busy with.
+pub(crate) struct Slot {
+    pub(crate) lane: LaneKind,
+    pub(crate) number: usize,
+    /// The thread's identity in Python, or 0 before it is known.
+    pub(crate) ident: std::sync::atomic::AtomicU64,
+    /// The id of the innermost task that runs, `IDLE`, or `HELD` while another thread interrupts it.
+    pub(crate) task: AtomicI64,
+    /// Whether an exception was sent to the thread for the task that runs.
+    pub(crate) interrupted: std::sync::atomic::AtomicBool,
+    /// Since when, as `nanos_now`. Relaxed: only shown.
+    pub(crate) since: std::sync::atomic::AtomicU64,
+}
+
+pub(crate) const IDLE: i64 = -1;
+pub(crate) const HELD: i64 = -2;
+
+impl Slot {
+    pub(crate) fn new(lane: LaneKind, number: usize) -> Self {
+        Self {
+            lane,
+            number,
+            ident: Default::default(),
+            task: AtomicI64::new(IDLE),
+            interrupted: Default::default(),
+            since: Default::default(),
+        }
+    }
+}
+
+/// One task, as it was at one moment.
+struct Row {
+    id: i64,
+    name: Option<Py<PyString>>,
+    callable: Option<Py<PyAny>>,
+    code: Option<Py<PyAny>>,
+    state: u8,
+    state_name: &'static str,
+    queued_ns: u64,
+    running_ns: u64,
+    parent: Option<i64>,
+    children: (u32, u32),
+}
+
+impl Row {
+    fn of(py: Python<'_>, handle: &TaskHandle, now: u64) -> Self {
+        let state = handle.state();
+        let load = |time: &std::sync::atomic::AtomicU64| time.load(Ordering::Relaxed);
+        let (submitted, started, ended) =
+            (load(&handle.times.submitted), load(&handle.times.started), load(&handle.times.ended));
+        let end = if ended == 0 { now } else { ended };
+        let start = if started == 0 { end } else { started };
+        let (name, callable) = handle.name_or_callable(py);
+        let children = handle.family_if_any().map_or((0, 0), |family| {
+            (family.total.load(Ordering::Relaxed), family.completed.load(Ordering::Relaxed))
+        });
+        Self {
+            id: handle.task_id,
+            name,
+            callable,
+            code: handle.code.as_ref().map(|code| code.clone_ref(py)),
+            state,
+            state_name: handle.state_name(),
+            queued_ns: start.saturating_sub(submitted),
+            running_ns: end.saturating_sub(start),
+            parent: handle.parent.as_ref().map(|family| family.parent),
+            children,
+        }
+    }
+
+    fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        match (&self.name, &self.callable) {
+            (Some(name), _) => name.bind(py).clone(),
+            (None, Some(callable)) => derive_name(callable.bind(py)),
+            (None, None) => PyString::new(py, "task"),
+        }
+    }
+
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let millis = |nanos: u64| nanos as f64 / 1e6;
+        let (total, completed) = self.children;
+        let percent = match (self.state >= state::DONE, total) {
+            (true, _) => 100.0,
+            (false, 0) => 0.0,
+            (false, total) => 100.0 * f64::from(completed) / f64::from(total),
+        };
+        let dict = PyDict::new(py);
+        dict.set_item("task_id", self.id)?;
+        dict.set_item("name", self.name(py))?;
+        dict.set_item("state", self.state_name)?;
+        dict.set_item("queued_duration_ms", millis(self.queued_ns))?;
+        dict.set_item("execution_duration_ms", millis(self.running_ns))?;
+        dict.set_item("total_subtasks", total)?;
+        dict.set_item("completed_subtasks", completed)?;
+        dict.set_item("progress_pct", percent)?;
+        dict.set_item("location", location(self.code.as_ref().map(|code| code.bind(py))))?;
+        dict.set_item("children", PyList::empty(py))?;
+        Ok(dict)
+    }
+}
+
+/// The whole of `get_progress()`.
+pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyDict>> {
+    let mut rows = Vec::new();
+    let now = nanos_now();
+    shared.ledger.for_each(|address| {
+        // SAFETY: called under the ledger's lock.
+        let handle = unsafe { address.handle(py) };
+        rows.push(Row::of(py, handle.get(), now));
+    });
+    rows.sort_by_key(|row| row.id);
+
+    let counts = shared.counts();
+    let of_state = |wanted: u8| rows.iter().filter(|row| row.state == wanted).count();
+    let (running, queued) = (of_state(state::RUNNING), of_state(state::QUEUED));
+    let progress = PyDict::new(py);
+    progress.set_item("total", counts.ended() + (running + queued) as u64)?;
+    progress.set_item("completed", counts.completed)?;
+    progress.set_item("running", running)?;
+    progress.set_item("queued", queued)?;
+    progress.set_item("failed", counts.failed)?;
+    progress.set_item("cancelled", counts.cancelled)?;
+    progress.set_item("workers", workers(py, shared, &rows)?)?;
+    progress.set_item("tasks", tree(py, &rows)?)?;
+    progress.set_item("errors", errors(py, shared)?)?;
+    Ok(progress)
+}
+
+/// Tasks without a living parent; each with its children.
+fn tree<'py>(py: Python<'py>, rows: &[Row]) -> PyResult<Bound<'py, PyList>> {
+    let mut dicts: HashMap<i64, Bound<'py, PyDict>> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        dicts.insert(row.id, row.to_dict(py)?);
+    }
+    let top = PyList::empty(py);
+    for row in rows {
+        let siblings = match row.parent.and_then(|parent| dicts.get(&parent)) {
+            Some(parent) => parent.as_any().get_item("children")?.cast_into::<PyList>()?,
+            None => top.clone(),
+        };
+        siblings.append(&dicts[&row.id])?;
+    }
+    Ok(top)
+}
+
+fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    let add =
+        |lane: &str, id: usize, task: Option<Bound<'py, PyString>>, idle: bool, depth: usize| {
+            let dict = PyDict::new(py);
+            dict.set_item("id", id)?;
+            dict.set_item("lane", lane)?;
+            dict.set_item("idle", idle)?;
+            dict.set_item("task", task.unwrap_or_else(|| PyString::new(py, "")))?;
+            dict.set_item("queue_depth", depth)?;
+            list.append(dict)
+        };
+    let compute = shared.unfinished_compute_jobs();
+    for number in 0..shared.sizes.threads {
+        add("compute", number, None, number >= compute, compute.saturating_sub(number + 1))?;
+    }
+    for slot in shared.slots() {
+        let id = slot.task.load(Ordering::Relaxed);
+        // A task whose handle is gone has ended in this very moment.
+        let row = rows.binary_search_by_key(&id, |row| row.id).ok().map(|index| &rows[index]);
+        let task = row.map(|row| row.name(py));
+        let depth = shared.lane(slot.lane).len();
+        add(slot.lane.name(), slot.number, task, id == IDLE, depth)?;
+    }
+    Ok(list)
+}
+
+fn errors<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for handle in shared.failed(py) {
+        let handle = handle.bind(py);
+        let dict = PyDict::new(py);
+        dict.set_item("task_id", handle.get().task_id)?;
+        dict.set_item("name", handle.get().name_now(py))?;
+        dict.set_item("error", describe(&handle.getattr("exception")?))?;
+        list.append(dict)?;
+    }
+    Ok(list)
+}
+
+/// `ValueError: text`, even if `str()` of the exception raises.
+pub(crate) fn describe(error: &Bound<'_, PyAny>) -> String {
+    let kind = error.get_type().qualname().map_or_else(|_| "error".into(), |name| name.to_string());
+    let text = error.str().map_or_else(|_| "(no text)".into(), |text| text.to_string());
+    if text.is_empty() { kind } else { format!("{kind}: {text}") }
+}
+
+/// How long all workers of a lane may be busy with the same tasks, while others wait, before the
+/// runtime counts as stuck.
+const PATIENCE_NS: u64 = 5_000_000_000;
+
+/// Whether every lane that has tasks waiting has taken one in the last seconds, or could.
+pub(crate) fn is_responsive(shared: &Shared) -> bool {
+    let now = nanos_now();
+    let slots = shared.slots();
+    [LaneKind::Python, LaneKind::Coroutine, LaneKind::Io].into_iter().all(|kind| {
+        let mut workers = slots.iter().filter(|slot| slot.lane == kind).peekable();
+        let stuck = |slot: &std::sync::Arc<Slot>| {
+            slot.task.load(Ordering::Relaxed) != IDLE
+                && now.saturating_sub(slot.since.load(Ordering::Relaxed)) > PATIENCE_NS
+        };
+        shared.lane(kind).is_empty() || workers.peek().is_none() || !workers.all(stuck)
+    })
+}

@@ -1,0 +1,95 @@
+"""What the tests share: every async test runs in an event loop of its own."""
+
+import asyncio
+import gc
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HANG_GUARD_S = 30
+"""A test that takes longer has lost something it waits for. Less than the timeout of pytest, which
+ends the whole run."""
+
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def new_loop(request: pytest.FixtureRequest) -> NewLoop:
+    """Run the async tests that use this once on each kind of event loop."""
+    if request.param == "asyncio":
+        return asyncio.new_event_loop
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
+    factory: NewLoop = uvloop.new_event_loop
+    return factory
+
+
+def run_in_loop(body: Coroutine[Any, Any, None], new_loop: NewLoop) -> None:
+    """Run ``body`` as ``asyncio.run`` does. What its loop complains about is an error too."""
+    complaints: list[dict[str, Any]] = []
+    loop = new_loop()
+    loop.set_debug(False)
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    try:
+        loop.run_until_complete(asyncio.wait_for(body, HANG_GUARD_S))
+        gc.collect(1)  # a future whose error nobody has seen complains when it dies
+    finally:
+        for complaint in complaints:
+            print(complaint)
+        if tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+    assert complaints == []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call the test if it is async; leave the others to pytest."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    values: dict[str, Any] = pyfuncitem.funcargs
+    arguments = {name: values[name] for name in pyfuncitem._fixtureinfo.argnames}
+    new_loop = values.get("new_loop", asyncio.new_event_loop)
+    run_in_loop(pyfuncitem.obj(**arguments), new_loop)
+    return True
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., str]:
+    """Run Python source as a program of its own, whose hang or crash does not touch the tests.
+
+    It must end by itself with ``exit_code``, having written ``stderr`` to its standard error
+    (``None``: whatever it likes). What it has printed is returned.
+    """
+
+    def run(
+        source: str, *, options: tuple[str, ...] = (), exit_code: int = 0, stderr: str | None = ""
+    ) -> str:
+        script = tmp_path / "script.py"
+        script.write_text(textwrap.dedent(source), encoding="utf-8")
+        command = [sys.executable, "-W", "error", *options, str(script)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=HANG_GUARD_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                pytest.fail(f"the program hangs; it has written:\n{out}{err}")
+        assert (process.returncode, err) == (exit_code, err if stderr is None else stderr)
+        return out
+
+    return run

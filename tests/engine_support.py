@@ -1,0 +1,73 @@
+"""What the tests of the engine share."""
+
+import asyncio
+import contextvars
+import threading
+from types import TracebackType
+from typing import Any
+
+from dftracer.asyncflow import WorkflowEngine
+
+GUARD_S = 10
+"""How long a test waits for what comes at once, unless the engine is broken."""
+
+REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST", default="unset")
+
+
+class Gate(threading.Event):
+    """Holds bodies back. Leaving its ``with`` block lets them go, whatever has failed inside."""
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.set()
+
+    def hold(self, value: Any = None) -> Any:
+        """Return ``value`` when the gate is open."""
+        assert self.wait(GUARD_S)
+        return value
+
+
+async def reached(event: threading.Event) -> None:
+    """Wait for what happens in another thread."""
+    assert await asyncio.to_thread(event.wait, GUARD_S)
+
+
+async def launched() -> None:
+    """Wait until the engine has handed on what was called before this."""
+    turn = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(turn.set_result, None)
+    await turn
+
+
+def add(a: Any, b: Any) -> Any:
+    """Add two values."""
+    return a + b
+
+
+def identity(value: Any) -> Any:
+    """Give back what was given."""
+    return value
+
+
+async def async_identity(value: Any) -> Any:
+    """Give back what was given, after a turn of the event loop."""
+    await asyncio.sleep(0)
+    return value
+
+
+def assert_nothing_kept(flow: WorkflowEngine) -> None:
+    """See that an engine whose components have all ended knows none of them."""
+    assert not flow._unfinished
+    assert not flow._by_uid
+    assert not flow._foreign
+    assert not flow._ready
+    assert not flow._members
+    assert not flow._bodies
+    assert len(flow._graph) == 0
