@@ -27,6 +27,7 @@ from dftracer.utils import (
     ProcessResult,
     Runtime,
     TaskHandle,
+    TaskTimeoutError,
     available_cpus,
     get_default_runtime,
     peek_default_runtime,
@@ -460,9 +461,11 @@ def test_get_refuses_when_the_timeout_is_no_time(
     assert handle.get() == 1
 
 
-def test_handle_cannot_be_made_when_there_is_no_task() -> None:
-    with pytest.raises(TypeError):
-        TaskHandle()
+def test_handle_has_ended_with_none_when_it_is_made_around_nothing() -> None:
+    handle: TaskHandle[None] = TaskHandle(name="empty", task_id=7)
+    assert (handle.done(), handle.get(), handle.exception) == (True, None, None)
+    assert (handle.name, handle.task_id) == ("empty", 7)
+    assert (TaskHandle().name, TaskHandle().task_id) == ("", -1)
 
 
 def test_handle_refuses_to_be_pickled_when_asked(runtime: Runtime) -> None:
@@ -815,7 +818,7 @@ def test_process_result_has_output_and_code_when_the_program_ended(runtime: Runt
     handle = runtime.run_process(["/bin/sh", "-c", "echo out; echo err >&2; exit 3"])
     result = handle.get()
     assert isinstance(result, ProcessResult)
-    assert (result.exit_code, result.signal, result.timed_out) == (3, None, False)
+    assert (result.exit_code, result.signal) == (3, None)
     assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
     assert (handle.state, handle.exception) == ("done", None)
     assert handle.get() is result
@@ -855,7 +858,7 @@ def test_process_runs_in_the_directory_when_one_is_given(runtime: Runtime, tmp_p
 
 
 def test_process_has_only_the_environment_when_one_is_given(runtime: Runtime) -> None:
-    result = runtime.run_process(["/usr/bin/env"], env=[("A", "1"), ("B", "x=y z")]).get()
+    result = runtime.run_process(["/usr/bin/env"], env={"A": "1", "B": "x=y z"}).get()
     assert sorted(result.stdout.splitlines()) == [b"A=1", b"B=x=y z"]
 
 
@@ -897,8 +900,12 @@ def test_process_fails_with_permission_error_when_it_is_no_program(
 def test_run_process_refuses_when_its_arguments_are_wrong(runtime: Runtime) -> None:
     with pytest.raises(ValueError, match="argv"):
         runtime.run_process([])
-    with pytest.raises(TypeError):
-        runtime.run_process("true")
+    with pytest.raises(ValueError, match="empty"):
+        runtime.run_process("  ")
+    with pytest.raises(TypeError, match="list of words"):
+        runtime.run_process("true", shell=False)
+    with pytest.raises(TypeError, match="string"):
+        runtime.run_process(["true"], shell=True)
     with pytest.raises(ValueError, match="timeout"):
         runtime.run_process(["true"], timeout=math.nan)
 
@@ -906,8 +913,13 @@ def test_run_process_refuses_when_its_arguments_are_wrong(runtime: Runtime) -> N
 def test_process_is_killed_when_its_time_is_up(runtime: Runtime) -> None:
     # The grandchild holds the pipes too: it must go with its parent.
     script = "echo begun; sleep 600 & sleep 600"
-    result = runtime.run_process(["sh", "-c", script], timeout=0.3).get(GUARD_S)
-    assert (result.timed_out, result.exit_code, result.signal) == (True, None, signal.SIGKILL)
+    handle = runtime.run_process(["sh", "-c", script], timeout=0.3)
+    with pytest.raises(TaskTimeoutError, match="'sh' has run out of time") as caught:
+        handle.get(GUARD_S)
+    result = caught.value.result
+    assert result is not None
+    assert (result.stdout, result.exit_code, result.signal) == (b"begun\n", None, signal.SIGKILL)
+    assert handle.state == "failed"
 
 
 def test_process_has_the_name_of_its_program_when_none_was_given(runtime: Runtime) -> None:
@@ -958,13 +970,27 @@ def test_cancelled_task_never_begins_when_it_was_queued(one_worker: Runtime) -> 
     assert begun == []
 
 
-def test_cancel_is_too_late_when_the_body_runs(one_worker: Runtime) -> None:
-    with busy(one_worker) as (handle,):
-        outcome = handle.cancel()
-        assert outcome is Cancellation.TOO_LATE
-        assert not outcome
-        assert handle.state == "running"
-    assert handle.state == "done"
+def test_cancel_is_a_request_when_the_body_runs(one_worker: Runtime) -> None:
+    started, release = threading.Event(), threading.Event()
+
+    def body() -> None:
+        started.set()
+        while not release.wait(0.001):
+            pass  # Python code runs between the waits, and is interrupted there
+
+    handle = one_worker.submit(body)
+    assert started.wait(GUARD_S)
+    outcome = handle.cancel()
+    try:
+        assert outcome is Cancellation.REQUESTED
+        assert outcome
+        assert handle.cancel_requested
+        with pytest.raises(concurrent.futures.CancelledError):
+            handle.get(GUARD_S)
+    finally:
+        release.set()
+    assert handle.state == "cancelled"
+    assert one_worker.submit(abs, -1).get(GUARD_S) == 1
 
 
 def test_cancel_is_too_late_when_the_task_has_ended(one_worker: Runtime) -> None:

@@ -252,7 +252,7 @@ class Runtime:
 
     def start_process(
         self,
-        argv: Sequence[str | bytes | PathLike[str]],
+        argv: Sequence[str],
         *,
         cwd: str | PathLike[str] | None = None,
         env: Sequence[tuple[str, str]] | None = None,
@@ -435,8 +435,8 @@ class CoroutineWorker:
     def awake(self) -> None:
         """Tell that the worker is about to look for work."""
 
-    def notify_self(self) -> None:
-        """Make the descriptor readable."""
+    def rise(self) -> None:
+        """Tell that something else than the descriptor has ended the sleep."""
 
     def next(
         self,

@@ -4,12 +4,17 @@ A body runs in a real :class:`asyncio.Task` on a loop that runs, so ``current_ta
 ``TaskGroup`` and ``get_running_loop`` work as everywhere. Its first step is made at once, inside
 the callback that took it from the queue: a body that never suspends costs no turn of the loop, and
 one that blocks keeps only its own worker busy, since another one takes the next task.
+
+For its lane, a worker sleeps exactly while its loop waits in the selector. A loop that goes on with
+a suspended body is awake, and is sent no task that the body could hold up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import selectors
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from dftracer.utils.current import coroutine_task
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 
 _BATCH = 64
 """How many tasks are begun before the loop gets a turn to go on with those that are suspended."""
+
+_here = threading.local()
 
 if sys.version_info >= (3, 12):
 
@@ -43,46 +50,86 @@ else:
 
 def serve(worker: CoroutineWorker) -> None:
     """Run tasks of ``worker``'s lane until the lane has no more use for it."""
-    _Server(worker).run()
+    server = _here.server = _Server(worker)
+    server.run()
+
+
+def check_may_block() -> None:
+    """Refuse to block this thread's event loop while other tasks are suspended in it.
+
+    They could not go on meanwhile, and one of them may be what the wait is for.
+    """
+    server: _Server = _here.server
+    others = server.suspended - {asyncio.current_task(server.loop)}
+    if any(not task.done() for task in others):
+        raise RuntimeError(
+            f"waiting here would block the event loop in which {len(others)} other task(s) are "
+            "suspended, perhaps for ever: in a coroutine, use 'await handle'"
+        )
 
 
 class _Server:
     def __init__(self, worker: CoroutineWorker) -> None:
+        self.loop = asyncio.SelectorEventLoop(_Selector(self, worker))
+        self.suspended: set[asyncio.Task[None] | None] = set()
         self._worker = worker
-        self._loop = asyncio.SelectorEventLoop()
-        self._suspended = 0
+        self._leaving = False
 
     def run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.add_reader(self._worker.fileno(), self._wake)
-        self._loop.call_soon(self._wake)
+        asyncio.set_event_loop(self.loop)
+        self.loop.add_reader(self._worker.fileno(), self._wake)
+        self.loop.call_soon(self._wake)
         try:
-            self._loop.run_forever()
+            while not self._leaving:
+                self._run_loop()
+            self._cancel_strays()
         finally:
-            self._loop.remove_reader(self._worker.fileno())
+            self.loop.remove_reader(self._worker.fileno())
             asyncio.set_event_loop(None)
-            self._loop.close()
+            self.loop.close()
+
+    def _run_loop(self) -> None:
+        try:
+            self.loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            # Of a task that a body has made: asyncio lets these out. They are that body's business,
+            # which gets them when it awaits its task; the others go on.
+            pass
+
+    def _cancel_strays(self) -> None:
+        """Cancel what bodies have begun in this loop and left behind, as ``asyncio.run`` does."""
+        strays = asyncio.all_tasks(self.loop)
+        for task in strays:
+            task.cancel()
+        if strays:
+            self.loop.run_until_complete(asyncio.gather(*strays, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+
+    def before_sleep(self) -> bool:
+        """Called when the loop has nothing to do; false if it must not sleep now."""
+        if self._leaving:
+            return True
+        rest = self._worker.rest(may_exit=not self.suspended)
+        if rest == "retry":
+            self.loop.call_soon(self._take)
+        elif rest == "exit":
+            self._leaving = True
+            self.loop.stop()
+        return rest == "sleep"
 
     def _wake(self) -> None:
         self._worker.awake()
         self._take()
 
     def _take(self) -> None:
-        """Begin queued tasks; then sleep, or leave if the lane says so."""
+        """Begin tasks that are queued."""
         for _ in range(_BATCH):
             claimed = self._worker.next()
             if claimed is None:
-                break
+                return
             self._begin(*claimed)
-        else:
-            self._worker.pause()
-            self._loop.call_soon(self._take)
-            return
-        rest = self._worker.rest(may_exit=not self._suspended)
-        if rest == "retry":
-            self._loop.call_soon(self._take)
-        elif rest == "exit":
-            self._loop.stop()
+        self._worker.pause()
+        self.loop.call_soon(self._take)
 
     def _begin(
         self,
@@ -93,11 +140,11 @@ class _Server:
         context: Context,
     ) -> None:
         coroutine = self._drive(handle, body, args, kwargs)
-        task = _start(self._loop, coroutine, context)
+        task = _start(self.loop, coroutine, context)
         if not task.done():
-            self._suspended += 1
-            task.add_done_callback(self._resumed)
-            if self._worker.suspended(handle, task, self._loop):
+            self.suspended.add(task)
+            task.add_done_callback(self.suspended.discard)
+            if self._worker.suspended(handle, task, self.loop):
                 task.cancel()
 
     async def _drive(
@@ -116,16 +163,32 @@ class _Server:
         except asyncio.CancelledError as error:
             self._worker.fail(handle, error, cancelled=True)
         except BaseException as error:
-            traceback = error.__traceback__
-            # Without this frame: a user's traceback begins with the user's code.
-            error.__traceback__ = traceback and (traceback.tb_next or traceback)
-            del traceback
             self._worker.fail(handle, error, cancelled=False)
         else:
             self._worker.succeed(handle, value)
 
-    def _resumed(self, _task: asyncio.Task[None]) -> None:
-        self._suspended -= 1
-        if not self._suspended:
-            # The lane may have been closed, or found us surplus, while tasks were suspended.
-            self._worker.notify_self()
+
+class _Selector(selectors.DefaultSelector):
+    """Tells the lane when the loop sleeps, and lets its tasks go first when it wakes."""
+
+    def __init__(self, server: _Server, worker: CoroutineWorker) -> None:
+        super().__init__()
+        self._server = server
+        self._worker = worker
+        self._descriptor = worker.fileno()
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)
+        if not self._server.before_sleep():
+            return super().select(0)
+        events = super().select(timeout)
+        for index, (key, _) in enumerate(events):
+            if key.fd == self._descriptor:
+                # Whoever is resumed may block; a task that was sent here must not wait for that.
+                events.insert(0, events.pop(index))
+                return events
+        self._worker.rise()
+        return events

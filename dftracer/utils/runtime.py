@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from dftracer.utils import _native
+# Native code imports these when it needs them. They are imported here so that no thread is in the
+# middle of that, holding the lock of an import, when the process forks.
+from dftracer.utils import _native, adoption, awaiting, callbacks, coroutines  # noqa: F401
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
 
@@ -105,7 +107,7 @@ class Runtime(_native.Runtime):
 
     def run_process(
         self,
-        command: str | Sequence[str | os.PathLike[str]],
+        command: str | Sequence[str | bytes | os.PathLike[str]],
         *,
         shell: bool | None = None,
         cwd: str | os.PathLike[str] | None = None,
@@ -161,13 +163,13 @@ class Runtime(_native.Runtime):
                 raise TypeError("a command without a shell must be a list of words")
             if not command.strip():
                 raise ValueError("the command is empty: name a program to run")
-            argv: Sequence[str | os.PathLike[str]] = [_SHELL, "-c", command]
+            argv: Sequence[str | bytes | os.PathLike[str]] = [_SHELL, "-c", command]
         else:
             if shell:
                 raise TypeError("a command for a shell must be a string")
             argv = command
         return self.start_process(
-            argv,
+            [os.fsdecode(word) for word in argv],
             cwd=cwd,
             env=None if env is None else list(env.items()),
             stdin=stdin,
@@ -301,7 +303,17 @@ def _shut_down_at_exit() -> None:
         )
 
 
+def _after_fork_in_child() -> None:
+    _native.after_fork_in_child()
+    main = threading.main_thread()
+    # If a task forked, its worker's thread is the main one now. Before CPython 3.13, `threading`
+    # takes for granted that the main thread has this lock, and fails at exit if it was not made by
+    # `threading` itself.
+    if getattr(main, "_tstate_lock", main) is None:
+        main._set_tstate_lock()  # type: ignore[attr-defined]
+
+
 # Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
 # threads must be gone before the interpreter is.
 threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_native.after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 /// What is read from a file at a time, in bytes.
@@ -75,12 +76,10 @@ pub fn stage(source: &Path, target: &Path, how: Staging) -> Result<PathBuf, File
 /// Copies under another name first. A hard link, unlike a rename, refuses to replace what is there.
 fn copy(source: &Path, target: &Path) -> Result<(), FileError> {
     if !fs::metadata(source).map_err(|error| (source.to_owned(), error))?.is_file() {
-        let error = io::Error::from_raw_os_error(rustix::io::Errno::INVAL.raw_os_error());
-        return Err((source.to_owned(), error)); // a directory, a pipe, a device
+        return Err((source.to_owned(), Errno::INVAL.into())); // a directory, a pipe, a device
     }
     if target.symlink_metadata().is_ok() {
-        let error = io::Error::from_raw_os_error(rustix::io::Errno::EXIST.raw_os_error());
-        return Err((target.to_owned(), error));
+        return Err((target.to_owned(), Errno::EXIST.into()));
     }
     let partial = partial_name(target);
     let copied = fs::copy(source, &partial).map_err(|error| (source.to_owned(), error));

@@ -70,6 +70,11 @@ impl IoLane {
     pub fn stop(self, grace: Duration) {
         self.runtime.shutdown_timeout(grace);
     }
+
+    /// As [`stop`](Self::stop), without waiting: allowed on the lane's own threads too.
+    pub fn stop_in_background(self) {
+        self.runtime.shutdown_background();
+    }
 }
 
 /// How many children may run at a time. Each takes three descriptors here (two pipes and the one

@@ -169,14 +169,22 @@ impl<J> Lane<J> {
         Rest::Retry
     }
 
-    /// A worker that [`sleep`](Self::sleep) has registered woke up by itself: nobody is to wake it.
-    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) {
+    /// A worker that [`sleep`](Self::sleep) has registered woke up by itself, to other business of
+    /// its own: nobody is to wake it. If it has been chosen to look at the queue just now, another
+    /// one is chosen instead.
+    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) -> Order {
         let mut roster = self.lock();
+        let before = roster.sleepers.len();
         // By address of the data alone: the same object may have several vtables.
-        roster
-            .sleepers
-            .retain(|sleeper| !std::ptr::addr_eq(Arc::as_ptr(sleeper), Arc::as_ptr(wakeup)));
+        roster.sleepers.retain(|s| !std::ptr::addr_eq(Arc::as_ptr(s), Arc::as_ptr(wakeup)));
+        let was_asleep = roster.sleepers.len() < before;
         self.publish(&roster);
+        drop(roster);
+        if was_asleep {
+            return Order::Nothing;
+        }
+        self.awake();
+        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() }
     }
 
     /// The calling worker is about to wait for another task: the lane may start a spare for it.

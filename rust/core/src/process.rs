@@ -1,6 +1,6 @@
 //! Child processes: started, fed, read and reaped without a thread each.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -164,6 +165,20 @@ fn start(spec: &ProcessSpec) -> Result<Child, (OsString, io::Error)> {
     let (program, arguments) = spec.argv.split_first().ok_or_else(|| {
         (OsString::new(), io::Error::new(io::ErrorKind::InvalidInput, "no program was named"))
     })?;
+    match spawn(spec, program, arguments) {
+        // A script that does not say by what it wants to be run: the shell's, as for `execvp`.
+        Err((_, error)) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
+            spawn(spec, OsStr::new("/bin/sh"), &spec.argv)
+        }
+        other => other,
+    }
+}
+
+fn spawn(
+    spec: &ProcessSpec,
+    program: &OsStr,
+    arguments: &[OsString],
+) -> Result<Child, (OsString, io::Error)> {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -176,16 +191,15 @@ fn start(spec: &ProcessSpec) -> Result<Child, (OsString, io::Error)> {
     if let Some(cwd) = &spec.cwd {
         // The system says "no such file" of the program too: tell them apart before.
         if !cwd.is_dir() {
-            let error = io::Error::from_raw_os_error(rustix::io::Errno::NOTDIR.raw_os_error());
-            let missing = io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error());
-            return Err((cwd.into(), if cwd.exists() { error } else { missing }));
+            let errno = if cwd.exists() { Errno::NOTDIR } else { Errno::NOENT };
+            return Err((cwd.into(), errno.into()));
         }
         command.current_dir(cwd);
     }
     if let Some(env) = &spec.env {
         command.env_clear().envs(env.iter().map(|(key, value)| (key, value)));
     }
-    command.spawn().map_err(|error| (program.clone(), error))
+    command.spawn().map_err(|error| (program.to_owned(), error))
 }
 
 impl Source {

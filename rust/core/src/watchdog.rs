@@ -72,16 +72,20 @@ impl<T: Send + 'static> Watchdog<T> {
 }
 
 impl<T> Watchdog<T> {
-    /// Ends the thread; alarms that have not rung never will. The caller holds nothing that `ring`
-    /// could wait for. Called on the watchdog's own thread, it does not wait for its end.
+    /// Ends the thread and waits for its end; alarms that have not rung never will. The caller holds
+    /// nothing that `ring` could wait for.
     pub fn stop(&mut self) {
-        self.shared.lock().open = false;
-        self.shared.changed.notify_one();
-        let own = std::thread::current().id();
-        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != own) {
+        self.stop_in_background();
+        if let Some(thread) = self.thread.take() {
             // An error means that `ring` panicked: there is nothing left to stop.
             let _ = thread.join();
         }
+    }
+
+    /// As [`stop`](Self::stop), without waiting: allowed on the watchdog's own thread too.
+    pub fn stop_in_background(&self) {
+        self.shared.lock().open = false;
+        self.shared.changed.notify_one();
     }
 }
 

@@ -9,9 +9,10 @@ use dftracer_core::notify::Notifier;
 use dftracer_core::park::Unpark;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyTraceback;
 
 use crate::call::call_for_life;
-use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
+use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
 use crate::progress::{IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::worker;
@@ -20,18 +21,20 @@ use crate::worker;
 pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let lane_owner = shared.clone();
     let served = worker::as_worker(shared.clone(), kind, number, move |py| {
-        let served = CoroutineWorker::new(lane_owner).and_then(|worker| {
+        let served = CoroutineWorker::new(lane_owner.clone()).and_then(|worker| {
             let worker = Bound::new(py, worker)?;
             let serve = py.import("dftracer.utils.coroutines")?.getattr("serve")?;
             call_for_life(&serve, worker.into_any())
         });
-        match served {
-            Ok(_) => true,
-            Err(error) => {
-                error.write_unraisable(py, None);
-                false
-            }
+        let Err(error) = served else { return true };
+        // No event loop could be had. The task that this worker was started for is told so; for the
+        // next one it is tried again.
+        if let (Some(handle), _) = lane_owner.lane(kind).pop()
+            && handle.get().claim()
+        {
+            TaskHandle::settle(&handle, Outcome::Error(error), Some(py));
         }
+        false
     });
     if served != Some(true) {
         let order = shared.lane(LaneKind::Coroutine).worker_died();
@@ -87,15 +90,13 @@ impl CoroutineWorker {
     /// Called when the descriptor is readable, before looking for tasks.
     fn awake(&self) {
         self.notifier.acknowledge();
-        let lane = self.shared.lane(LaneKind::Coroutine);
-        // It may have been woken by `notify_self`, unknown to the lane.
-        lane.rise(&self.wakeup());
-        lane.awake();
+        self.shared.lane(LaneKind::Coroutine).awake();
     }
 
-    /// Makes the worker look again, as if the lane had woken it.
-    fn notify_self(&self) {
-        self.notifier.notify();
+    /// Called when something else than the descriptor has ended the sleep.
+    fn rise(&self) {
+        let order = self.shared.lane(LaneKind::Coroutine).rise(&self.wakeup());
+        let _ = self.shared.obey(LaneKind::Coroutine, order);
     }
 
     /// The next task for this worker, claimed, or `None`.
@@ -166,10 +167,23 @@ impl CoroutineWorker {
         self.settle(handle, Outcome::Value(value));
     }
 
-    /// The coroutine has raised; `cancelled` if that was `asyncio.CancelledError`.
+    /// The coroutine has raised; `cancelled` if that was `asyncio.CancelledError`. The traceback
+    /// loses its first frame, that of the caller.
     fn fail(&self, handle: &Bound<'_, TaskHandle>, error: Bound<'_, PyAny>, cancelled: bool) {
-        let outcome =
-            if cancelled { Outcome::Cancelled } else { Outcome::Error(PyErr::from_value(error)) };
+        let outcome = if cancelled {
+            Outcome::Cancelled
+        } else {
+            let py = handle.py();
+            let error = PyErr::from_value(error);
+            let next = error.traceback(py).and_then(|traceback| {
+                traceback.getattr("tb_next").ok()?.cast_into::<PyTraceback>().ok()
+            });
+            if let Some(next) = next {
+                restore_traceback(py, error.value(py).as_unbound(), Some(next.as_unbound()));
+                error.set_traceback(py, Some(next));
+            }
+            Outcome::Error(error)
+        };
         self.settle(handle, outcome);
     }
 }

@@ -46,6 +46,14 @@ impl Deadlines {
         }
     }
 
+    /// No deadline matters any more. Does not wait for the thread that keeps them.
+    pub(crate) fn retire(&self) {
+        let watchdog = self.lock().watchdog.take();
+        if let Some(watchdog) = watchdog {
+            watchdog.stop_in_background();
+        }
+    }
+
     /// In the copy of a runtime, whose lock may be held for ever: leaks the watchdog.
     pub(crate) fn abandon(&mut self) {
         std::mem::forget(std::mem::take(&mut self.keeper));
@@ -67,8 +75,8 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        if let Some(watchdog) = &mut self.watchdog {
-            watchdog.stop();
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.stop_in_background();
         }
     }
 }

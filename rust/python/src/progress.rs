@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList, PyString, PyType};
 
 use crate::handle::{TaskHandle, state};
 use crate::shared::{LaneKind, Shared};
@@ -102,17 +103,27 @@ pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyStr
     let text =
         |attribute: &str| -> Option<String> { callable.getattr(attribute).ok()?.extract().ok() };
     let Some(base) = text("__qualname__").or_else(|| text("__name__")) else {
-        // functools.partial and the like wear the name of what they call.
-        let inner = callable.getattr(pyo3::intern!(py, "func")).ok();
-        if let Some(inner) = inner.filter(|inner| inner.is_callable()) {
-            return derive_name(&inner);
-        }
-        return callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable"));
+        // functools.partial wears the name of what it calls; one around another is made into one.
+        return match partial_function(callable) {
+            Some(inner) if partial_function(&inner).is_none() => derive_name(&inner),
+            _ => callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable")),
+        };
     };
     match text("__module__") {
         Some(module) if module != "__main__" => PyString::new(py, &format!("{module}.{base}")),
         _ => PyString::new(py, &base),
     }
+}
+
+/// What a `functools.partial` calls.
+fn partial_function<'py>(callable: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
+    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let partial = PARTIAL.import(callable.py(), "functools", "partial").ok()?;
+    // Not `isinstance`: an object that pretends to have every attribute pretends to be one, too.
+    if !callable.get_type().is_subclass(partial).unwrap_or(false) {
+        return None;
+    }
+    callable.getattr("func").ok()
 }
 
 /// `file.py:12`, where a code object is defined; empty if it does not say.

@@ -334,6 +334,7 @@ impl Drop for Runtime {
     /// Without `shutdown`: what is queued still runs, then the threads leave.
     fn drop(&mut self) {
         self.shared.close();
+        self.shared.forget_failures();
     }
 }
 

@@ -20,9 +20,6 @@ use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
 use crate::progress::{HandleAddress, Slot};
 use crate::{callbacks, coroutine, worker};
 
-/// How long a stopping runtime waits for its I/O threads; they have no task left by then.
-const IO_STOP_GRACE: Duration = Duration::from_secs(2);
-
 /// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
 /// `repr` recurse on the native stack.
 const WORKER_STACK: usize = 8 << 20;
@@ -75,9 +72,9 @@ pub(crate) struct Shared {
     coroutine: Lane<Py<TaskHandle>>,
     /// Python callables that were sent to the I/O lane.
     io_calls: Lane<Py<TaskHandle>>,
-    /// Started with the first native job.
-    io: OnceCell<IoLane>,
-    compute: OnceCell<ComputeLane>,
+    /// Started with the first job of their kind, taken away when the last task has ended.
+    io: Mutex<OnceCell<IoLane>>,
+    compute: Mutex<OnceCell<ComputeLane>>,
     pub(crate) deadlines: Deadlines,
     /// Every handle that is alive.
     pub(crate) ledger: Ledger<HandleAddress>,
@@ -108,7 +105,7 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct Failures {
-    /// Since the last `clear_failed`.
+    /// Since the last `clear_failed`, which empties both.
     all: Vec<Py<TaskHandle>>,
     /// Since the last `wait_all`.
     unreported: Vec<Py<TaskHandle>>,
@@ -125,8 +122,8 @@ impl Shared {
             python: Lane::new(sizes.python_threads),
             coroutine: Lane::new(sizes.python_threads),
             io_calls: Lane::new(sizes.io_threads),
-            io: OnceCell::new(),
-            compute: OnceCell::new(),
+            io: Mutex::default(),
+            compute: Mutex::default(),
             deadlines: Deadlines::default(),
             ledger: Ledger::new(),
             slots: Mutex::default(),
@@ -209,6 +206,9 @@ impl Shared {
     /// Counts the end of a task; adds who waits for the end of all to `sleepers` if this was it.
     pub(crate) fn task_ended(&self, sleepers: &mut Sleepers) {
         let left = self.unfinished.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left == 0 && !self.open.load(Ordering::SeqCst) {
+            self.retire();
+        }
         if left <= self.waiting_for_all.load(Ordering::SeqCst) {
             let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
             sleepers.extend(waiters.into_iter().map(|waiter| waiter as Arc<dyn Unpark>));
@@ -218,15 +218,20 @@ impl Shared {
     /// Waits until no task is left but those that wait here too; false if `timeout` came first.
     pub(crate) fn wait_idle(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
         self.check_process()?;
-        let _blocked = worker::enter_blocked()?;
-        let _inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
+        let _blocked = worker::enter_blocked(py)?;
+        let inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parker = Arc::new(Parker::default());
         loop {
             lock(&self.idle_waiters).push(parker.clone());
             // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
-            let idle = self.unfinished.load(Ordering::SeqCst)
-                <= self.waiting_for_all.load(Ordering::SeqCst);
+            let unfinished = self.unfinished.load(Ordering::SeqCst);
+            // Those inside `wait_all` are waited for from outside: they will return.
+            let excepted = match &inside {
+                Some(_) => self.waiting_for_all.load(Ordering::SeqCst),
+                None => 0,
+            };
+            let idle = unfinished <= excepted;
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let woken = match idle {
                 true => Ok(Wakeup::Notified),
@@ -240,6 +245,16 @@ impl Shared {
                 return Ok(idle);
             }
         }
+    }
+
+    /// Lets go of the threads that no task will need any more. Waits for none of them: this may be
+    /// one of them.
+    fn retire(&self) {
+        if let Some(io) = lock(&self.io).take() {
+            io.stop_in_background();
+        }
+        drop(lock(&self.compute).take());
+        self.deadlines.retire();
     }
 
     pub(crate) fn count_end(&self, state: u8) {
@@ -267,15 +282,33 @@ impl Shared {
 
     // --- failures -------------------------------------------------------------------------------
 
-    /// Remembers a failed task for `get_failed` and `wait_all`, and tells the error callback.
-    pub(crate) fn record_failure(&self, handle: &Py<TaskHandle>) {
-        // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
+    /// Two references to a task that is about to fail, for the two lists of failures.
+    pub(crate) fn prepare_failure(
+        &self,
+        handle: &Py<TaskHandle>,
+        py: Option<Python<'_>>,
+    ) -> Option<[Py<TaskHandle>; 2]> {
+        let hold = |py: Python<'_>| [handle.clone_ref(py), handle.clone_ref(py)];
+        match py {
+            Some(py) => Some(hold(py)),
+            // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
+            None => Python::try_attach(hold),
+        }
+    }
+
+    /// Remembers a failed task for `get_failed` and `wait_all`.
+    pub(crate) fn record_failure(&self, [one, two]: [Py<TaskHandle>; 2]) {
+        let mut failures = lock(&self.failures);
+        failures.all.push(one);
+        failures.unreported.push(two);
+    }
+
+    /// Tells the error callback of a failed task.
+    pub(crate) fn tell_failure(&self, handle: &Py<TaskHandle>) {
+        if lock(&self.error_callback).is_none() {
+            return;
+        }
         Python::try_attach(|py| {
-            let (one, two) = (handle.clone_ref(py), handle.clone_ref(py));
-            let mut failures = lock(&self.failures);
-            failures.all.push(one);
-            failures.unreported.push(two);
-            drop(failures);
             let callback = lock(&self.error_callback).as_ref().map(|c| c.clone_ref(py));
             if let Some(callback) = callback {
                 let (_, error) = handle.get().report(py);
@@ -294,7 +327,7 @@ impl Shared {
     }
 
     pub(crate) fn clear_failed(&self) {
-        let cleared = std::mem::take(&mut lock(&self.failures).all);
+        let cleared = std::mem::take(&mut *lock(&self.failures));
         drop(cleared);
     }
 
@@ -375,24 +408,24 @@ impl Shared {
 
     /// Hands a job to the I/O lane, which is started with the first.
     pub(crate) fn with_io_lane(&self, act: impl FnOnce(&IoLane)) -> PyResult<()> {
-        let lane = self.io.get_or_try_init(|| IoLane::start(self.sizes.io_threads))?;
-        act(lane);
+        let io = lock(&self.io);
+        act(io.get_or_try_init(|| IoLane::start(self.sizes.io_threads))?);
         Ok(())
     }
 
     /// Hands a job to the compute lane, which is started with the first.
     pub(crate) fn with_compute_lane(&self, act: impl FnOnce(&ComputeLane)) -> PyResult<()> {
-        let lane = self.compute.get_or_try_init(|| {
+        let compute = lock(&self.compute);
+        act(compute.get_or_try_init(|| {
             ComputeLane::start(self.sizes.threads).map_err(|error| {
                 PyRuntimeError::new_err(format!("cannot start the compute threads: {error}"))
             })
-        })?;
-        act(lane);
+        })?);
         Ok(())
     }
 
     pub(crate) fn unfinished_compute_jobs(&self) -> usize {
-        self.compute.get().map_or(0, ComputeLane::unfinished)
+        lock(&self.compute).get().map_or(0, ComputeLane::unfinished)
     }
 
     /// The Python workers that are alive.
@@ -428,6 +461,17 @@ impl Shared {
         self.python.close();
         self.coroutine.close();
         self.io_calls.close();
+        if self.unfinished.load(Ordering::SeqCst) == 0 {
+            self.retire();
+        }
+    }
+
+    /// Nobody can ask for failures or be told of them any more. They hold this in turn.
+    pub(crate) fn forget_failures(&self) {
+        if !self.is_copy() {
+            self.clear_failed();
+            self.set_error_callback(None);
+        }
     }
 
     pub(crate) fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
@@ -479,13 +523,13 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let (io, compute) = (self.io.take(), self.compute.take());
         if self.is_copy() {
             // Their locks may be held by threads that the fork did not copy.
-            std::mem::forget((io, compute));
+            std::mem::forget(std::mem::take(&mut self.io));
+            std::mem::forget(std::mem::take(&mut self.compute));
             self.deadlines.abandon();
-        } else if let Some(io) = io {
-            io.stop(IO_STOP_GRACE);
+        } else {
+            self.retire();
         }
     }
 }

@@ -23,6 +23,9 @@ use crate::shared::{LaneKind, Shared};
 /// each level takes native stack and a part of Python's recursion limit.
 const MAX_INLINE_DEPTH: u32 = 64;
 
+/// How many Python frames may stand below a task that is run on the stack of its waiter.
+const MAX_INLINE_FRAMES: usize = 150;
+
 /// What a worker knows of itself.
 struct Current {
     shared: Arc<Shared>,
@@ -34,6 +37,12 @@ struct Current {
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Looks at what this thread knows of itself as a worker: nothing if it is none, or is the copy of
+/// one in the child of a `fork()` that its body made.
+fn with_current<T>(look: impl FnOnce(Option<&mut Current>) -> T) -> T {
+    CURRENT.with_borrow_mut(|current| look(current.as_mut().filter(|c| !c.shared.is_copy())))
 }
 
 /// The life of a worker of the Python or the I/O lane.
@@ -48,6 +57,10 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         // this thread has let go of the interpreter.
         let mut sleepers = Sleepers::new();
         loop {
+            if owner.is_copy() {
+                // A body has forked and returned in the child: that was all there is to do here.
+                std::process::exit(0);
+            }
             let (job, order) = lane.pop();
             // A spare that cannot be started is missed only if nobody else comes to the jobs.
             let _ = owner.obey(kind, order);
@@ -185,7 +198,7 @@ struct Outer {
 }
 
 fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
-    CURRENT.with_borrow_mut(|current| {
+    with_current(|current| {
         let Some(current) = current else { return Outer { task: None, id: IDLE } };
         let task = current.task.replace(handle.clone_ref(py));
         current.slot.since.store(nanos_now(), Ordering::Relaxed);
@@ -197,7 +210,7 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
 /// Goes back to the outer body; true if the inner one was sent an exception, which can reach
 /// nobody else from here on.
 fn end_body(_py: Python<'_>, outer: Outer) -> bool {
-    let (ended, interrupted) = CURRENT.with_borrow_mut(|current| {
+    let (ended, interrupted) = with_current(|current| {
         let Some(current) = current else { return (None, false) };
         let ended = std::mem::replace(&mut current.task, outer.task);
         replace_task(&current.slot, outer.id);
@@ -264,46 +277,81 @@ fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
 /// a worker of its lane. True if it ran.
 pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
     let this = handle.get();
-    let ours = CURRENT.with_borrow(|current| {
+    let ours = with_current(|current| {
         current.as_ref().is_some_and(|current| {
             this.lane == Some(current.slot.lane)
                 && current.slot.lane != LaneKind::Coroutine
                 && this.shared().is_some_and(|shared| Arc::ptr_eq(shared, &current.shared))
         })
     });
-    let depth = INLINE_DEPTH.get();
-    if !ours || depth >= MAX_INLINE_DEPTH || !this.claim() {
+    let (py, depth) = (handle.py(), INLINE_DEPTH.get());
+    if !ours || depth >= MAX_INLINE_DEPTH || has_deep_stack(py) || !this.claim() {
         return false;
     }
     INLINE_DEPTH.set(depth + 1);
+    let handled = HandledError::set_aside(py);
     let mut sleepers = Sleepers::new();
-    run_claimed(handle.py(), handle.as_unbound(), &mut sleepers);
+    run_claimed(py, handle.as_unbound(), &mut sleepers);
+    handled.put_back(py);
     wake(&mut sleepers);
     INLINE_DEPTH.set(depth);
     true
 }
 
+/// Whether Python's stack here is so deep that a body above it would have much less than its own
+/// recursion limit.
+fn has_deep_stack(py: Python<'_>) -> bool {
+    static GETFRAME: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    // Raises if there are not so many frames; does not look at them.
+    GETFRAME
+        .import(py, "sys", "_getframe")
+        .is_ok_and(|getframe| getframe.call1((MAX_INLINE_FRAMES,)).is_ok())
+}
+
+/// The error that the body below is handling, which is not that of the body above.
+struct HandledError([*mut ffi::PyObject; 3]);
+
+impl HandledError {
+    fn set_aside(_py: Python<'_>) -> Self {
+        let mut parts = [std::ptr::null_mut(); 3];
+        let [kind, value, traceback] = &mut parts;
+        // SAFETY: attached; the first call gives references that `put_back` gives back.
+        unsafe {
+            ffi::PyErr_GetExcInfo(kind, value, traceback);
+            let null = std::ptr::null_mut();
+            ffi::PyErr_SetExcInfo(null, null, null);
+        }
+        Self(parts)
+    }
+
+    fn put_back(self, _py: Python<'_>) {
+        let [kind, value, traceback] = self.0;
+        // SAFETY: attached; takes the references over.
+        unsafe { ffi::PyErr_SetExcInfo(kind, value, traceback) };
+    }
+}
+
 /// Whether the calling thread is a worker of this runtime.
 pub(crate) fn is_worker_of(shared: &Shared) -> bool {
-    CURRENT.with_borrow(|current| {
+    with_current(|current| {
         current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(&current.shared), shared))
     })
 }
 
 /// The task whose plain body runs on this thread.
 pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
-    CURRENT.with_borrow(|current| Some(current.as_ref()?.task.as_ref()?.clone_ref(py)))
+    with_current(|current| Some(current.as_ref()?.task.as_ref()?.clone_ref(py)))
 }
 
 /// The slot of the worker that this thread is.
 pub(crate) fn current_slot() -> Option<Arc<Slot>> {
-    CURRENT.with_borrow(|current| Some(current.as_ref()?.slot.clone()))
+    with_current(|current| Some(current.as_ref()?.slot.clone()))
 }
 
 /// The family of the task that is submitting, if a task is. A coroutine worker runs many bodies by
 /// turns: there the context knows whose turn it is.
 pub(crate) fn current_family(py: Python<'_>) -> Option<Arc<Family>> {
-    let (is_coroutine, task) = CURRENT.with_borrow(|current| {
+    let (is_coroutine, task) = with_current(|current| {
         let current = current.as_ref()?;
         let is_coroutine = current.slot.lane == LaneKind::Coroutine;
         Some((is_coroutine, current.task.as_ref().map(|task| task.clone_ref(py))))
@@ -319,11 +367,15 @@ pub(crate) fn current_family(py: Python<'_>) -> Option<Arc<Family>> {
 }
 
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.
-pub(crate) fn enter_blocked() -> PyResult<Option<Blocked>> {
-    let current = CURRENT.with_borrow(|current| {
+pub(crate) fn enter_blocked(py: Python<'_>) -> PyResult<Option<Blocked>> {
+    let current = with_current(|current| {
         current.as_ref().map(|current| (current.shared.clone(), current.slot.lane))
     });
     let Some((shared, kind)) = current else { return Ok(None) };
+    if kind == LaneKind::Coroutine {
+        // A blocked loop must not hold the fate of others: they might be what is waited for.
+        py.import("dftracer.utils.coroutines")?.call_method0("check_may_block")?;
+    }
     let order = shared.lane(kind).enter_blocked().map_err(|_| {
         PyRuntimeError::new_err(
             "too many tasks of this Runtime wait for other tasks: waiting here could block for \

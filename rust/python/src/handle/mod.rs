@@ -20,7 +20,7 @@ use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::worker;
 use content::cancelled_error;
-pub(crate) use content::{Content, Outcome};
+pub(crate) use content::{Content, Outcome, restore_traceback};
 pub(crate) use methods::seconds;
 pub(crate) use waiter::{Sleepers, wake};
 use waiter::{Waiter, Waiters};
@@ -271,11 +271,21 @@ impl TaskHandle {
     ) -> bool {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
+        // Held before anything is locked: it may take the interpreter.
+        let failure = match (&this.shared, state == FAILED && this.tracked) {
+            (Some(shared), true) => shared.prepare_failure(self_, py),
+            _ => None,
+        };
         let mut cell = this.lock();
         if this.is_settled() {
             drop(cell);
-            drop(content);
+            drop((content, failure));
             return false;
+        }
+        // Whoever sees that it has failed finds it among the failures.
+        let failed = failure.is_some();
+        if let (Some(shared), Some(failure)) = (&this.shared, failure) {
+            shared.record_failure(failure);
         }
         let left_over = std::mem::replace(&mut cell.content, content);
         let waiters = std::mem::replace(&mut cell.waiters, Waiters::None);
@@ -294,8 +304,8 @@ impl TaskHandle {
                 shared.take_back(alarm);
             }
             shared.count_end(state);
-            if state == FAILED && this.tracked {
-                shared.record_failure(self_);
+            if failed {
+                shared.tell_failure(self_);
             }
         }
         waiters.deliver(self_, sleepers);
@@ -351,7 +361,7 @@ impl TaskHandle {
         if timeout.is_none() && worker::run_inline(self_) && this.is_settled() {
             return Ok(true);
         }
-        let _blocked = worker::enter_blocked()?;
+        let _blocked = worker::enter_blocked(py)?;
         let parker = Arc::new(Parker::default());
         if this.add_waiter(Waiter::Thread(parker.clone())).is_err() {
             return Ok(true);
@@ -385,7 +395,7 @@ impl TaskHandle {
             }
             _ => return Err(cancelled_error(py)),
         };
-        content::restore_traceback(py, &exception, traceback.as_ref());
+        restore_traceback(py, &exception, traceback.as_ref());
         Err(PyErr::from_value(exception.into_bound(py).into_any()))
     }
 
