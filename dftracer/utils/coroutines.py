@@ -12,6 +12,7 @@ a suspended body is awake, and is sent no task that the body could hold up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 import sys
 import threading
@@ -60,8 +61,9 @@ def check_may_block() -> None:
     They could not go on meanwhile, and one of them may be what the wait is for.
     """
     server: _Server = _here.server
-    others = server.suspended - {asyncio.current_task(server.loop)}
-    if any(not task.done() for task in others):
+    current = asyncio.current_task(server.loop)
+    others = [task for task in server.suspended if task is not current and not task.done()]
+    if others:
         raise RuntimeError(
             f"waiting here would block the event loop in which {len(others)} other task(s) are "
             "suspended, perhaps for ever: in a coroutine, use 'await handle'"
@@ -71,7 +73,7 @@ def check_may_block() -> None:
 class _Server:
     def __init__(self, worker: CoroutineWorker) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector(self, worker))
-        self.suspended: set[asyncio.Task[None] | None] = set()
+        self.suspended: set[asyncio.Task[Any]] = set()
         self._worker = worker
         self._leaving = False
 
@@ -89,12 +91,10 @@ class _Server:
             self.loop.close()
 
     def _run_loop(self) -> None:
-        try:
+        # Of a task that a body has made: asyncio lets these out. They are that body's business, which
+        # gets them when it awaits its task; the others go on.
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
             self.loop.run_forever()
-        except (SystemExit, KeyboardInterrupt):
-            # Of a task that a body has made: asyncio lets these out. They are that body's business,
-            # which gets them when it awaits its task; the others go on.
-            pass
 
     def _cancel_strays(self) -> None:
         """Cancel what bodies have begun in this loop and left behind, as ``asyncio.run`` does."""
@@ -177,9 +177,7 @@ class _Selector(selectors.DefaultSelector):
         self._worker = worker
         self._descriptor = worker.fileno()
 
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
         if not self._server.before_sleep():
