@@ -84,9 +84,11 @@ async def test_every_shutdown_waits_for_running_bodies_when_several_are_called(
 
         @flow.function_task
         def body() -> None:
-            started.set()
-            gate.hold()
-            ended.append("body")
+            try:
+                started.set()
+                gate.hold()
+            finally:  # it may be interrupted
+                ended.append("body")
 
         async def shut_down() -> list[str]:
             await flow.shutdown()
@@ -165,9 +167,11 @@ async def test_shutdown_is_completed_when_an_earlier_one_was_cancelled() -> None
 
         @flow.function_task
         def body() -> None:
-            started.set()
-            gate.hold()
-            ended.append("body")
+            try:
+                started.set()
+                gate.hold()
+            finally:  # it may be interrupted
+                ended.append("body")
 
         future = body()
         await reached(started)

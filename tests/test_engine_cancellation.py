@@ -154,9 +154,11 @@ async def test_the_task_is_cancelled_at_once_when_a_plain_body_runs() -> None:
 
             @flow.function_task
             def body() -> str:
-                started.set()
-                gate.hold()
-                ended.set()
+                try:
+                    started.set()
+                    gate.hold()
+                finally:
+                    ended.set()
                 return "too late"
 
             future = body()
@@ -165,11 +167,38 @@ async def test_the_task_is_cancelled_at_once_when_a_plain_body_runs() -> None:
             assert future.cancel("not needed")
             assert states(future, behind) == {"CANCELLED"}
             assert message_of(future) == "not needed"
+            assert not ended.is_set()
             gate.set()
-            await reached(ended)  # nobody can stop it
+            await reached(ended)
             assert await flow.function_task(identity)(1) == 1
             assert future.cancelled()
             assert_nothing_kept(flow)
+
+
+async def test_the_body_is_interrupted_when_a_plain_one_runs() -> None:
+    async with await WorkflowEngine.create() as flow:
+        with Gate() as gate:
+            started, ended = threading.Event(), threading.Event()
+            seen: list[type[BaseException]] = []
+
+            @flow.function_task
+            def body() -> None:
+                try:
+                    started.set()
+                    gate.hold()
+                except BaseException as error:
+                    seen.append(type(error))
+                    raise
+                finally:
+                    ended.set()
+
+            future = body()
+            await reached(started)
+            future.cancel()
+            gate.set()
+            await reached(ended)
+            assert seen == [asyncio.CancelledError]
+            assert await flow.function_task(identity)(1) == 1  # and nobody else is
 
 
 async def test_the_body_is_cancelled_when_an_async_one_is_suspended() -> None:

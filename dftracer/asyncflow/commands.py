@@ -7,20 +7,22 @@ import re
 import shlex
 from typing import Any
 
-from dftracer.asyncflow.errors import CommandError
+from dftracer.asyncflow.errors import CommandError, text_of
 
 SHELL = "/bin/sh"
 
-_NEEDS_SHELL = re.compile(r"[|&;<>()$`*?\[\]#~=%{}!\n]")
-"""Whatever a shell may read as more than a word. Quotes and backslashes are not among it: for
-these, splitting into words gives what a shell gives."""
+_NEEDS_SHELL = re.compile(r"[|&;<>()$`*?\[\]#~=%{}!\n\r]|\\$")
+"""Whatever a shell may read as more than a word, or splits otherwise. Quotes and backslashes are
+not among it, but at the end: for these, splitting into words gives what a shell gives."""
 
 _SHELL_WORDS = frozenset(
-    """. : alias bg break case cd command continue do done elif else esac eval exec exit export fc
-    fg fi for getopts hash if jobs local read readonly return set shift source then times trap
-    type ulimit umask unalias unset until wait while""".split()
+    """. : alias bg break builtin case cd command continue coproc declare dirs disown do done echo
+    elif else enable esac eval exec exit export fc fg fi for function getopts hash help history if
+    in jobs kill let local logout mapfile popd printf pushd pwd read readarray readonly return
+    select set shift shopt source suspend test then time times trap type typeset ulimit umask
+    unalias unset until wait while""".split()
 )
-"""Built into the shell: there is no program, or none that does the same."""
+"""Built into one shell or another: there is no program, or none that does quite the same."""
 
 
 def to_argv(task: str, command: Any) -> list[str]:
@@ -94,6 +96,6 @@ def _words(task: str, command: list[Any] | tuple[Any, ...]) -> list[str]:
 def _describe(value: Any) -> str:
     if value is None:
         return "None (is a return statement missing?)"
-    if value in ("", [], ()):
+    if isinstance(value, str) and len(value) == 0:
         return "an empty one"
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {text_of(value)}"

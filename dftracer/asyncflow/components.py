@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.decorators import Template
-    from dftracer.asyncflow.workflow_manager import WorkflowEngine
+    from dftracer.asyncflow.scheduler import Scheduler
 
 T = TypeVar("T")
 
@@ -17,21 +18,33 @@ class Component(asyncio.Future[T], Generic[T]):
 
     Attributes
     ----------
-    id : str
-        Its number within the engine, for example ``"000042"``.
     task, block : dict
         The description of the call; a task has the one attribute, a block the other.
     """
 
-    def __init__(self, engine: WorkflowEngine, number: int, description: dict[str, Any]) -> None:
+    # What most components never need differs from these only where it must.
+    _dependencies: Sequence[asyncio.Future[Any]] = ()
+    _running = False
+    _owner = 0
+    """The number of the component in whose body this one was called; 0 if in none."""
+    _root = ""
+    """The label of the component or future whose cancellation was the reason for this one's."""
+    _body_released = False
+    """Whether its body waits for the end of the engine, which therefore does not wait for it."""
+
+    def __init__(
+        self, engine: Scheduler, number: int, description: dict[str, Any], template: Template
+    ) -> None:
         super().__init__(loop=engine.loop)
         self._engine = engine
         self._number = number
         self._description = description
-        self._template: Template
-        self._running = False
-        self._dependencies: list[asyncio.Future[Any]] = []
-        self.id: str = description["uid"].partition(".")[2]
+        self._template = template
+
+    @property
+    def id(self) -> str:
+        """Its number within the engine, for example ``"000042"``."""
+        return f"{self._number:06d}"
 
     @property
     def name(self) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from dftracer.asyncflow.components import Block, Task
+from dftracer.asyncflow.errors import text_of
 
 if TYPE_CHECKING:
-    from dftracer.asyncflow.workflow_manager import WorkflowEngine
+    from dftracer.asyncflow.scheduler import Scheduler
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,7 +72,7 @@ class BlockDecorator(Protocol):
     def __call__(self) -> BlockDecorator: ...
 
 
-def make_decorator(engine: WorkflowEngine, kind: Kind) -> Callable[..., Any]:
+def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
     """Return the decorator of one kind of component, for use with and without parentheses."""
 
     def decorate(function: Any) -> Callable[..., Any]:
@@ -106,7 +107,7 @@ def _describe(kind: Kind, function: Any) -> Template:
         )
     if not callable(function):
         raise TypeError(
-            f"@flow.{attribute} takes a function, not {type(function).__name__} {function!r}"
+            f"@flow.{attribute} takes a function, not {type(function).__name__} {text_of(function)}"
         )
     name = getattr(function, "__name__", None) or type(function).__name__
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(

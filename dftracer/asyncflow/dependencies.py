@@ -1,99 +1,167 @@
 """What in a call's arguments is an edge of the graph, and what goes in its place.
 
 Futures are found as arguments themselves and inside lists, tuples, dicts and dataclasses, however
-nested. Other containers are handed on as they are.
+nested, shared or cyclic. Other containers are handed on as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 _LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
-_CONTAINERS = (list, tuple, dict)
 
 
-def find_futures(value: Any, found: dict[asyncio.Future[Any], None]) -> None:
-    """Add every future in ``value`` to the keys of ``found``, in order of appearance."""
-    kind = type(value)
-    if kind in _LEAVES:
+def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[asyncio.Future[Any], None]:
+    """Return every future in the arguments of a call, in order of appearance."""
+    found: dict[asyncio.Future[Any], None] = {}
+    seen: dict[int, Any] | None = None
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if type(value) in _LEAVES:
+            continue
+        if isinstance(value, asyncio.Future):
+            found[value] = None
+        else:
+            seen = {} if seen is None else seen
+            find_futures(value, found, seen)
+    return found
+
+
+def find_futures(
+    value: Any, found: dict[asyncio.Future[Any], None], seen: dict[int, Any] | None = None
+) -> None:
+    """Add every future in ``value`` to the keys of ``found``, in order of appearance.
+
+    ``seen`` holds, by their ``id()``, the containers that need not be looked through again.
+    """
+    if type(value) in _LEAVES:
         return
     if isinstance(value, asyncio.Future):
         found[value] = None
-    elif isinstance(value, dict):
-        for item in value.values():
-            find_futures(item, found)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            find_futures(item, found)
-    elif _is_record(value):
-        for field in dataclasses.fields(value):
-            find_futures(getattr(value, field.name, None), found)
+        return
+    items = _items(value)
+    if items is None:
+        return
+    if seen is None:
+        seen = {}
+    elif id(value) in seen:
+        return
+    seen[id(value)] = value
+    for item in items:
+        if type(item) not in _LEAVES:
+            find_futures(item, found, seen)
+
+
+def resolve_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the result of each future in its place."""
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if not isinstance(value, asyncio.Future) and _items(value) is not None:
+            resolved: tuple[tuple[Any, ...], dict[str, Any]] = resolve((args, kwargs))
+            return resolved
+    # The common case: all futures are arguments themselves.
+    values = [v.result() if isinstance(v, asyncio.Future) else v for v in args]
+    return tuple(values), {
+        key: v.result() if isinstance(v, asyncio.Future) else v for key, v in kwargs.items()
+    }
 
 
 def resolve(value: Any) -> Any:
     """Return ``value`` with the result of each future in its place.
 
-    Containers without futures are returned as they are; the others are copied, so that what the
-    caller holds does not change.
+    Containers without futures are returned as they are; the others are copied, each once, so that
+    what the caller holds does not change.
     """
     if isinstance(value, asyncio.Future):
         return value.result()
+    if _items(value) is None:
+        return value
+    return _replace(value, _find_holders(value), {})
+
+
+def _items(value: Any) -> Iterable[Any] | None:
+    """Return what ``value`` holds, or ``None`` if it is nothing to look into."""
+    kind = type(value)
+    if kind in _LEAVES:
+        return None
     if isinstance(value, dict):
-        items = {key: resolve(item) for key, item in value.items()}
-        return value if _same(items.values(), value.values()) else _like_dict(value, items)
-    if isinstance(value, (list, tuple)):
-        parts = [resolve(item) for item in value]
-        return value if _same(parts, value) else _like_sequence(value, parts)
-    if type(value) not in _LEAVES and _is_record(value):
-        return _resolve_record(value)
-    return value
+        return dict.values(value)
+    if isinstance(value, list):
+        return list.__iter__(value)
+    if isinstance(value, tuple):
+        return tuple.__iter__(value)
+    if hasattr(kind, "__dataclass_fields__"):
+        return [getattr(value, name, None) for name in kind.__dataclass_fields__]
+    return None
 
 
-def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+def _find_holders(root: Any) -> dict[int, Any]:
+    """Return, by their ``id()``, the containers in ``root`` that hold a future at any depth."""
+    containers = {id(root): root}
+    parents: dict[int, list[int]] = {}
+    to_do = [root]
+    holding = []
+    while to_do:
+        container = to_do.pop()
+        for item in _items(container) or ():
+            if isinstance(item, asyncio.Future):
+                holding.append(id(container))
+            elif type(item) not in _LEAVES and _items(item) is not None:
+                if id(item) not in containers:
+                    containers[id(item)] = item
+                    to_do.append(item)
+                parents.setdefault(id(item), []).append(id(container))
+    holders: dict[int, Any] = {}
+    while holding:
+        number = holding.pop()
+        if number not in holders:
+            holders[number] = containers[number]
+            holding += parents.get(number, ())
+    return holders
 
 
-def _same(new: Any, old: Any) -> bool:
-    return all(a is b for a, b in zip(new, old, strict=True))
-
-
-def _like_dict(old: dict[Any, Any], items: dict[Any, Any]) -> Any:
-    if type(old) is dict:
-        return items
-    # A subclass may need more than its items to be made (defaultdict): copy it, then fill it in.
-    new = old.copy()
-    new.update(items)
+def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any:
+    """Return the result of a future, the copy of a container that holds one, or ``value``."""
+    if isinstance(value, asyncio.Future):
+        return value.result()
+    number = id(value)
+    if number not in holders:
+        return value
+    if number in copies:
+        return copies[number]
+    if isinstance(value, tuple):
+        parts = [_replace(item, holders, copies) for item in tuple.__iter__(value)]
+        # It may have been copied meanwhile, if it is in a list that is in it.
+        if number not in copies:
+            copies[number] = _like_tuple(value, parts)
+        return copies[number]
+    # `copy.copy` keeps type and attributes, without the constructor. The new object is known
+    # before what is in it is looked at, which may be the old one.
+    new = copies[number] = copy.copy(value)
+    if isinstance(value, dict):
+        for key, item in list(dict.items(value)):
+            dict.__setitem__(new, key, _replace(item, holders, copies))
+    elif isinstance(value, list):
+        for index, item in enumerate(list.__iter__(value)):
+            list.__setitem__(new, index, _replace(item, holders, copies))
+    else:
+        for name in type(value).__dataclass_fields__:
+            if hasattr(value, name):
+                old = getattr(value, name)
+                part = _replace(old, holders, copies)
+                if part is not old:
+                    object.__setattr__(new, name, part)
     return new
 
 
-def _like_sequence(old: Any, parts: list[Any]) -> Any:
+def _like_tuple(old: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
     kind = type(old)
-    if kind is list:
-        return parts
     if kind is tuple:
         return tuple(parts)
-    if hasattr(kind, "_make"):  # a named tuple takes its fields one by one
-        return kind._make(parts)
-    return kind(parts)
-
-
-def _resolve_record(value: Any) -> Any:
-    changed = {}
-    for field in dataclasses.fields(value):
-        if not hasattr(value, field.name):
-            continue
-        old = getattr(value, field.name)
-        new = resolve(old)
-        if new is not old:
-            changed[field.name] = new
-    if not changed:
-        return value
-    # Not `replace()`: it would run `__post_init__` again, and cannot set fields without init.
-    import copy
-
-    record = copy.copy(value)
-    for name, item in changed.items():
-        object.__setattr__(record, name, item)
-    return record
+    new: tuple[Any, ...] = tuple.__new__(kind, parts)  # whatever its constructor takes
+    if hasattr(old, "__dict__"):
+        new.__dict__.update(old.__dict__)
+    return new

@@ -85,3 +85,20 @@ class ExecutableError(RuntimeError):
 
 class EngineShutdownError(RuntimeError):
     """A task or block was called on an engine that is shut down."""
+
+
+def text_of(value: object) -> str:
+    """Return ``repr(value)``, or what can be said of a value whose ``__repr__`` raises."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} without a text>"
+
+
+def text_of_error(error: BaseException | None) -> str:
+    """Return type and text of an error, or its type alone if its ``__str__`` raises."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:
+        return name

@@ -26,7 +26,9 @@ __all__ = [
     "TaskHandle",
     "__version__",
     "after_fork_in_child",
+    "after_fork_in_parent",
     "available_cpus",
+    "before_fork",
     "running_task",
     "shutdown_all",
 ]
@@ -48,6 +50,12 @@ def shutdown_all(patience: float) -> list[str]:
     Waits as long as tasks end. When none has ended for ``patience`` seconds, cancels the rest and
     returns their names.
     """
+
+def before_fork() -> None:
+    """Wait until no native thread holds a lock that the child would find held for ever."""
+
+def after_fork_in_parent() -> None:
+    """Let the native threads go on."""
 
 def after_fork_in_child() -> None:
     """Mark every runtime made so far as a copy without threads. Run in the child of a fork."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import selectors
 import sys
 import threading
@@ -74,6 +75,8 @@ class _Server:
     def __init__(self, worker: CoroutineWorker) -> None:
         self.loop = asyncio.SelectorEventLoop(_Selector(self, worker))
         self.suspended: set[asyncio.Task[Any]] = set()
+        # Bodies make their first step inside a callback: that may take as long as it likes.
+        self.loop.slow_callback_duration = math.inf
         self._worker = worker
         self._leaving = False
 
@@ -91,8 +94,8 @@ class _Server:
             self.loop.close()
 
     def _run_loop(self) -> None:
-        # Of a task that a body has made: asyncio lets these out. They are that body's business, which
-        # gets them when it awaits its task; the others go on.
+        # Of a task that a body has made: asyncio lets these out. They are the business of that body,
+        # which gets them when it awaits its task; the others go on.
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             self.loop.run_forever()
 
@@ -128,6 +131,7 @@ class _Server:
             if claimed is None:
                 return
             self._begin(*claimed)
+        del claimed  # see `_begin`
         self._worker.pause()
         self.loop.call_soon(self._take)
 
@@ -146,6 +150,8 @@ class _Server:
             task.add_done_callback(self.suspended.discard)
             if self._worker.suspended(handle, task, self.loop):
                 task.cancel()
+        # The traceback of a body that has failed leads to this frame, and keeps what it holds.
+        del handle, body, args, kwargs, context, coroutine, task
 
     async def _drive(
         self,
@@ -166,6 +172,9 @@ class _Server:
             self._worker.fail(handle, error, cancelled=False)
         else:
             self._worker.succeed(handle, value)
+        finally:
+            coroutine_task.set(None)
+            del handle  # see `_begin`
 
 
 class _Selector(selectors.DefaultSelector):

@@ -316,4 +316,8 @@ def _after_fork_in_child() -> None:
 # Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
 # threads must be gone before the interpreter is.
 threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_native.before_fork,
+    after_in_parent=_native.after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -57,12 +57,6 @@ impl Shared {
     }
 }
 
-/// In the child of a `fork()`.
-#[pyfunction]
-pub(crate) fn after_fork_in_child() {
-    shared::forked();
-}
-
 /// The CPUs this process may use: its affinity and cgroup limits, not the number in the box.
 #[pyfunction]
 pub(crate) fn available_cpus() -> usize {

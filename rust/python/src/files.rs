@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::call::panic_text;
+use crate::fork::apart_from_forks;
 use crate::handle::{Content, Outcome, TaskHandle};
 use crate::native::NativeOutcome;
 use crate::shared::Shared;
@@ -65,13 +66,22 @@ fn prepare<'py>(
     TaskHandle::enter_ledger(&handle);
     let (runner, owner) = (handle.clone().unbind(), shared.clone());
     let job = move || {
-        if !runner.get().claim() {
-            return; // cancelled before it began
+        let begun = apart_from_forks(|| {
+            let claimed = runner.get().claim();
+            if claimed {
+                owner.arm(runner.get());
+            }
+            claimed
+        });
+        if !begun {
+            return apart_from_forks(|| drop(runner)); // cancelled before it began
         }
-        owner.arm(runner.get());
         let outcome = catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|panic| NativeOutcome::Panicked(panic_text(panic.as_ref())));
-        TaskHandle::settle(&runner, Outcome::Native(outcome), None);
+        apart_from_forks(|| {
+            TaskHandle::settle(&runner, Outcome::Native(outcome), None);
+            drop((runner, owner));
+        });
     };
     Ok((handle, job))
 }

@@ -9,6 +9,7 @@ mod coroutine;
 mod deadlines;
 mod exit;
 mod files;
+mod fork;
 mod graph;
 mod handle;
 mod mailbox;
@@ -28,7 +29,9 @@ mod _native {
     #[pymodule_export]
     use crate::coroutine::CoroutineWorker;
     #[pymodule_export]
-    use crate::exit::{after_fork_in_child, available_cpus, running_task, shutdown_all};
+    use crate::exit::{available_cpus, running_task, shutdown_all};
+    #[pymodule_export]
+    use crate::fork::{after_fork_in_child, after_fork_in_parent, before_fork};
     #[pymodule_export]
     use crate::graph::Graph;
     #[pymodule_export]

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyString, PyType};
 
+use crate::fork::apart_from_forks;
 use crate::handle::{Content, Outcome, TaskHandle, seconds, state};
 use crate::native::{NativeOutcome, os_error};
 use crate::shared::Shared;
@@ -85,10 +86,19 @@ pub(crate) fn submit<'py>(
     before_start(&handle);
     let (claimer, runner) = (handle.clone().unbind(), handle.clone().unbind());
     let started = shared.with_io_lane(|lane| {
-        let begin = move || claimer.get().claim();
+        let begin = move || {
+            apart_from_forks(|| {
+                let claimed = claimer.get().claim();
+                drop(claimer);
+                claimed
+            })
+        };
         lane.spawn_process(spec, kill, begin, move |outcome| {
             let outcome = Outcome::Native(NativeOutcome::Process(outcome));
-            TaskHandle::settle(&runner, outcome, None);
+            apart_from_forks(|| {
+                TaskHandle::settle(&runner, outcome, None);
+                drop(runner);
+            });
         });
     });
     if let Err(error) = started {

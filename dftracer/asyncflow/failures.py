@@ -1,0 +1,76 @@
+"""How one component's end is told to others: names, messages, and errors that a future can hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from dftracer.asyncflow.components import Component
+from dftracer.asyncflow.errors import DependencyFailureError, text_of, text_of_error
+
+
+def label_of(future: asyncio.Future[Any]) -> str:
+    """Return how messages speak of a future."""
+    if isinstance(future, Component):
+        return f"{future._description['uid']} '{future.name}'"
+    return text_of(future)
+
+
+def root_of(future: asyncio.Future[Any]) -> str:
+    """Return the label of what was cancelled first, and ``future`` because of it."""
+    return (isinstance(future, Component) and future._root) or label_of(future)
+
+
+def first_cancelled(futures: Sequence[asyncio.Future[Any]]) -> asyncio.Future[Any] | None:
+    """Return the first of ``futures`` that was cancelled."""
+    for future in futures:
+        if future.cancelled():
+            return future
+    return None
+
+
+def all_failed(futures: Sequence[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
+    """Return those of ``futures`` that have failed."""
+    return [f for f in futures if f.done() and not f.cancelled() and f.exception() is not None]
+
+
+def dependency_failure(
+    component: Component[Any], failed: list[asyncio.Future[Any]]
+) -> DependencyFailureError:
+    """Say which dependencies failed, and how it began."""
+    names = [f.name if isinstance(f, Component) else text_of(f) for f in failed]
+    cause = failed[0].exception()
+    root = cause.root_cause if isinstance(cause, DependencyFailureError) else cause
+    if root is None:  # a body has raised a DependencyFailureError without one
+        root = cause
+    error = DependencyFailureError(
+        f"cannot run '{component.name}': {', '.join(names)} failed: {text_of_error(root)}",
+        failed_dependencies=names,
+        root_cause=root,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def fit_for_future(component: Component[Any], error: Any) -> Exception:
+    """Return an error that a future can hold without harm to whoever awaits it.
+
+    A future refuses ``StopIteration``, and ``SystemExit`` or ``KeyboardInterrupt`` raised by a
+    task's body would end the event loop of the program that awaits it.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    if not isinstance(error, BaseException):
+        return RuntimeError(f"task '{component.name}' failed: {text_of(error)}")
+    stand_in = RuntimeError(f"task '{component.name}' raised {text_of_error(error)}")
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def failure_without_reason(task: dict[str, Any], backend: str) -> RuntimeError:
+    """Return the error of a task that a backend calls failed without saying why."""
+    output = task.get("stderr") or "no output"
+    return RuntimeError(
+        f"task '{task['name']}' failed on backend '{backend}', which gave no reason: {output}"
+    )

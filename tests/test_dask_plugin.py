@@ -1,0 +1,429 @@
+"""The Dask plugin, on real clusters: of worker processes, and of workers that share a process.
+
+Functions that run on a worker are at the top: a worker process imports this module to find them.
+"""
+
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import cloudpickle
+import pytest
+from dask.distributed import Client, LocalCluster, Worker, get_worker
+
+from dftracer.utils import (
+    Runtime,
+    TaskHandle,
+    available_cpus,
+    get_default_runtime,
+    peek_default_runtime,
+    set_default_runtime,
+)
+from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+
+GUARD_S = 30
+"""How long a test waits for what must come."""
+
+NAME = DFTracerUtilsDaskWorkerPlugin.name
+WORKERS = 2
+
+Script = Callable[..., str]
+
+
+# --- run on a worker ----------------------------------------------------------------------------
+
+release = threading.Event()
+kept: list[Any] = []
+"""What a call leaves for the next one on the same worker."""
+
+
+def add_one(number: int) -> int:
+    return number + 1
+
+
+async def add_two(number: int) -> int:
+    return number + 2
+
+
+def use_default_runtime(number: int) -> tuple[bool, int, int]:
+    """Use the default runtime in a Dask task; tell whether it is the worker's."""
+    runtime = get_default_runtime()
+    ours = runtime is get_worker().dftracer_utils_runtime
+    return ours, runtime.submit(add_one, number).get(), runtime.submit(add_two, number).get()
+
+
+def sizes() -> dict[str, int]:
+    return get_default_runtime().sizes
+
+
+def program_output() -> bytes:
+    return get_default_runtime().run_process(["echo", "here"]).get().stdout
+
+
+def runtime_and_process(dask_worker: Worker) -> tuple[int, int, bool]:
+    runtime = dask_worker.dftracer_utils_runtime
+    return os.getpid(), id(runtime), runtime is peek_default_runtime()
+
+
+def has_runtime(dask_worker: Worker) -> bool:
+    return hasattr(dask_worker, "dftracer_utils_runtime")
+
+
+def has_default() -> bool:
+    return peek_default_runtime() is not None
+
+
+def set_own_default() -> None:
+    kept.append(Runtime(threads=1, io_threads=1, python_threads=1))
+    set_default_runtime(kept[-1])
+
+
+def own_is_default() -> bool:
+    return peek_default_runtime() is kept[-1]
+
+
+def drop_own_default() -> None:
+    set_default_runtime(None)
+    kept.pop().shutdown()
+
+
+def begin_stuck_task() -> None:
+    started = threading.Event()
+
+    def body() -> str:
+        started.set()
+        release.wait(GUARD_S)
+        return "released"
+
+    kept.append(get_default_runtime().submit(body))
+    assert started.wait(GUARD_S)
+
+
+def state_of_stuck_task() -> str:
+    handle: TaskHandle[str] = kept[-1]
+    return handle.state
+
+
+def release_stuck_task() -> str:
+    release.set()
+    handle: TaskHandle[str] = kept.pop()
+    try:
+        return handle.get(GUARD_S)
+    finally:
+        release.clear()
+
+
+# --- clusters -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """A client of a cluster with worker processes, each of which runs one Dask task at a time."""
+    with (
+        LocalCluster(
+            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def register(client: Client) -> Iterator[Callable[[DFTracerUtilsDaskWorkerPlugin], None]]:
+    """Register a plugin until the end of the test."""
+    with ExitStack() as stack:
+
+        def register_plugin(plugin: DFTracerUtilsDaskWorkerPlugin) -> None:
+            client.register_plugin(plugin)
+            stack.pop_all()
+            stack.callback(client.unregister_worker_plugin, NAME)
+
+        yield register_plugin
+
+
+@pytest.fixture
+def shared() -> Iterator[list[Worker]]:
+    """Two workers of this process, which run more Dask tasks at a time than there are CPUs."""
+    before = peek_default_runtime()
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=available_cpus() + 1,
+            processes=False,
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster),
+    ):
+        yield list(cluster.workers.values())
+    set_default_runtime(before)
+
+
+def on_each(client: Client, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Run a Dask task on each worker, in the worker's thread pool."""
+    workers = list(client.nthreads())
+    futures = [client.submit(function, *args, workers=[each], pure=False) for each in workers]
+    results: list[Any] = client.gather(futures)
+    assert len(results) == WORKERS
+    return results
+
+
+def run_on_each(client: Client, function: Callable[..., Any]) -> list[Any]:
+    """Call a function on each worker, outside of Dask's tasks."""
+    results = list(client.run(function).values())
+    assert len(results) == WORKERS
+    return results
+
+
+# --- register and use -----------------------------------------------------------------------------
+
+
+def test_default_runtime_is_the_workers_when_a_task_asks_for_it(client, register):
+    register(DFTracerUtilsDaskWorkerPlugin())
+    assert on_each(client, use_default_runtime, 40) == [(True, 41, 42)] * WORKERS
+
+
+def test_programs_run_when_a_task_starts_them_on_the_workers_runtime(client, register):
+    register(DFTracerUtilsDaskWorkerPlugin())
+    assert on_each(client, program_output) == [b"here\n"] * WORKERS
+
+
+@pytest.mark.parametrize(
+    ("plugin", "threads", "io_threads"),
+    [
+        (DFTracerUtilsDaskWorkerPlugin(), 1, 1),
+        (DFTracerUtilsDaskWorkerPlugin(threads=3), 3, 1),
+        (DFTracerUtilsDaskWorkerPlugin(io_threads=4), 1, 4),
+        (DFTracerUtilsDaskWorkerPlugin(3, 4), 3, 4),
+    ],
+    ids=["share", "threads", "io_threads", "both"],
+)
+def test_sizes_are_the_workers_share_when_they_are_not_given(
+    client, register, plugin, threads, io_threads
+):
+    register(plugin)
+    expected = {"threads": threads, "io_threads": io_threads, "python_threads": 1}
+    assert on_each(client, sizes) == [expected] * WORKERS
+
+
+@pytest.mark.parametrize("size", ["threads", "io_threads"])
+def test_value_error_names_the_size_when_it_is_negative(size):
+    with pytest.raises(ValueError, match=rf"^{size} must not be negative, but is -1$"):
+        DFTracerUtilsDaskWorkerPlugin(**{size: -1})
+
+
+def test_runtime_stays_when_the_plugin_is_registered_twice(client, register):
+    register(DFTracerUtilsDaskWorkerPlugin())
+    before = run_on_each(client, runtime_and_process)
+    register(DFTracerUtilsDaskWorkerPlugin(threads=7))
+    assert run_on_each(client, runtime_and_process) == before
+    assert on_each(client, sizes) == [{"threads": 1, "io_threads": 1, "python_threads": 1}] * 2
+
+
+def test_sizes_change_when_the_plugin_is_unregistered_before(client, register):
+    register(DFTracerUtilsDaskWorkerPlugin())
+    client.unregister_worker_plugin(NAME)
+    register(DFTracerUtilsDaskWorkerPlugin(threads=7))
+    assert [each["threads"] for each in on_each(client, sizes)] == [7] * WORKERS
+
+
+# --- restart --------------------------------------------------------------------------------------
+
+
+def test_new_process_has_a_runtime_when_a_worker_is_restarted(client, register):
+    register(DFTracerUtilsDaskWorkerPlugin())
+    before = run_on_each(client, runtime_and_process)
+    client.restart(timeout=GUARD_S)
+    after = run_on_each(client, runtime_and_process)
+    assert {pid for pid, _, _ in before}.isdisjoint(pid for pid, _, _ in after)
+    assert all(is_default for _, _, is_default in after)
+    assert on_each(client, use_default_runtime, 0) == [(True, 1, 2)] * WORKERS
+
+
+# --- unregister -----------------------------------------------------------------------------------
+
+
+def test_worker_is_as_before_when_the_plugin_is_unregistered(client):
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    assert run_on_each(client, has_runtime) == [True] * WORKERS
+    client.unregister_worker_plugin(NAME)
+    assert run_on_each(client, has_runtime) == [False] * WORKERS
+    assert run_on_each(client, has_default) == [False] * WORKERS
+
+
+def test_default_of_before_is_restored_when_the_plugin_is_unregistered(client):
+    client.run(set_own_default)
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    assert run_on_each(client, own_is_default) == [False] * WORKERS
+    client.unregister_worker_plugin(NAME)
+    assert run_on_each(client, own_is_default) == [True] * WORKERS
+    client.run(drop_own_default)
+
+
+def test_default_set_meanwhile_stays_when_the_plugin_is_unregistered(client):
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    client.run(set_own_default)
+    client.unregister_worker_plugin(NAME)
+    assert run_on_each(client, own_is_default) == [True] * WORKERS
+    client.run(drop_own_default)
+
+
+def test_unregistering_does_not_wait_when_a_task_is_stuck(client):
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    on_each(client, begin_stuck_task)
+    client.unregister_worker_plugin(NAME)
+    assert run_on_each(client, has_runtime) == [False] * WORKERS
+    assert run_on_each(client, state_of_stuck_task) == ["running"] * WORKERS
+    assert run_on_each(client, release_stuck_task) == ["released"] * WORKERS
+
+
+# --- workers that share a process -----------------------------------------------------------------
+
+
+def test_each_worker_has_its_own_runtime_when_they_share_a_process(shared):
+    before = peek_default_runtime()
+    client = Client.current()
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    runtimes = [worker.dftracer_utils_runtime for worker in shared]
+    assert runtimes[0] is not runtimes[1]
+    assert peek_default_runtime() in runtimes
+    assert [runtime.threads for runtime in runtimes] == [available_cpus() + 1] * 2
+    client.unregister_worker_plugin(NAME)
+    assert not any(map(has_runtime, shared))
+    assert peek_default_runtime() is before
+
+
+@pytest.mark.parametrize("leaving", [0, 1], ids=["first", "last"])
+@pytest.mark.parametrize("plugins", [1, 2], ids=["one-plugin", "two-plugins"])
+def test_default_is_never_a_runtime_of_the_past_when_workers_leave_in_any_order(
+    shared, leaving, plugins
+):
+    plugin = [DFTracerUtilsDaskWorkerPlugin() for _ in range(plugins)]
+    with Runtime(threads=1) as before:
+        set_default_runtime(before)
+        for worker in shared:
+            plugin[0].setup(worker)
+        staying = shared[1 - leaving].dftracer_utils_runtime
+        plugin[-1].teardown(shared[leaving])
+        assert peek_default_runtime() is staying
+        assert staying.submit(add_one, 1).get() == 2
+        plugin[-1].teardown(shared[1 - leaving])
+        assert peek_default_runtime() is before
+        with pytest.raises(RuntimeError):
+            staying.submit(add_one, 1)
+
+
+def test_last_setup_counts_when_a_worker_is_set_up_twice(shared):
+    before = peek_default_runtime()
+    plugin = DFTracerUtilsDaskWorkerPlugin()
+    plugin.setup(shared[0])
+    first = shared[0].dftracer_utils_runtime
+    plugin.setup(shared[0])
+    assert peek_default_runtime() is shared[0].dftracer_utils_runtime is not first
+    with pytest.raises(RuntimeError):
+        first.submit(add_one, 1)
+    plugin.teardown(shared[0])
+    assert peek_default_runtime() is before
+
+
+def test_nothing_happens_when_a_worker_without_a_runtime_is_torn_down(shared):
+    with Runtime(threads=1) as own:
+        set_default_runtime(own)
+        DFTracerUtilsDaskWorkerPlugin().teardown(shared[0])
+        assert peek_default_runtime() is own
+
+
+# --- pickling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_plugin_is_small_and_the_same_when_it_is_pickled(pickler):
+    plugin = DFTracerUtilsDaskWorkerPlugin(threads=3, io_threads=4)
+    pickled = pickler.dumps(plugin)
+    again = pickle.loads(pickled)
+    assert len(pickled) < 200
+    assert vars(again) == vars(plugin) == {"threads": 3, "io_threads": 4}
+    assert (again.name, again.idempotent) == (NAME, True)
+
+
+def test_pickled_plugin_holds_no_state_when_it_has_set_up_a_worker(shared):
+    plugin = DFTracerUtilsDaskWorkerPlugin()
+    before = pickle.dumps(plugin)
+    plugin.setup(shared[0])
+    assert pickle.dumps(plugin) == before
+    plugin.teardown(shared[0])
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def test_import_error_names_the_extra_when_distributed_is_missing(run_script: Script):
+    out = run_script(
+        """
+        import sys
+        sys.modules["distributed"] = None
+        import dftracer.utils
+        try:
+            import dftracer.utils.dask
+        except ImportError as error:
+            print(error)
+        """
+    )
+    assert out == (
+        "dftracer.utils.dask needs dask.distributed: pip install 'dftracer-asyncflow[dask]'\n"
+    )
+
+
+CLUSTER_PROGRAM = """
+from dask.distributed import Client, LocalCluster
+from dftracer.utils import get_default_runtime
+from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+
+def use():
+    runtime = get_default_runtime()
+    handles = [runtime.submit(pow, number, 2) for number in range(100)]
+    return sum(handle.get() for handle in handles)
+
+if __name__ == "__main__":
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+        print(client.submit(use).result())
+"""
+
+
+def test_workers_end_without_a_word_when_the_cluster_is_closed(run_script: Script):
+    # A worker process that does not end by itself is killed by its nanny, which says so.
+    assert run_script(CLUSTER_PROGRAM) == "328350\n"
+
+
+def test_child_sets_up_its_own_workers_when_a_process_with_workers_forks(run_script: Script):
+    out = run_script(
+        """
+        import os
+        import warnings
+        from types import SimpleNamespace
+        from dftracer.utils import peek_default_runtime
+        from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded")
+        plugin = DFTracerUtilsDaskWorkerPlugin()
+        parents = SimpleNamespace(state=SimpleNamespace(nthreads=1))
+        plugin.setup(parents)
+        parents.dftracer_utils_runtime.submit(pow, 2, 2).get()
+        if os.fork() == 0:
+            own = SimpleNamespace(state=SimpleNamespace(nthreads=1))
+            plugin.setup(own)
+            print(own.dftracer_utils_runtime.submit(pow, 2, 3).get(), flush=True)
+            plugin.teardown(own)
+            print(peek_default_runtime(), flush=True)
+        else:
+            os.wait()
+            print(parents.dftracer_utils_runtime is peek_default_runtime())
+        """
+    )
+    assert out == "8\nNone\nTrue\n"
