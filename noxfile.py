@@ -46,7 +46,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def rust(session: nox.Session) -> None:
-    """Format, lints and tests of the Rust code."""
+    """Format, lints, tests and models of the Rust code."""
     # PyO3 asks an interpreter what to build for; the module itself is linked by no test.
     env = {"PYO3_PYTHON": shutil.which("python", path=session.bin) or "python"}
     env["PYO3_BUILD_EXTENSION_MODULE"] = "1"
@@ -54,6 +54,10 @@ def rust(session: nox.Session) -> None:
     clippy = ["cargo", "clippy", "--workspace", "--all-targets", "--locked"]
     session.run(*clippy, "--", "-D", "warnings", external=True, env=env)
     session.run("cargo", "test", "-p", "dftracer-core", "--locked", external=True, env=env)
+    # Every interleaving of the lane's wake-ups. In a target folder of its own: it is other code.
+    model = {**env, "RUSTFLAGS": "--cfg dft_loom", "CARGO_TARGET_DIR": "target/loom"}
+    loom = ["cargo", "test", "-p", "dftracer-core", "--release", "--locked", "--test", "loom_lane"]
+    session.run(*loom, external=True, env=model)
 
 
 @nox.session

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import cloudpickle
+import dask
 import pytest
 from dask.distributed import Client, LocalCluster, Worker, get_worker
 
@@ -18,6 +19,7 @@ from dftracer.utils import (
     Runtime,
     TaskHandle,
     available_cpus,
+    current_task,
     get_default_runtime,
     peek_default_runtime,
     set_default_runtime,
@@ -57,6 +59,11 @@ def use_default_runtime(number: int) -> tuple[bool, int, int]:
 
 def sizes() -> dict[str, int]:
     return get_default_runtime().sizes
+
+
+def name_of_current_task() -> str | None:
+    task = current_task()
+    return None if task is None else task.name
 
 
 def program_output() -> bytes:
@@ -165,7 +172,7 @@ def on_each(client: Client, function: Callable[..., Any], *args: Any) -> list[An
     """Run a Dask task on each worker, in the worker's thread pool."""
     workers = list(client.nthreads())
     futures = [client.submit(function, *args, workers=[each], pure=False) for each in workers]
-    results: list[Any] = client.gather(futures)
+    results = [future.result(GUARD_S) for future in futures]
     assert len(results) == WORKERS
     return results
 
@@ -335,6 +342,20 @@ def test_nothing_happens_when_a_worker_without_a_runtime_is_torn_down(shared):
         assert peek_default_runtime() is own
 
 
+def test_dask_task_runs_on_the_runtime_when_its_executor_is_annotated(shared):
+    client = Client.current()
+    client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    for worker in shared:
+        worker.executors["dftracer"] = worker.dftracer_utils_runtime.executor()
+    assert client.submit(name_of_current_task, pure=False).result(GUARD_S) is None
+    with dask.annotate(executor="dftracer"):
+        future = client.submit(name_of_current_task, pure=False)
+    assert future.result(GUARD_S) is not None
+    for worker in shared:
+        worker.executors.pop("dftracer").shutdown()
+    client.unregister_worker_plugin(NAME)
+
+
 # --- pickling -------------------------------------------------------------------------------------
 
 
@@ -392,7 +413,7 @@ if __name__ == "__main__":
         Client(cluster) as client,
     ):
         client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
-        print(client.submit(use).result())
+        print(client.submit(use).result(30))
 """
 
 

@@ -12,6 +12,15 @@
 81
 """
 
+import dftracer.utils as _utils
+
+if not hasattr(_utils, "available_cpus"):
+    raise ImportError(
+        "'dftracer.utils' belongs to another distribution, probably dftracer-utils, which has "
+        "replaced files of dftracer-asyncflow. Uninstall both and install only one of them, or "
+        "use two environments."
+    )
+
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.components import Component

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,15 +59,24 @@ def resolve_call(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the result of each future in its place."""
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if not isinstance(value, asyncio.Future) and _items(value) is not None:
-            resolved: tuple[tuple[Any, ...], dict[str, Any]] = resolve((args, kwargs))
-            return resolved
-    # The common case: all futures are arguments themselves.
-    values = [v.result() if isinstance(v, asyncio.Future) else v for v in args]
-    return tuple(values), {
-        key: v.result() if isinstance(v, asyncio.Future) else v for key, v in kwargs.items()
+    containers = [
+        value
+        for value in ((*args, *kwargs.values()) if kwargs else args)
+        if type(value) not in _LEAVES
+        and not isinstance(value, asyncio.Future)
+        and _items(value) is not None
+    ]
+    new: dict[int, Any] = {}
+    if containers:
+        # Together, as they may share parts; but alone if there is one, which is quicker.
+        parts = resolve(tuple(containers)) if len(containers) > 1 else [resolve(containers[0])]
+        new = {id(old): part for old, part in zip(containers, parts, strict=True)}
+    values = [v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
+    named = {
+        key: v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v)
+        for key, v in kwargs.items()
     }
+    return tuple(values), named
 
 
 def resolve(value: Any) -> Any:
@@ -77,7 +87,19 @@ def resolve(value: Any) -> Any:
     """
     if isinstance(value, asyncio.Future):
         return value.result()
-    if _items(value) is None:
+    if type(value) is list or type(value) is tuple:
+        holds_a_future = False
+        for item in value:
+            if isinstance(item, asyncio.Future):
+                holds_a_future = True
+            elif type(item) not in _LEAVES:
+                break
+        else:  # the common case: nothing is nested
+            if not holds_a_future:
+                return value
+            parts = [item.result() if isinstance(item, asyncio.Future) else item for item in value]
+            return parts if type(value) is list else tuple(parts)
+    elif _items(value) is None:
         return value
     return _replace(value, _find_holders(value), {})
 
@@ -94,7 +116,7 @@ def _items(value: Any) -> Iterable[Any] | None:
     if isinstance(value, tuple):
         return tuple.__iter__(value)
     if hasattr(kind, "__dataclass_fields__"):
-        return [getattr(value, name, None) for name in kind.__dataclass_fields__]
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
     return None
 
 
@@ -148,12 +170,12 @@ def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any
         for index, item in enumerate(list.__iter__(value)):
             list.__setitem__(new, index, _replace(item, holders, copies))
     else:
-        for name in type(value).__dataclass_fields__:
-            if hasattr(value, name):
-                old = getattr(value, name)
+        for field in dataclasses.fields(value):
+            if hasattr(value, field.name):
+                old = getattr(value, field.name)
                 part = _replace(old, holders, copies)
                 if part is not old:
-                    object.__setattr__(new, name, part)
+                    object.__setattr__(new, field.name, part)
     return new
 
 

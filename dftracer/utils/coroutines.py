@@ -94,8 +94,8 @@ class _Server:
             self.loop.close()
 
     def _run_loop(self) -> None:
-        # Of a task that a body has made: asyncio lets these out. They are the business of that body,
-        # which gets them when it awaits its task; the others go on.
+        # Of a task that a body has made: asyncio lets these out. They are the business of that
+        # body, which gets them when it awaits its task; the others go on.
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             self.loop.run_forever()
 

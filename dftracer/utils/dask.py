@@ -3,7 +3,8 @@
 >>> from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 >>> client.register_plugin(DFTracerUtilsDaskWorkerPlugin())  # doctest: +SKIP
 
-Inside a task, ``get_default_runtime()`` is then the runtime of the worker that runs it.
+Inside a task, ``get_default_runtime()`` is then the runtime of the worker that runs it. Sizes, what
+teardown does, and workers that share a process: ``docs/dask.md``.
 """
 
 from __future__ import annotations

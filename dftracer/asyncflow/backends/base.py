@@ -14,7 +14,13 @@ A *task* is a dict. The engine fills in:
     What to run, for an executable task: the program and its words. ``executable`` is ``None`` for
     a function.
 
-The backend adds the outcome, then calls the callback with a state, once per task:
+``context``
+    What its function runs in, if the backend can do that: a :class:`contextvars.Context` that
+    nothing else runs in, copied at the call.
+``engine``
+    The engine's name. Identifiers repeat between engines.
+
+The backend adds the outcome, then calls the callback with the task and a state, once per task:
 
 ``DONE``
     ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program.
@@ -77,6 +83,24 @@ class ExecutionBackend(ABC):
     @abstractmethod
     def state(self) -> str:
         """Return ``IDLE``, ``INITIALIZED`` or ``SHUTDOWN``."""
+
+    def attach(self, engine: str, func: Callback) -> None:
+        """Serve an engine, and no other until it is shut down."""
+        if self.attached_to:
+            raise RuntimeError(
+                f"backend '{self.name}' serves engine '{self.attached_to[0]}': shut that engine "
+                "down first, or make one backend for each engine"
+            )
+        self.attached_to.append(engine)
+        self.is_attached = True
+        self.register_callback(func)
+
+    def detach(self, engine: str) -> None:
+        """Let go of an engine that is shut down: of its late tasks nobody is told."""
+        if engine in self.attached_to:
+            self.attached_to.remove(engine)
+            self.is_attached = False
+            self.register_callback(_ignore)
 
     def register_callback(self, func: Callback) -> None:
         """Name the one who is told of every task's states."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Generator
 from typing import Any
 
-from dftracer.asyncflow.backends.base import ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
 from dftracer.asyncflow.commands import to_text
 from dftracer.asyncflow.errors import ExecutableError
 from dftracer.utils import ProcessResult, Runtime, TaskHandle
@@ -41,7 +41,13 @@ class RuntimeExecutionBackend(ExecutionBackend):
         self._runtime: Runtime | None = None
         self._mailbox: Mailbox | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._handles: dict[str, TaskHandle[Any]] = {}
+        self._is_open = False
+        self._closing: asyncio.Task[None] | None = None
+        self._emptied: asyncio.Future[None] | None = None
+        self._handles: dict[str, tuple[Task, TaskHandle[Any]]] = {}
+        """The unfinished tasks of the engine that is served, by their identifiers."""
+        self._late: dict[int, tuple[Task, TaskHandle[Any]]] = {}
+        """The unfinished tasks of earlier engines, by the identity of the task."""
 
     def __await__(self) -> Generator[Any, Any, RuntimeExecutionBackend]:
         return self._start().__await__()
@@ -54,16 +60,19 @@ class RuntimeExecutionBackend(ExecutionBackend):
 
     async def _start(self) -> RuntimeExecutionBackend:
         loop = asyncio.get_running_loop()
-        if self._mailbox is None:
-            self._mailbox = Mailbox()
-            self._runtime = self._given_runtime or Runtime()
-            self._loop = loop
-            loop.add_reader(self._mailbox.fileno(), self._deliver)
-        elif self._loop is not loop:
+        if self._loop is not None and self._loop is not loop:
             raise RuntimeError(
                 f"backend '{self.name}' serves another event loop: shut it down there, or make "
                 "one backend for each loop"
             )
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+            self._runtime = self._given_runtime or Runtime()
+            self._loop = loop
+            self._is_open = True
+            loop.add_reader(self._mailbox.fileno(), self._deliver)
         return self
 
     async def submit_tasks(self, tasks: list[Task]) -> None:
@@ -72,19 +81,22 @@ class RuntimeExecutionBackend(ExecutionBackend):
 
     def submit_nowait(self, tasks: list[Task]) -> None:
         """Begin to run ``tasks``, like :meth:`submit_tasks` on a backend that has started."""
-        if self._runtime is None or self._mailbox is None:
+        if not self._is_open or self._runtime is None or self._mailbox is None:
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
-        calls = []
+        functions, calls = [], []
         for task in tasks:
-            if task.get("function") is not None:
-                call = (task, task["function"], task["args"], task["kwargs"], task["name"])
-                calls.append((*call, task.get("context")))
-            else:
+            function = task.get("function")
+            if function is None:
                 self._run_program(task, self._runtime, self._mailbox)
+                continue
+            functions.append(task)
+            calls.append(
+                (task, function, task["args"], task["kwargs"], task["name"], task.get("context"))
+            )
         if calls:
             handles = self._runtime.submit_to(self._mailbox, calls)
-            for call, handle in zip(calls, handles, strict=True):
-                self._handles[call[0]["uid"]] = handle
+            for task, handle in zip(functions, handles, strict=True):
+                self._handles[task["uid"]] = (task, handle)
 
     def _run_program(self, task: Task, runtime: Runtime, mailbox: Mailbox) -> None:
         try:
@@ -94,9 +106,8 @@ class RuntimeExecutionBackend(ExecutionBackend):
                     "and programs; name another backend for prompts"
                 )
             argv = [task["executable"], *task["arguments"]]
-            self._handles[task["uid"]] = runtime.start_process(
-                argv, name=task["name"], mailbox=mailbox, token=task
-            )
+            handle = runtime.start_process(argv, name=task["name"], mailbox=mailbox, token=task)
+            self._handles[task["uid"]] = (task, handle)
         except Exception as error:
             task["exception"] = error
             self._callback_func(task, TaskStates.FAILED)
@@ -106,36 +117,61 @@ class RuntimeExecutionBackend(ExecutionBackend):
         if self._mailbox is None:
             return
         for task, end, value in self._mailbox.drain(_DELIVERIES_PER_TURN):
+            if self._late and self._late.pop(id(task), None) is not None:
+                continue
             self._handles.pop(task["uid"], None)
             self._callback_func(task, _record(task, end, value))
+        emptied = self._emptied
+        if emptied is not None and not (emptied.done() or self._handles or self._late):
+            emptied.set_result(None)
+
+    def register_callback(self, func: Callback) -> None:
+        # What still runs was another's: its identifiers may be used anew.
+        self._late.update((id(entry[0]), entry) for entry in self._handles.values())
+        self._handles.clear()
+        super().register_callback(func)
 
     async def cancel_task(self, uid: str) -> bool:
         return self.cancel_nowait(uid)
 
     def cancel_nowait(self, uid: str) -> bool:
         """Stop a task, like :meth:`cancel_task`."""
-        handle = self._handles.get(uid)
-        return handle is not None and bool(handle.cancel())
+        entry = self._handles.get(uid)
+        return entry is not None and bool(entry[1].cancel())
 
     def is_running(self, uid: str) -> bool:
-        handle = self._handles.get(uid)
-        return handle is not None and handle.state == "running"
+        entry = self._handles.get(uid)
+        return entry is not None and entry[1].state == "running"
 
     async def shutdown(self) -> None:
-        """Cancel what can be cancelled and wait for the rest; then the backend can be reused."""
-        runtime, mailbox, loop = self._runtime, self._mailbox, self._loop
-        if runtime is None or mailbox is None or loop is None:
+        """Cancel what can be cancelled and wait for the rest; then the backend can be reused.
+
+        Every task has been reported when this returns. It goes on when a caller is cancelled.
+        """
+        if self._loop is None:
             return
-        self._runtime = None
-        for handle in list(self._handles.values()):
-            handle.cancel()
-        if self._given_runtime is None:
-            # Waits for bodies that cannot be stopped; not in the event loop's thread.
-            await asyncio.to_thread(runtime.shutdown)
-        self._deliver()
-        loop.remove_reader(mailbox.fileno())
-        self._mailbox = self._loop = None
-        self._handles.clear()
+        if self._closing is None:
+            if self._is_open:
+                self._is_open = False
+                for _, handle in [*self._handles.values(), *self._late.values()]:
+                    if not handle.cancel_requested:
+                        handle.cancel()
+            self._closing = self._loop.create_task(self._close(self._loop))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            if self._handles or self._late:
+                self._emptied = loop.create_future()
+                await self._emptied
+            if self._runtime is not None and self._given_runtime is None:
+                # Waits for its threads; not in the event loop's.
+                await asyncio.to_thread(self._runtime.shutdown)
+            if self._mailbox is not None:
+                loop.remove_reader(self._mailbox.fileno())
+            self._runtime = self._mailbox = self._loop = None
+        finally:
+            self._closing = self._emptied = None
 
     def state(self) -> str:
         return "IDLE" if self._runtime is None else "INITIALIZED"

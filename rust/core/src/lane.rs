@@ -20,19 +20,18 @@
 //! So a burst of jobs starts as many workers as can run, each woken by the one before it, and the
 //! submitter pays for one wake-up, not for all.
 //!
-//! # Why no wake-up is lost
+//! # Why no wake-up is lost (and `tests/loom_lane.rs` tries every interleaving)
 //!
 //! A pusher adds the job, then (after a full fence) looks for someone to wake. A worker announces
 //! that it sleeps, then (after a full fence) looks at the queue. Whoever comes second sees the
 //! other. If `waking` is set, the worker on its way clears it before its look, so it sees the job.
 //! If nobody sleeps and none may start, every worker is running and looks again before it sleeps.
 
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use crossbeam_deque::{Injector, Steal};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::park::Unpark;
+use crate::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
 
 /// How many more workers than its limit a lane starts while others are blocked in a wait.
 pub const MAX_SPARE_WORKERS: usize = 512;
@@ -65,7 +64,7 @@ pub struct TooManyBlocked;
 
 /// A queue of jobs and the roster of the workers that serve it.
 pub struct Lane<J> {
-    queue: Injector<J>,
+    queue: Queue<J>,
     /// A worker was woken or is being started, and has not looked at the queue yet.
     waking: AtomicBool,
     /// `roster.sleepers.len()` plus the workers that may still be started. Written only under the
@@ -96,7 +95,7 @@ impl<J> Lane<J> {
         assert!(limit > 0, "a lane needs at least one worker");
         let roster = Roster { sleepers: Vec::new(), alive: 0, blocked: 0, limit, open: true };
         Self {
-            queue: Injector::new(),
+            queue: Queue::new(),
             waking: AtomicBool::new(false),
             available: AtomicIsize::new(limit as isize),
             roster: Mutex::new(roster),
@@ -126,16 +125,10 @@ impl<J> Lane<J> {
 
     /// Takes the oldest job, if there is one, and wakes the next worker if there are more.
     pub fn pop(&self) -> (Option<J>, Order) {
-        loop {
-            match self.queue.steal() {
-                Steal::Success(job) => {
-                    let order =
-                        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() };
-                    return (Some(job), order);
-                }
-                Steal::Empty => return (None, Order::Nothing),
-                Steal::Retry => std::hint::spin_loop(),
-            }
+        match self.queue.pop() {
+            Some(job) if self.queue.is_empty() => (Some(job), Order::Nothing),
+            Some(job) => (Some(job), self.send_for_worker()),
+            None => (None, Order::Nothing),
         }
     }
 
@@ -307,10 +300,10 @@ impl<J> Lane<J> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dft_loom)))]
 mod tests {
-    use std::sync::Barrier;
     use std::sync::atomic::AtomicUsize;
+    use std::sync::{Barrier, Mutex};
     use std::time::Duration;
 
     use super::*;

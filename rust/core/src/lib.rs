@@ -16,4 +16,5 @@ pub mod notify;
 pub mod park;
 pub mod process;
 pub mod sizes;
+mod sync;
 pub mod watchdog;

@@ -1,0 +1,84 @@
+//! What the lane is built of: the real things, or, with `--cfg dft_loom`, those whose every
+//! interleaving the model checker tries (`tests/loom_lane.rs`).
+
+#[cfg(not(dft_loom))]
+pub(crate) use self::real::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
+
+#[cfg(dft_loom)]
+pub(crate) use self::modelled::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
+
+#[cfg(not(dft_loom))]
+mod real {
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicIsize, fence};
+    pub(crate) use std::sync::{Mutex, MutexGuard};
+
+    use crossbeam_deque::{Injector, Steal};
+
+    /// A queue for many pushers and many takers.
+    pub(crate) struct Queue<J>(Injector<J>);
+
+    impl<J> Queue<J> {
+        pub(crate) fn new() -> Self {
+            Self(Injector::new())
+        }
+
+        pub(crate) fn push(&self, job: J) {
+            self.0.push(job);
+        }
+
+        pub(crate) fn pop(&self) -> Option<J> {
+            loop {
+                match self.0.steal() {
+                    Steal::Success(job) => return Some(job),
+                    Steal::Empty => return None,
+                    Steal::Retry => std::hint::spin_loop(),
+                }
+            }
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.0.len()
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.0.is_empty()
+        }
+    }
+}
+
+#[cfg(dft_loom)]
+mod modelled {
+    use std::collections::VecDeque;
+
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicIsize, fence};
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+
+    /// The queue itself is not what is checked: a simple one will do.
+    pub(crate) struct Queue<J>(Mutex<VecDeque<J>>);
+
+    impl<J> Queue<J> {
+        pub(crate) fn new() -> Self {
+            Self(Mutex::new(VecDeque::new()))
+        }
+
+        pub(crate) fn push(&self, job: J) {
+            self.lock().push_back(job);
+        }
+
+        pub(crate) fn pop(&self) -> Option<J> {
+            self.lock().pop_front()
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.lock().len()
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.len() == 0
+        }
+
+        fn lock(&self) -> MutexGuard<'_, VecDeque<J>> {
+            self.0.lock().expect("never poisoned in a model")
+        }
+    }
+}
