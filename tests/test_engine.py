@@ -485,7 +485,7 @@ async def test_each_wrapper_keeps_its_kind_when_one_function_is_decorated_twice(
 @pytest.mark.parametrize(
     "value",
     [None, False, "", NotImplemented, ..., ValueError("a value"), [], lambda: 1, ValueError],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 async def test_the_very_object_comes_back_when_a_body_returns_it(value: Any) -> None:
     async with await WorkflowEngine.create() as flow:

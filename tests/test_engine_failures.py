@@ -502,7 +502,7 @@ async def test_an_engine_is_refused_when_made_in_a_thread_without_a_loop() -> No
 @pytest.mark.parametrize(
     "backend",
     [object(), "runtime", 0, False, RuntimeExecutionBackend, Runtime, [], lambda: None],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 async def test_a_backend_is_refused_when_it_is_none(backend: Any) -> None:
     with pytest.raises(TypeError, match=rf"backend.*{type(backend).__name__}"):
@@ -529,7 +529,9 @@ async def test_a_backend_is_refused_when_it_serves_another_loop() -> None:
 
 
 @pytest.mark.parametrize("kind", ["function_task", "executable_task", "block"])
-@pytest.mark.parametrize("value", [None, 1, "name", [identity], {}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 1, "name", [identity], {}], ids=lambda value: type(value).__name__
+)
 async def test_a_decorator_refuses_when_given_no_function(kind: str, value: Any) -> None:
     async with await WorkflowEngine.create() as flow:
         for decorate in (getattr(flow, kind), getattr(flow, kind)()):

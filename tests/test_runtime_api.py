@@ -634,7 +634,9 @@ def test_map_raises_in_its_turn_when_a_call_fails(runtime: Runtime) -> None:
         next(results)
 
 
-def test_submitted_calls_of_map_go_on_when_one_has_failed(one_worker: Runtime) -> None:
+def test_calls_of_map_that_have_not_begun_are_cancelled_when_one_has_failed(
+    one_worker: Runtime,
+) -> None:
     started, release = threading.Event(), threading.Event()
     begun: list[int] = []
 
@@ -653,7 +655,9 @@ def test_submitted_calls_of_map_go_on_when_one_has_failed(one_worker: Runtime) -
     finally:
         release.set()
     one_worker.wait_all()
-    assert begun == [0, 1, 2]
+    assert begun == [0, 1]
+    with pytest.raises(StopIteration):
+        next(results)
 
 
 def test_map_raises_what_the_iterable_raises_when_it_fails_later(runtime: Runtime) -> None:

@@ -358,15 +358,15 @@ def test_program_ends_in_silence_when_daemon_threads_wait_for_the_last_task(
 FORK = ("-W", "ignore::DeprecationWarning")
 
 IN_CHILD = """
+    import select
     import signal
     import traceback
 
     def in_child(function):
-        "Run it in a forked child and tell whether it went well. A hang ends in a signal."
+        "Run it in a forked child and tell whether it went well. A child that hangs is killed."
         sys.stdout.flush()
         child = os.fork()
         if child == 0:
-            signal.alarm(10)
             code = 1
             try:
                 function()
@@ -376,6 +376,10 @@ IN_CHILD = """
             finally:
                 sys.stdout.flush()
                 os._exit(code)
+        descriptor = os.pidfd_open(child)
+        if not select.select([descriptor], [], [], 10)[0]:
+            os.kill(child, signal.SIGKILL)
+        os.close(descriptor)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def refused(function, *args, **kwargs):
@@ -562,18 +566,27 @@ def test_queued_tasks_run_once_when_a_task_forks_and_its_child_waits(run_script:
     assert run_script(program(IN_CHILD, source), options=FORK) == "once " * 5 + "\n"
 
 
-def test_every_child_works_when_forked_in_a_storm_of_tasks(run_script: Script) -> None:
+@pytest.mark.parametrize(
+    ("storm", "forks"),
+    [
+        (
+            """
+            handles = [runtime.submit(echo, 3) for _ in range(20)]
+            handles += [runtime.submit(echo_later, 3) for _ in range(5)]
+            """,
+            40,
+        ),
+        ('handles = [runtime.run_process(["true"]) for _ in range(20)]', 80),
+    ],
+    ids=["tasks", "processes"],
+)
+def test_every_child_works_when_forked_in_a_storm(
+    run_script: Script, storm: str, forks: int
+) -> None:
+    # Some thread of the parent may hold any lock of the process at the moment of the fork.
     source = """
         runtime = get_default_runtime()
         over = threading.Event()
-
-        def storm():
-            while not over.is_set():
-                handles = [runtime.submit(echo, 3) for _ in range(20)]
-                handles += [runtime.submit(echo_later, 3) for _ in range(5)]
-                handles.append(runtime.run_process(["true"]))
-                for handle in handles:
-                    handle.get()
 
         def child():
             runtime = get_default_runtime()
@@ -582,16 +595,24 @@ def test_every_child_works_when_forked_in_a_storm_of_tasks(run_script: Script) -
             assert runtime.run_process(["true"]).get().exit_code == 0
             runtime.shutdown()
 
-        threads = [threading.Thread(target=storm) for _ in range(3)]
+        def rage():
+            while not over.is_set():
+                storm()
+        """
+    fork = f"""
+        threads = [threading.Thread(target=rage) for _ in range(3)]
         for thread in threads:
             thread.start()
-        went_well = [in_child(child) for _ in range(30)]
+        # One that hangs will do to know.
+        went_well = all(in_child(child) for _ in range({forks}))
         over.set()
         for thread in threads:
             thread.join()
-        say(all(went_well))
+        say(went_well)
         """
-    assert run_script(program(IN_CHILD, source), options=FORK) == "True\n"
+    body = textwrap.indent(textwrap.dedent(storm).strip(), "    ")
+    storm = f"def storm():\n{body}\n    for handle in handles:\n        handle.get()"
+    assert run_script(program(IN_CHILD, source, storm, fork), options=FORK) == "True\n"
 
 
 def test_child_works_when_forked_while_a_worker_imports(run_script: Script) -> None:

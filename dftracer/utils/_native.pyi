@@ -18,6 +18,7 @@ _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
 __all__ = [
+    "Blocked",
     "CoroutineWorker",
     "Graph",
     "Mailbox",
@@ -432,6 +433,14 @@ class Graph:
 
     def __len__(self) -> int: ...
     def __contains__(self, id: int, /) -> bool: ...
+
+@final
+class Blocked:
+    """A context in which a task waits for others: its lane may start a spare worker meanwhile."""
+
+    def __new__(cls) -> Blocked: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, _exc_type: Any | None, _exc: Any | None, _traceback: Any | None) -> None: ...
 
 @final
 class CoroutineWorker:

@@ -12,10 +12,8 @@ def settle_with(handle: TaskHandle[Any], source: Future[Any] | TaskHandle[Any]) 
     """End ``handle`` as soon as ``source`` has ended, and in the same way."""
     if isinstance(source, TaskHandle):
         source.add_done_callback(lambda ended: handle._adopt(*ended._report()))
-    elif isinstance(source, Future):
-        source.add_done_callback(lambda ended: _settle_with_future(handle, ended))
     else:
-        raise TypeError(f"future must be a concurrent.futures.Future, not {type(source).__name__}")
+        source.add_done_callback(lambda ended: _settle_with_future(handle, ended))
 
 
 def _settle_with_future(handle: TaskHandle[Any], future: Future[Any]) -> None:

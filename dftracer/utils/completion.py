@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dftracer.utils._native import Blocked
 
 if TYPE_CHECKING:
     from dftracer.utils._native import TaskHandle
@@ -40,10 +44,23 @@ def _yield_ended(
     ended: queue.SimpleQueue[Any], count: int, deadline: float | None
 ) -> Iterator[TaskHandle[Any]]:
     for left in range(count, 0, -1):
+        handle = _next_ended(ended, deadline)
+        if handle is None:
+            raise TimeoutError(f"{left} of {count} tasks have not ended in time")
+        yield handle
+
+
+def _next_ended(
+    ended: queue.SimpleQueue[TaskHandle[Any]], deadline: float | None
+) -> TaskHandle[Any] | None:
+    with contextlib.suppress(queue.Empty):
+        return ended.get_nowait()
+    timeout = None
+    if deadline is not None:
+        timeout = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+    # Inside a task, its lane may start a spare worker meanwhile: for one of those waited for.
+    with Blocked():
         try:
-            if deadline is None:
-                yield ended.get()
-            else:
-                yield ended.get(timeout=max(0.0, deadline - time.monotonic()))
+            return ended.get(timeout=timeout)
         except queue.Empty:
-            raise TimeoutError(f"{left} of {count} tasks have not ended in time") from None
+            return None

@@ -6,6 +6,8 @@ import math
 import re
 
 _MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST = 2**63 - 1
+"""More milliseconds than any clock will see, and as many as native code takes."""
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h|d)\s*")
 
 
@@ -31,7 +33,10 @@ def to_milliseconds(value: float | str, name: str) -> int:
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{hint}, not {type(value).__name__}")
     else:
-        milliseconds = float(value)
-    if not math.isfinite(milliseconds) or milliseconds < 0:
-        raise ValueError(f"{hint}, not below 0, and finite: not {value!r}")
-    return max(1, round(milliseconds)) if milliseconds > 0 else 0
+        try:
+            milliseconds = float(value)
+        except OverflowError:
+            milliseconds = math.inf
+    if not 0 <= milliseconds < math.inf:
+        raise ValueError(f"{hint}, finite and not below 0: not {value!r}")
+    return min(max(1, round(milliseconds)), _LONGEST) if milliseconds > 0 else 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from dftracer.utils._native import TaskHandle
     from dftracer.utils.runtime import Runtime
 
 P = ParamSpec("P")
@@ -42,20 +44,23 @@ class RuntimeExecutor(Executor):
         def body() -> None:
             if not future.set_running_or_notify_cancel():
                 return
-            try:
-                result = fn(*args, **kwargs)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            # The runtime may have ended the task meanwhile, at a deadline: then that has been told.
+            with contextlib.suppress(InvalidStateError):
+                try:
+                    result = fn(*args, **kwargs)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
 
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         try:
-            self._runtime.submit(body, name=getattr(fn, "__qualname__", None))
+            handle = self._runtime.submit(body, name=getattr(fn, "__qualname__", None))
         except BaseException:
             self._unfinished.discard(future)
             raise
+        handle.add_done_callback(lambda ended: _end(future, ended))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -68,3 +73,11 @@ class RuntimeExecutor(Executor):
             for future in list(self._unfinished):
                 if not future.cancelled():
                     future.exception()
+
+
+def _end(future: Future[Any], handle: TaskHandle[None]) -> None:
+    """End a future whose task the runtime has ended without its body's doing."""
+    error = handle.exception or CancelledError()
+    with contextlib.suppress(InvalidStateError):
+        if not future.done() and not (handle.state == "cancelled" and future.cancel()):
+            future.set_exception(error)

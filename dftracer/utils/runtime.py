@@ -184,7 +184,7 @@ class Runtime(_native.Runtime):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         buffersize: int | None = None,
-    ) -> Iterator[T]:
+    ) -> _Results[T]:
         """Call ``fn`` with items of the ``iterables`` side by side; yield results in order.
 
         Parameters
@@ -200,8 +200,8 @@ class Runtime(_native.Runtime):
         TypeError
             If no iterable is given.
 
-        The iterator raises what a call raises, in its turn; what is submitted then goes on. Calls
-        that have not begun when the iterator is closed or dropped are cancelled.
+        The iterator raises what a call raises, in its turn, and then ends. Calls that have not
+        begun by then, or when it is closed or dropped, are cancelled.
         """
         if not iterables:
             raise TypeError("map() takes at least one iterable")
@@ -210,25 +210,7 @@ class Runtime(_native.Runtime):
         calls = zip(*iterables, strict=False)
         first = calls if buffersize is None else itertools.islice(calls, buffersize)
         handles = collections.deque(self.submit(fn, *args) for args in first)
-        return self._results(fn, handles, calls)
-
-    def _results(
-        self,
-        fn: Callable[..., T],
-        handles: collections.deque[TaskHandle[T]],
-        calls: Iterator[tuple[Any, ...]],
-    ) -> Iterator[T]:
-        try:
-            while handles:
-                result = handles[0].get()
-                handles.popleft()
-                for args in itertools.islice(calls, 1):
-                    handles.append(self.submit(fn, *args))
-                yield result
-        finally:
-            for handle in handles:
-                if handle.state == "queued":
-                    handle.cancel()
+        return _Results(handles, (self.submit(fn, *args) for args in calls))
 
     def executor(self) -> RuntimeExecutor:
         """Return a :class:`concurrent.futures.Executor` that runs calls on this runtime."""
@@ -285,11 +267,45 @@ class Runtime(_native.Runtime):
         self.shutdown()
 
 
+class _Results(Iterator[T]):
+    """The results of :meth:`Runtime.map`, in order. Each item of ``refill`` is one more call."""
+
+    def __init__(
+        self,
+        handles: collections.deque[TaskHandle[T]],
+        refill: Iterator[TaskHandle[T]],
+    ) -> None:
+        self._handles = handles
+        self._refill = refill
+
+    def __next__(self) -> T:
+        if not self._handles:
+            raise StopIteration
+        try:
+            result = self._handles[0].get()
+            self._handles.popleft()
+            self._handles.extend(itertools.islice(self._refill, 1))
+        except BaseException:
+            self.close()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Cancel the calls that have not begun."""
+        for handle in self._handles:
+            if handle.state == "queued":
+                handle.cancel()
+        self._handles.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _exit_patience_s() -> float:
     try:
-        return float(os.environ.get("DFTRACER_EXIT_PATIENCE_S", "5"))
+        return float(os.environ.get("DFTRACER_EXIT_PATIENCE_S", "3"))
     except ValueError:
-        return 5.0
+        return 3.0
 
 
 def _shut_down_at_exit() -> None:

@@ -16,8 +16,8 @@ use crate::shared::Shared;
 pub(crate) enum Due {
     /// Of one task: where its handle stands, and the id to tell it from a later one there.
     Task { entry: Entry, task_id: i64 },
-    /// Of all tasks.
-    All,
+    /// Of all tasks, and which of the deadlines for all that were set.
+    All { generation: u64 },
 }
 
 /// The deadlines of one runtime. The thread that keeps them is started with the first.
@@ -32,6 +32,9 @@ pub(crate) struct Deadlines {
 struct Keeper {
     watchdog: Option<Watchdog<Due>>,
     for_all: Option<Alarm>,
+    /// Of the deadline for all that counts. One that has been replaced or taken back may be about
+    /// to ring.
+    generation: u64,
 }
 
 impl Deadlines {
@@ -93,9 +96,11 @@ impl Shared {
             watchdog.take_back(alarm);
         }
         keeper.for_all = None;
+        keeper.generation += 1;
+        let generation = keeper.generation;
         let at = Instant::now().checked_add(Duration::from_millis(millis));
         if let Some(at) = at.filter(|_| millis > 0) {
-            keeper.for_all = Some(keeper.set(self, at, Due::All)?);
+            keeper.for_all = Some(keeper.set(self, at, Due::All { generation })?);
         }
         Ok(())
     }
@@ -147,7 +152,12 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
                         run_out(py, &handle, "it was asked to stop");
                     }
                 }
-                Due::All => run_out_all(py, &shared),
+                Due::All { generation } => {
+                    let counts = shared.deadlines.lock().generation == *generation;
+                    if counts {
+                        run_out_all(py, &shared);
+                    }
+                }
             }
         }
         // Attached, because what it holds may be Python objects.

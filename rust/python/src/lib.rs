@@ -42,6 +42,8 @@ mod _native {
     use crate::process::ProcessResult;
     #[pymodule_export]
     use crate::runtime::Runtime;
+    #[pymodule_export]
+    use crate::worker::PyBlocked;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -184,13 +184,12 @@ struct Row {
 
 impl Row {
     fn of(py: Python<'_>, handle: &TaskHandle, now: u64) -> Self {
-        let state = handle.state();
+        let (state, name, callable) = handle.look(py);
         let load = |time: &std::sync::atomic::AtomicU64| time.load(Ordering::Relaxed);
         let (submitted, started, ended) =
             (load(&handle.times.submitted), load(&handle.times.started), load(&handle.times.ended));
         let end = if ended == 0 { now } else { ended };
         let start = if started == 0 { end } else { started };
-        let (name, callable) = handle.name_or_callable(py);
         let children = handle.family_if_any().map_or((0, 0), |family| {
             (family.total.load(Ordering::Relaxed), family.completed.load(Ordering::Relaxed))
         });
@@ -200,7 +199,7 @@ impl Row {
             callable,
             code: handle.code.as_ref().map(|code| code.clone_ref(py)),
             state,
-            state_name: handle.state_name(),
+            state_name: state::name(state),
             queued_ns: start.saturating_sub(submitted),
             running_ns: end.saturating_sub(start),
             parent: handle.parent.as_ref().map(|family| family.parent),
@@ -239,18 +238,31 @@ impl Row {
     }
 }
 
+/// How often a report is begun again because tasks have ended meanwhile.
+const MAX_LOOKS: usize = 100;
+
 /// The whole of `get_progress()`.
 pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyDict>> {
+    // Native tasks end without the interpreter, so also meanwhile. Each is counted and marked as
+    // ended in one; if none was counted while the rows were read, the rows and the counts agree.
     let mut rows = Vec::new();
-    let now = nanos_now();
-    shared.ledger.for_each(|address| {
-        // SAFETY: called under the ledger's lock.
-        let handle = unsafe { address.handle(py) };
-        rows.push(Row::of(py, handle.get(), now));
-    });
+    let mut counts = shared.counts();
+    for _ in 0..MAX_LOOKS {
+        rows.clear();
+        let now = nanos_now();
+        shared.ledger.for_each(|address| {
+            // SAFETY: called under the ledger's lock.
+            let handle = unsafe { address.handle(py) };
+            rows.push(Row::of(py, handle.get(), now));
+        });
+        let counts_after = shared.counts();
+        if counts_after == counts {
+            break;
+        }
+        counts = counts_after;
+    }
     rows.sort_by_key(|row| row.id);
 
-    let counts = shared.counts();
     let of_state = |wanted: u8| rows.iter().filter(|row| row.state == wanted).count();
     let (running, queued) = (of_state(state::RUNNING), of_state(state::QUEUED));
     let progress = PyDict::new(py);
@@ -345,5 +357,5 @@ pub(crate) fn is_responsive(shared: &Shared) -> bool {
                 && now.saturating_sub(slot.since.load(Ordering::Relaxed)) > PATIENCE_NS
         };
         shared.lane(kind).is_empty() || workers.peek().is_none() || !workers.all(stuck)
-    })
+    }) && shared.compute_waits_for().as_nanos() <= u128::from(PATIENCE_NS)
 }

@@ -275,8 +275,12 @@ impl Runtime {
         !self.shared.is_copy() && progress::is_responsive(&self.shared)
     }
 
-    fn set_error_callback(&self, callback: Option<Py<PyAny>>) {
-        self.shared.set_error_callback(callback);
+    fn set_error_callback(&self, callback: Option<Bound<'_, PyAny>>) -> PyResult<()> {
+        if callback.as_ref().is_some_and(|callback| !callback.is_callable()) {
+            return Err(PyTypeError::new_err("set_error_callback() takes a callable or None"));
+        }
+        self.shared.set_error_callback(callback.map(Bound::unbind));
+        Ok(())
     }
 
     fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {

@@ -428,6 +428,11 @@ impl Shared {
         lock(&self.compute).get().map_or(0, ComputeLane::unfinished)
     }
 
+    /// How long compute jobs have waited without one of them having begun.
+    pub(crate) fn compute_waits_for(&self) -> Duration {
+        lock(&self.compute).get().map_or(Duration::ZERO, ComputeLane::waits_for)
+    }
+
     /// The Python workers that are alive.
     pub(crate) fn python_workers(&self) -> usize {
         self.python.workers() + self.coroutine.workers()

@@ -3,8 +3,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dftracer_core::lane::Rest;
 use dftracer_core::park::{Parker, Unpark};
@@ -162,6 +162,11 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         this.keep_name(callable.bind(py));
     }
     let outer = begin_body(py, handle);
+    if this.is_cancel_requested() {
+        // Asked before it could be reached.
+        end_body(py, outer);
+        return Some(Outcome::Cancelled);
+    }
     let result = call_in_context(py, &context, &callable, &args, kwargs.as_ref());
     let interrupted = end_body(py, outer);
     if result.is_err() {
@@ -350,7 +355,7 @@ pub(crate) fn current_slot() -> Option<Arc<Slot>> {
 
 /// The family of the task that is submitting, if a task is. A coroutine worker runs many bodies by
 /// turns: there the context knows whose turn it is.
-pub(crate) fn current_family(py: Python<'_>) -> Option<Arc<Family>> {
+pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc<Family>> {
     let (is_coroutine, task) = with_current(|current| {
         let current = current.as_ref()?;
         let is_coroutine = current.slot.lane == LaneKind::Coroutine;
@@ -363,7 +368,9 @@ pub(crate) fn current_family(py: Python<'_>) -> Option<Arc<Family>> {
     } else {
         task?
     };
-    Some(task.get().family().clone())
+    // A task of another runtime has a number that means something else here.
+    let is_ours = task.get().shared().is_some_and(|own| Arc::ptr_eq(own, shared));
+    is_ours.then(|| task.get().family().clone())
 }
 
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.
@@ -396,5 +403,35 @@ pub(crate) struct Blocked {
 impl Drop for Blocked {
     fn drop(&mut self) {
         self.shared.lane(self.kind).leave_blocked();
+    }
+}
+
+/// The same for Python code that waits in its own way, as a context manager.
+#[pyclass(frozen, name = "Blocked", module = "dftracer.utils._native")]
+pub(crate) struct PyBlocked {
+    entered: Mutex<Option<Blocked>>,
+}
+
+#[pymethods]
+impl PyBlocked {
+    #[new]
+    fn new() -> Self {
+        Self { entered: Mutex::default() }
+    }
+
+    fn __enter__(&self, py: Python<'_>) -> PyResult<()> {
+        let blocked = enter_blocked(py)?;
+        *self.entered.lock().unwrap_or_else(PoisonError::into_inner) = blocked;
+        Ok(())
+    }
+
+    fn __exit__(
+        &self,
+        _exc_type: Option<Py<PyAny>>,
+        _exc: Option<Py<PyAny>>,
+        _traceback: Option<Py<PyAny>>,
+    ) {
+        let blocked = self.entered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(blocked);
     }
 }

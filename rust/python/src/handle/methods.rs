@@ -38,7 +38,10 @@ impl TaskHandle {
     /// A handle around another handle or a `concurrent.futures.Future`; without either, one that
     /// has ended with `None`.
     #[new]
-    #[pyo3(signature = (native=None, future=None, name=None, task_id=-1))]
+    #[pyo3(
+        signature = (native=None, future=None, name=None, task_id=-1),
+        text_signature = "(native=None, future=None, name=None, task_id=-1)"
+    )]
     fn py_new(
         py: Python<'_>,
         native: Option<&Bound<'_, Self>>,
@@ -54,9 +57,19 @@ impl TaskHandle {
             }
             (Some(native), None) => {
                 let name = if named { name } else { native.get().name_now(py) };
-                (name, native.get().task_id, Some(native.as_any()))
+                let id = if task_id == -1 { native.get().task_id } else { task_id };
+                (name, id, Some(native.as_any()))
             }
-            (None, Some(future)) => (name, task_id, Some(future)),
+            (None, Some(future)) => {
+                static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+                if !future.is_instance(FUTURE.import(py, "concurrent.futures", "Future")?)? {
+                    return Err(PyTypeError::new_err(format!(
+                        "future must be a concurrent.futures.Future, not {}",
+                        future.get_type().qualname()?
+                    )));
+                }
+                (name, task_id, Some(future))
+            }
             (None, None) => (name, task_id, None),
         };
         let cancel = source.map(|source| source.getattr("cancel")).transpose()?;

@@ -33,6 +33,16 @@ pub(crate) mod state {
     pub(crate) const DONE: u8 = 2;
     pub(crate) const FAILED: u8 = 3;
     pub(crate) const CANCELLED: u8 = 4;
+
+    pub(crate) fn name(state: u8) -> &'static str {
+        match state {
+            QUEUED => "queued",
+            RUNNING => "running",
+            DONE => "done",
+            FAILED => "failed",
+            _ => "cancelled",
+        }
+    }
 }
 use state::{DONE, FAILED, QUEUED, RUNNING};
 
@@ -95,7 +105,7 @@ impl TaskHandle {
         tracked: bool,
     ) -> Self {
         let task_id = shared.next_task_id();
-        let parent = worker::current_family(py);
+        let parent = worker::current_family(py, &shared);
         if let Some(parent) = &parent {
             parent.begun();
         }
@@ -216,28 +226,26 @@ impl TaskHandle {
         }
     }
 
-    /// The name, or the callable to derive it from.
-    pub(crate) fn name_or_callable(
-        &self,
-        py: Python<'_>,
-    ) -> (Option<Py<PyString>>, Option<Py<PyAny>>) {
+    /// The state, and the name or the callable to derive it from.
+    pub(crate) fn look(&self, py: Python<'_>) -> (u8, Option<Py<PyString>>, Option<Py<PyAny>>) {
         let cell = self.lock();
+        let state = self.state();
         match (&cell.name, &cell.content) {
-            (Some(name), _) => (Some(name.clone_ref(py)), None),
-            (None, Content::Call { callable, .. }) => (None, Some(callable.clone_ref(py))),
-            _ => (None, None),
+            (Some(name), _) => (state, Some(name.clone_ref(py)), None),
+            (None, Content::Call { callable, .. }) => (state, None, Some(callable.clone_ref(py))),
+            _ => (state, None, None),
         }
     }
 
     /// The name, as well as it is known now.
     pub(crate) fn name_now<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
-        match self.name_or_callable(py) {
-            (Some(name), _) => name.into_bound(py),
-            (None, Some(callable)) => {
+        match self.look(py) {
+            (_, Some(name), _) => name.into_bound(py),
+            (_, None, Some(callable)) => {
                 self.keep_name(callable.bind(py));
                 self.name_now(py)
             }
-            (None, None) => PyString::new(py, "task"),
+            (_, None, None) => PyString::new(py, "task"),
         }
     }
 
@@ -291,6 +299,9 @@ impl TaskHandle {
         let waiters = std::mem::replace(&mut cell.waiters, Waiters::None);
         let alarm = cell.alarm.take();
         this.times.ended.store(nanos_now(), Ordering::Relaxed);
+        if let Some(shared) = &this.shared {
+            shared.count_end(state);
+        }
         // Release: whoever sees the state sees the content. Under the lock: they change as one.
         this.state.store(state, Ordering::Release);
         drop(cell);
@@ -303,7 +314,6 @@ impl TaskHandle {
             if let Some(alarm) = alarm {
                 shared.take_back(alarm);
             }
-            shared.count_end(state);
             if failed {
                 shared.tell_failure(self_);
             }
@@ -434,13 +444,7 @@ impl TaskHandle {
     }
 
     pub(crate) fn state_name(&self) -> &'static str {
-        match self.state() {
-            QUEUED => "queued",
-            RUNNING => "running",
-            DONE => "done",
-            FAILED => "failed",
-            _ => "cancelled",
-        }
+        state::name(self.state())
     }
 
     fn lock(&self) -> MutexGuard<'_, Cell> {
