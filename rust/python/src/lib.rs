@@ -18,6 +18,7 @@ mod process;
 mod progress;
 mod runtime;
 mod shared;
+mod signals;
 mod worker;
 
 use pyo3::prelude::*;

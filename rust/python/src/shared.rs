@@ -18,7 +18,7 @@ use pyo3::prelude::*;
 use crate::deadlines::Deadlines;
 use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
 use crate::progress::{HandleAddress, Slot};
-use crate::{callbacks, coroutine, worker};
+use crate::{callbacks, coroutine, signals, worker};
 
 /// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
 /// `repr` recurse on the native stack.
@@ -235,7 +235,7 @@ impl Shared {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let woken = match idle {
                 true => Ok(Wakeup::Notified),
-                false => match py.detach(|| parker.park(left)) {
+                false => match signals::park(py, &parker, left) {
                     Wakeup::Interrupted => py.check_signals().map(|()| Wakeup::Interrupted),
                     other => Ok(other),
                 },

@@ -18,7 +18,7 @@ use pyo3::types::PyString;
 use crate::mailbox::Delivery;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
-use crate::worker;
+use crate::{signals, worker};
 use content::cancelled_error;
 pub(crate) use content::{Content, Outcome, restore_traceback};
 pub(crate) use methods::seconds;
@@ -379,7 +379,7 @@ impl TaskHandle {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            match py.detach(|| parker.park(left)) {
+            match signals::park(py, &parker, left) {
                 Wakeup::Notified => return Ok(true),
                 Wakeup::TimedOut => {
                     this.lock().waiters.remove_thread(&parker);
