@@ -729,6 +729,12 @@ def test_python_threads_is_zero_when_no_worker_was_started() -> None:
 
 
 @pytest.mark.parametrize("size", ["threads", "io_threads", "python_threads"])
+def test_runtime_refuses_when_a_size_is_beyond_any_system(size: str) -> None:
+    with pytest.raises(ValueError, match=f"{size} must be .* up to 32767"):
+        Runtime(**{size: 1 << 40})
+
+
+@pytest.mark.parametrize("size", ["threads", "io_threads", "python_threads"])
 def test_runtime_refuses_when_a_size_is_negative(size: str) -> None:
     with pytest.raises(ValueError, match=rf"\b{size}\b.*-1"):
         Runtime(**{size: -1})

@@ -97,7 +97,7 @@ class Runtime(_native.Runtime):
     Raises
     ------
     ValueError
-        If a size is negative.
+        If a size is negative, or above 32,767.
 
     Notes
     -----

@@ -24,10 +24,13 @@ pub(crate) struct Runtime {
     shared: Arc<Shared>,
 }
 
+/// More threads than any system grants to one process for each of its pools.
+const MAX_SIZE: usize = 32_767;
+
 fn size(value: isize, name: &str) -> PyResult<usize> {
-    usize::try_from(value).map_err(|_| {
+    usize::try_from(value).ok().filter(|size| *size <= MAX_SIZE).ok_or_else(|| {
         PyValueError::new_err(format!(
-            "{name} must be 0 (as many as this process may use) or more, not {value}"
+            "{name} must be 0 (as many as this process may use) or up to {MAX_SIZE}, not {value}"
         ))
     })
 }
