@@ -40,14 +40,14 @@ GUARD_S = 30
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
+@pytest.fixture(name="runtime")
+def make_runtime() -> Iterator[Runtime]:
     with Runtime(threads=2, io_threads=2, python_threads=4) as runtime:
         yield runtime
 
 
-@pytest.fixture
-def one_worker() -> Iterator[Runtime]:
+@pytest.fixture(name="one_worker")
+def make_one_worker() -> Iterator[Runtime]:
     with Runtime(threads=1, io_threads=1, python_threads=1) as runtime:
         yield runtime
 
@@ -763,7 +763,8 @@ def test_available_cpus_is_what_the_affinity_allows_when_it_is_narrowed() -> Non
 def test_runtime_can_be_subclassed_when_methods_are_added() -> None:
     class Mine(Runtime):
         def answer(self) -> int:
-            return self.submit(abs, -42).get()
+            result: int = self.submit(abs, -42).get()
+            return result
 
     with Mine(python_threads=1) as runtime:
         assert runtime.answer() == 42
@@ -968,9 +969,9 @@ def test_cancelled_task_never_begins_when_it_was_queued(one_worker: Runtime) -> 
         assert outcome is Cancellation.DEQUEUED
         assert outcome
         assert (handle.state, handle.done(), handle.exception) == ("cancelled", True, None)
-        for method in (handle.get, lambda: handle.get(0)):
+        for timeout in (None, 0):
             with pytest.raises(concurrent.futures.CancelledError):
-                method()
+                handle.get(timeout)
         handle.wait()
     one_worker.wait_all()
     assert begun == []

@@ -28,14 +28,14 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 needs_3_11 = pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
 
 
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
+@pytest.fixture(name="runtime")
+def make_runtime() -> Iterator[Runtime]:
     with Runtime(python_threads=2) as runtime:
         yield runtime
 
 
-@pytest.fixture
-def one_worker() -> Iterator[Runtime]:
+@pytest.fixture(name="one_worker")
+def make_one_worker() -> Iterator[Runtime]:
     with Runtime(python_threads=1) as runtime:
         yield runtime
 

@@ -23,14 +23,14 @@ GUARD_S = 30
 Script = Callable[..., str]
 
 
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
+@pytest.fixture(name="runtime")
+def make_runtime() -> Iterator[Runtime]:
     with Runtime(python_threads=2) as runtime:
         yield runtime
 
 
-@pytest.fixture
-def one_worker() -> Iterator[Runtime]:
+@pytest.fixture(name="one_worker")
+def make_one_worker() -> Iterator[Runtime]:
     with Runtime(python_threads=1) as runtime:
         yield runtime
 
@@ -537,7 +537,7 @@ def test_error_dies_with_its_handle_when_the_failure_was_reported(
         one_worker.wait_all(raise_on_error=True)
     one_worker.clear_failed()
     flush(one_worker)
-    reference = weakref.ref(handle.exception)  # type: ignore[arg-type]
+    reference = weakref.ref(handle.exception)
     assert reference() is not None, "the handle keeps it"
     del handle
     assert reference() is None
@@ -550,7 +550,7 @@ def test_error_dies_when_the_failures_were_cleared(
 ) -> None:
     handle = one_worker.submit(function)
     handle.wait()
-    reference = weakref.ref(handle.exception)  # type: ignore[arg-type]
+    reference = weakref.ref(handle.exception)
     flush(one_worker)
     one_worker.clear_failed()
     del handle
@@ -960,7 +960,8 @@ def test_task_may_hold_its_own_runtime_when_it_is_the_last_to() -> None:
 
     def body(runtime: Runtime) -> int:
         farewell.enter()
-        return runtime.submit(abs, -3).get()
+        result: int = runtime.submit(abs, -3).get()
+        return result
 
     def submit() -> TaskHandle[int]:
         runtime = Runtime(python_threads=1)

@@ -54,8 +54,11 @@ def program(*parts: str) -> str:
 RUNTIMES = {
     "default": "runtime = get_default_runtime()",
     "own": "runtime = Runtime(threads=1, io_threads=1, python_threads=1)",
-    "several": "runtime = [Runtime(python_threads=1).submit(echo, 1) and Runtime()"
-    " for _ in range(10)][-1]",
+    "several": """
+        runtimes = [Runtime(python_threads=1) for _ in range(10)]
+        handles = [runtime.submit(echo, 3) for runtime in runtimes]
+        runtime = runtimes[-1]
+        """,
 }
 
 LEFT_BEHIND = {

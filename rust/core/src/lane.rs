@@ -27,6 +27,8 @@
 //! other. If `waking` is set, the worker on its way clears it before its look, so it sees the job.
 //! If nobody sleeps and none may start, every worker is running and looks again before it sleeps.
 
+// Longer than most files here: nearly half of it is tests, which drive the lane with real threads.
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 

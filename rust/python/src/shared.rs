@@ -1,4 +1,7 @@
 //! What all parts of one runtime share: its lanes, its threads and its count of unfinished tasks.
+//!
+//! Longer than most files here: accepting, ending, waiting, closing and retiring are one argument
+//! about the order of their atomic operations, and are to be read together.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

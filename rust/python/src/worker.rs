@@ -1,5 +1,7 @@
 //! The workers of the Python and I/O lanes: attached to the interpreter for life, detached only to
 //! sleep.
+//!
+//! Longer than most files here: all that depends on what a worker's thread knows of itself.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,6 @@
 //! A task and the claim check for its outcome: one object is both, so a task costs one allocation.
+//!
+//! Longer than most files here: it is the one state machine of a task, from queued to settled.
 
 mod content;
 mod methods;
