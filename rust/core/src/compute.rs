@@ -8,6 +8,7 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 /// A pool of `dft-compute-N` threads.
 pub struct ComputeLane {
     pool: ThreadPool,
+    threads: usize,
     jobs: Arc<Mutex<Jobs>>,
 }
 
@@ -15,8 +16,8 @@ pub struct ComputeLane {
 struct Jobs {
     waiting: usize,
     running: usize,
-    /// When a job last began, or came to an idle lane.
-    last_change: Instant,
+    /// When a job last began.
+    last_begin: Instant,
 }
 
 impl ComputeLane {
@@ -26,25 +27,20 @@ impl ComputeLane {
             .num_threads(threads)
             .thread_name(|number| format!("dft-compute-{number}"))
             .build()?;
-        let jobs = Jobs { waiting: 0, running: 0, last_change: Instant::now() };
-        Ok(Self { pool, jobs: Arc::new(Mutex::new(jobs)) })
+        let jobs = Jobs { waiting: 0, running: 0, last_begin: Instant::now() };
+        Ok(Self { pool, threads, jobs: Arc::new(Mutex::new(jobs)) })
     }
 
     /// Runs a job, which may use all of the pool's threads through rayon. It delivers its outcome
     /// itself, and must not panic.
     pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
         let jobs = self.jobs.clone();
-        let mut came = lock(&jobs);
-        if came.waiting == 0 {
-            came.last_change = Instant::now();
-        }
-        came.waiting += 1;
-        drop(came);
+        lock(&jobs).waiting += 1;
         self.pool.spawn(move || {
             let mut begun = lock(&jobs);
             begun.waiting -= 1;
             begun.running += 1;
-            begun.last_change = Instant::now();
+            begun.last_begin = Instant::now();
             drop(begun);
             job();
             lock(&jobs).running -= 1;
@@ -57,10 +53,15 @@ impl ComputeLane {
         jobs.waiting + jobs.running
     }
 
-    /// How long jobs have waited without one of them having begun; zero if none waits.
+    /// How long all threads have been busy with the same jobs while others wait; zero if none waits
+    /// or a thread is free for it.
     pub fn waits_for(&self) -> Duration {
         let jobs = lock(&self.jobs);
-        if jobs.waiting == 0 { Duration::ZERO } else { jobs.last_change.elapsed() }
+        if jobs.waiting == 0 || jobs.running < self.threads {
+            Duration::ZERO
+        } else {
+            jobs.last_begin.elapsed()
+        }
     }
 }
 

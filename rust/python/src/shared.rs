@@ -431,7 +431,7 @@ impl Shared {
         lock(&self.compute).get().map_or(0, ComputeLane::unfinished)
     }
 
-    /// How long compute jobs have waited without one of them having begun.
+    /// How long all compute threads have been busy with the same jobs while others wait.
     pub(crate) fn compute_waits_for(&self) -> Duration {
         lock(&self.compute).get().map_or(Duration::ZERO, ComputeLane::waits_for)
     }
