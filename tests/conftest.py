@@ -20,6 +20,9 @@ ends the whole run."""
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
+# A program started in a shell's background ignores SIGINT, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def new_loop(request: pytest.FixtureRequest) -> NewLoop:
