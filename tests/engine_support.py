@@ -65,7 +65,7 @@ async def async_identity(value: Any) -> Any:
 def assert_nothing_kept(flow: WorkflowEngine) -> None:
     """See that an engine whose components have all ended knows none of them."""
     assert not flow._unfinished
-    assert not flow._by_uid
+    assert not flow._services
     assert not flow._foreign
     assert not flow._ready
     assert not flow._members

@@ -501,7 +501,7 @@ async def test_an_engine_is_refused_when_made_in_a_thread_without_a_loop() -> No
 
 @pytest.mark.parametrize(
     "backend",
-    [object(), "runtime", 0, False, RuntimeExecutionBackend, Runtime, [], lambda: None],
+    [object(), "runtime", 0, False, RuntimeExecutionBackend, Runtime, [3], lambda: None],
     ids=lambda value: type(value).__name__,
 )
 async def test_a_backend_is_refused_when_it_is_none(backend: Any) -> None:

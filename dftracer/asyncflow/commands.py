@@ -1,4 +1,4 @@
-"""What an executable task's function may return, and the program that is run for it."""
+"""What the function of an executable or prompt task may return, and what is run for it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,33 @@ _SHELL_WORDS = frozenset(
 """Built into one shell or another: there is no program, or none that does quite the same."""
 
 
-def to_argv(task: str, command: Any) -> list[str]:
+def to_argv(task: str, command: Any, shell: bool | None = None) -> list[str]:
     """Turn what the function of ``task`` returned into the words of a program.
 
     A string means what it means to a shell: it is split into words and run directly if no shell is
     needed for that, else it goes unchanged to ``/bin/sh -c``. A list or tuple of words is run as
     it is, without any shell.
 
+    Parameters
+    ----------
+    shell:
+        ``True`` runs any command in a shell, ``False`` none.
+
     Raises
     ------
     CommandError
         If there is no program in it, or a quote is never closed.
     """
+    if shell is not None and not isinstance(shell, bool):
+        raise CommandError(
+            f"executable task '{task}': 'shell' in its task_description must be True or False, not "
+            f"{_describe(shell)}"
+        )
     if isinstance(command, str):
-        return _split(task, command)
+        return _split(task, command, shell)
     if isinstance(command, (list, tuple)):
-        return _words(task, command)
+        words = _words(task, command)
+        return [SHELL, "-c", shlex.join(words)] if shell else words
     raise CommandError(
         f"executable task '{task}' must return a command: a non-empty string or a list of words, "
         f"not {_describe(command)}"
@@ -54,14 +65,29 @@ def to_text(argv: list[str]) -> str:
     return shlex.join(argv)
 
 
-def _split(task: str, command: str) -> list[str]:
+def to_prompt(task: str, prompt: Any) -> str:
+    """Return what the function of ``task`` returned if it is a prompt.
+
+    Raises
+    ------
+    CommandError
+        If it is no text, or an empty one.
+    """
+    if isinstance(prompt, str) and prompt.strip():
+        return prompt
+    raise CommandError(
+        f"prompt task '{task}' must return a prompt, a non-empty string, not {_describe(prompt)}"
+    )
+
+
+def _split(task: str, command: str, shell: bool | None) -> list[str]:
     if not command.strip():
         raise CommandError(
             f"executable task '{task}' must return a command, not {_describe(command)}"
         )
     if "\0" in command:
         raise CommandError(f"executable task '{task}': a command cannot hold a null character")
-    if _NEEDS_SHELL.search(command):
+    if shell or (shell is None and _NEEDS_SHELL.search(command)):
         return [SHELL, "-c", command]
     try:
         words = shlex.split(command)
@@ -71,7 +97,7 @@ def _split(task: str, command: str) -> list[str]:
         ) from None
     if not words[0]:
         raise CommandError(f"executable task '{task}': the program's name is empty in {command!r}")
-    if words[0] in _SHELL_WORDS:
+    if shell is None and words[0] in _SHELL_WORDS:
         return [SHELL, "-c", command]
     return words
 

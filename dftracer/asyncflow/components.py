@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -22,24 +24,52 @@ class Component(asyncio.Future[T], Generic[T]):
         The description of the call; a task has the one attribute, a block the other.
     """
 
-    # What most components never need differs from these only where it must.
-    _dependencies: Sequence[asyncio.Future[Any]] = ()
-    _running = False
+    __slots__ = (
+        "_args",
+        "_context",
+        "_dependencies",
+        "_description",
+        "_engine",
+        "_kwargs",
+        "_number",
+        "_options",
+        "_stage",
+        "_template",
+    )
+
+    kind = "task"
+    """The first part of its identifier."""
+
+    # What most components never need, and only those that do hold for themselves.
     _owner = 0
     """The number of the component in whose body this one was called; 0 if in none."""
+    _workflow_id: str | None = None
     _root = ""
     """The label of the component or future whose cancellation was the reason for this one's."""
     _body_released = False
     """Whether its body waits for the end of the engine, which therefore does not wait for it."""
 
     def __init__(
-        self, engine: Scheduler, number: int, description: dict[str, Any], template: Template
+        self,
+        engine: Scheduler,
+        number: int,
+        template: Template,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any],
+        context: Context,
     ) -> None:
         super().__init__(loop=engine.loop)
         self._engine = engine
         self._number = number
-        self._description = description
         self._template = template
+        self._args = args
+        self._kwargs = kwargs
+        self._options = options
+        self._context: Context | None = context
+        self._dependencies: Sequence[asyncio.Future[Any]] = ()
+        self._description: dict[str, Any] | None = None
+        self._stage = "PENDING"
 
     @property
     def id(self) -> str:
@@ -47,10 +77,14 @@ class Component(asyncio.Future[T], Generic[T]):
         return f"{self._number:06d}"
 
     @property
+    def uid(self) -> str:
+        """Its identifier within the engine, for example ``"task.000042"``."""
+        return f"{self.kind}.{self._number:06d}"
+
+    @property
     def name(self) -> str:
         """The name of the function that was called."""
-        name: str = self._description["name"]
-        return name
+        return self._template.name
 
     @property
     def state(self) -> str:
@@ -72,26 +106,85 @@ class Component(asyncio.Future[T], Generic[T]):
         """
         return self._engine._cancel(self, msg)
 
-    def _settle_as_cancelled(self, msg: Any | None) -> None:
-        super().cancel(msg)
+    def set_result(self, result: T) -> None:
+        """End the call with ``result``, whatever its body does; for a service that is ready.
+
+        Those that depend on it go on. It may be called in any thread.
+        """
+        self._end_by_hand(result, None)
+
+    def set_exception(self, exception: BaseException | type[BaseException]) -> None:
+        """End the call with an error, as :meth:`set_result` does with a result."""
+        self._end_by_hand(None, exception() if isinstance(exception, type) else exception)
+
+    def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
+        if threading.get_ident() != self._engine._thread:
+            self._engine.loop.call_soon_threadsafe(self._end_by_hand, result, error)
+        elif self.done():
+            raise asyncio.InvalidStateError(f"{self!r} has ended already")
+        else:
+            self._engine._end_by_hand(self, result, error)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return the description that a backend gets, made when it is first asked for."""
+        if self._description is None:
+            template = self._template
+            self._description = {
+                "uid": self.uid,
+                "name": template.name,
+                "function": template.function if template.kind in ("function", "block") else None,
+                "executable": None,
+                "prompt": None,
+                "args": self._args,
+                "kwargs": self._kwargs,
+                "task_backend_specific_kwargs": dict(self._options),
+                "capture_stdio": template.capture_stdio,
+                "is_service": template.service,
+                "target_backend": template.backend_name,
+                "workflow_id": self._workflow_id,
+                "metadata": {
+                    "dependencies": [
+                        {"uid": future.uid, "name": future.name}
+                        for future in self._dependencies
+                        if isinstance(future, Component)
+                    ],
+                    "input_files": [],
+                    "output_files": [],
+                },
+                "context": self._context,
+                "engine": self._engine.uid,
+            }
+        return self._description
 
     def __repr__(self) -> str:
-        return f"<{self._description['uid']} '{self.name}' {self.state}>"
+        return f"<{self.uid} '{self.name}' {self.state}>"
 
 
 class Task(Component[T]):
     """One call of a function, executable or prompt task."""
 
+    __slots__ = ()
+
     @property
     def task(self) -> dict[str, Any]:
         """The description that the backend was given or will be."""
-        return self._description
+        return self._describe()
 
 
 class Block(Component[T]):
     """One call of a block."""
 
+    __slots__ = ()
+
+    kind = "block"
+
     @property
     def block(self) -> dict[str, Any]:
         """The description of the call."""
-        return self._description
+        return self._describe()
+
+
+def number_of(uid: str) -> int:
+    """Return the number of the component with that identifier; -1 for what is no identifier."""
+    digits = uid.rpartition(".")[2]
+    return int(digits) if digits.isdecimal() else -1

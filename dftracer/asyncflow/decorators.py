@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
@@ -18,10 +18,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
 
-Kind = Literal["function", "executable", "block"]
+Kind = Literal["function", "executable", "prompt", "block"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
     """A decorated function: all that its calls have in common."""
 
@@ -29,12 +29,22 @@ class Template:
     function: Callable[..., Any]
     name: str
     is_async: bool
+    backend: Any
+    """The backend that its calls run on; for a block, the engine's default one."""
+    backend_name: str | None
+    """The name by which the decorator chose it, if it did."""
+    service: bool
+    capture_stdio: bool
+    task_description: Mapping[str, Any]
+    """The default of the parameter of that name, which a call may override key by key."""
+    workflow_id_is_argument: bool
 
 
 class Call(Protocol[P, C_co]):
     """A decorated function: keeps the parameters of the body and gives a component.
 
-    The second form is for the futures that may stand in place of any value.
+    The second form is for the futures that may stand in place of any value, and for the keyword
+    arguments that every call takes: ``task_description=`` and ``workflow_id=``.
     """
 
     @overload
@@ -51,16 +61,21 @@ class FunctionDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
     @overload
-    def __call__(self) -> FunctionDecorator: ...
+    def __call__(
+        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
+    ) -> FunctionDecorator: ...
 
 
 class ExecutableDecorator(Protocol):
-    """``@flow.executable_task``: what a call gives is an awaitable of the program's output."""
+    """``@flow.executable_task`` and ``@flow.prompt_task``: what a call gives is an awaitable of
+    the text that the program or the model writes."""
 
     @overload
     def __call__(self, function: Callable[P, Any], /) -> Call[P, Task[str]]: ...
     @overload
-    def __call__(self) -> ExecutableDecorator: ...
+    def __call__(
+        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
+    ) -> ExecutableDecorator: ...
 
 
 class BlockDecorator(Protocol):
@@ -69,25 +84,59 @@ class BlockDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Block[R]]: ...
     @overload
-    def __call__(self) -> BlockDecorator: ...
+    def __call__(
+        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
+    ) -> BlockDecorator: ...
 
 
 def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
     """Return the decorator of one kind of component, for use with and without parentheses."""
 
-    def decorate(function: Any) -> Callable[..., Any]:
-        template = _describe(kind, function)
+    def decorator(
+        *functions: Any,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+    ) -> Callable[..., Any]:
+        attribute = _attribute(kind)
+        if len(functions) > 1:
+            raise TypeError(f"@flow.{attribute} takes one function, not {len(functions)}")
+        for option, value in (("service", service), ("capture_stdio", capture_stdio)):
+            if not isinstance(value, bool):
+                raise TypeError(
+                    f"@flow.{attribute}: {option} must be True or False, "
+                    f"not {type(value).__name__} {text_of(value)}"
+                )
+        target = engine._backend_named(backend, f"@flow.{attribute}")
+
+        if not functions:
+            return functools.partial(
+                decorator, service=service, backend=backend, capture_stdio=capture_stdio
+            )
+
+        function = functions[0]
+        name, is_async = _describe(kind, function)
+        parameters = _parameters_of(function)
+        template = Template(
+            kind=kind,
+            function=function,
+            name=name,
+            is_async=is_async,
+            backend=target,
+            backend_name=backend,
+            service=service,
+            capture_stdio=capture_stdio,
+            task_description=_default_description(name, parameters),
+            workflow_id_is_argument="workflow_id" in parameters,
+        )
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs:
+                return engine._register(template, args, *_split_options(template, kwargs))
             return engine._register(template, args, kwargs)
 
         return call
-
-    def decorator(*functions: Any) -> Callable[..., Any]:
-        if len(functions) > 1:
-            raise TypeError(f"@flow.{_attribute(kind)} takes one function, not {len(functions)}")
-        return decorate(functions[0]) if functions else decorator
 
     return decorator
 
@@ -96,7 +145,8 @@ def _attribute(kind: Kind) -> str:
     return kind if kind == "block" else f"{kind}_task"
 
 
-def _describe(kind: Kind, function: Any) -> Template:
+def _describe(kind: Kind, function: Any) -> tuple[str, bool]:
+    """Return the name of what is decorated, and whether it is async."""
     attribute = _attribute(kind)
     if inspect.iscoroutine(function):
         name = function.__qualname__
@@ -118,4 +168,44 @@ def _describe(kind: Kind, function: Any) -> Template:
             f"@flow.block takes an async function, and '{name}' is none: a block runs in the event "
             "loop, where it awaits its tasks"
         )
-    return Template(kind, function, name, is_async)
+    return name, is_async
+
+
+def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+
+
+def _default_description(
+    name: str, parameters: Mapping[str, inspect.Parameter]
+) -> Mapping[str, Any]:
+    parameter = parameters.get("task_description")
+    if parameter is None or parameter.default is inspect.Parameter.empty:
+        return {}
+    if not isinstance(parameter.default, Mapping):
+        raise TypeError(
+            f"the default of 'task_description' in '{name}' must be a dict, not "
+            f"{type(parameter.default).__name__} {text_of(parameter.default)}"
+        )
+    return dict(parameter.default)
+
+
+def _split_options(
+    template: Template, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any], str | None]:
+    """Take out of a call's keyword arguments what is meant for the engine."""
+    description = kwargs.pop("task_description", None)
+    if template.workflow_id_is_argument:
+        workflow_id = kwargs.get("workflow_id")
+    else:
+        workflow_id = kwargs.pop("workflow_id", None)
+    if not description:
+        return kwargs, template.task_description, workflow_id
+    if not isinstance(description, Mapping):
+        raise TypeError(
+            f"task_description of '{template.name}' must be a dict, not "
+            f"{type(description).__name__} {text_of(description)}"
+        )
+    return kwargs, {**template.task_description, **description}, workflow_id

@@ -1,19 +1,25 @@
-"""How one component's end is told to others: names, messages, and errors that a future can hold."""
+"""How a component's end is told to others: names, messages, results, errors a future can hold."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dftracer.asyncflow.commands import to_text
 from dftracer.asyncflow.components import Component
-from dftracer.asyncflow.errors import DependencyFailureError, text_of, text_of_error
+from dftracer.asyncflow.errors import (
+    DependencyFailureError,
+    ExecutableError,
+    text_of,
+    text_of_error,
+)
 
 
 def label_of(future: asyncio.Future[Any]) -> str:
     """Return how messages speak of a future."""
     if isinstance(future, Component):
-        return f"{future._description['uid']} '{future.name}'"
+        return f"{future.uid} '{future.name}'"
     return text_of(future)
 
 
@@ -68,9 +74,28 @@ def fit_for_future(component: Component[Any], error: Any) -> Exception:
     return stand_in
 
 
-def failure_without_reason(task: dict[str, Any], backend: str) -> RuntimeError:
-    """Return the error of a task that a backend calls failed without saying why."""
-    output = task.get("stderr") or "no output"
-    return RuntimeError(
-        f"task '{task['name']}' failed on backend '{backend}', which gave no reason: {output}"
+def result_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:
+    """Return what a backend says that a task has given."""
+    if component._template.kind in ("function", "block"):
+        return record.get("return_value")
+    text = record.get("stdout")
+    return record.get("return_value") if text is None else text
+
+
+def failure_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:
+    """Return the error of a task that a backend calls failed, as it or its program has told it."""
+    error = record.get("exception")
+    if error is not None:
+        return error
+    backend = component._template.backend.name
+    stdout, stderr = str(record.get("stdout") or ""), str(record.get("stderr") or "")
+    exit_code = record.get("exit_code")
+    if component._template.kind != "executable" or not isinstance(exit_code, int):
+        reason = stderr.strip() or "which gave no reason"
+        return RuntimeError(f"task '{component.name}' failed on backend '{backend}': {reason}")
+    description = component._describe()
+    command = to_text([description["executable"], *description["arguments"]])
+    signal = -exit_code if exit_code < 0 else None  # as in `subprocess`
+    return ExecutableError(
+        component.name, command, None if signal else exit_code, signal, stdout, stderr
     )

@@ -20,94 +20,131 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
+import os
+import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dftracer.asyncflow import dependencies
-from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
-from dftracer.asyncflow.commands import to_argv
-from dftracer.asyncflow.components import Block, Component, Task
+from dftracer.asyncflow.backends import registry
+from dftracer.asyncflow.backends.base import TaskStates
+from dftracer.asyncflow.commands import to_argv, to_prompt
+from dftracer.asyncflow.components import Block, Component, Task, number_of
 from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.errors import EngineShutdownError
 from dftracer.asyncflow.failures import (
     all_failed,
     dependency_failure,
-    failure_without_reason,
+    failure_on_backend,
     first_cancelled,
     fit_for_future,
     label_of,
+    result_on_backend,
     root_of,
 )
+from dftracer.asyncflow.inspection import History
 from dftracer.utils.primitives import Graph
+
+log = logging.getLogger("dftracer.asyncflow")
+
+
+_ON_BACKEND = frozenset({"LAUNCHED", "RUNNING"})
+
+
+class Scope(NamedTuple):
+    """Where a call is made: in whose body, and under which workflow's name."""
+
+    owner: Component[Any] | None
+    workflow_id: str | None
 
 
 class Scheduler:
     """All the components of one engine that have not ended, and what happens to them."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, backend: ExecutionBackend, uid: str
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, backends: Sequence[Any], uid: str) -> None:
         self.loop = loop
-        self.backend = backend
         self.uid = uid
+        self.log = log
+        self._thread = threading.get_ident()
+        self._backends = registry.by_name(backends)
+        self._default = backends[0]
+        self._states = registry.state_names(backends)
 
         self._graph = Graph()
         self._numbers = 0
         self._unfinished: dict[int, Component[Any]] = {}
-        self._by_uid: dict[str, Component[Any]] = {}
+        self._history = History()
         self._foreign: dict[asyncio.Future[Any], int] = {}
         self._ready: list[Component[Any]] = []
         self._launch_scheduled = False
         self._background: set[asyncio.Task[Any]] = set()
         self._bodies: dict[int, asyncio.Task[None]] = {}
         self._members: dict[int, dict[int, Component[Any]]] = {}
+        self._services: dict[int, Component[Any]] = {}
+        """What runs on though its future has been ended by hand, as a service's is when ready."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
         self._is_cancelling = False
         self._is_closed = False
+        self._shutdown_begun = asyncio.Event()
         self._quiet: asyncio.Future[None] | None = None
-        self._owner: contextvars.ContextVar[Component[Any] | None] = contextvars.ContextVar(
-            f"{uid}.owner", default=None
+        self._scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
+            f"{uid}.scope", default=None
         )
-        """The component in whose body this is, if that body runs in the event loop."""
+
+    def _backend_named(self, name: str | None, asker: str) -> Any:
+        if name is None:
+            return self._default
+        if name in self._backends:
+            return self._backends[name]
+        known = ", ".join(map(repr, self._backends))
+        raise ValueError(
+            f"{asker}: engine '{self.uid}' has no backend {name!r}; it has {known}: pass the "
+            "backend to WorkflowEngine.create()"
+        )
 
     # --- a call ---------------------------------------------------------------------------------
 
     def _register(
-        self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        template: Template,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Mapping[str, Any] | None = None,
+        workflow_id: str | None = None,
     ) -> Component[Any]:
         """Make a call a node of the graph; its future is the answer to the caller."""
         self._check_caller(template)
         futures = dependencies.find_in_call(args, kwargs)
         waits_for = [self._node_of(future) for future in futures if not future.done()]
         self._numbers = number = self._numbers + 1
-        is_block = template.kind == "block"
-        uid = f"{'block' if is_block else 'task'}.{number:06d}"
-        description = {
-            "uid": uid,
-            "name": template.name,
-            "function": template.function,
-            "executable": None,
-            "args": args,
-            "kwargs": kwargs,
-            "context": contextvars.copy_context(),
-            "engine": self.uid,
-        }
-        kind: type[Component[Any]] = Block if is_block else Task
-        component = kind(self, number, description, template)
+        kind: type[Component[Any]] = Block if template.kind == "block" else Task
+        if options is None:
+            options = template.task_description
+        context = contextvars.copy_context()
+        component = kind(self, number, template, args, kwargs, options, context)
         if futures:
             component._dependencies = list(futures)
         ready = self._graph.add(number, waits_for)
 
         self._unfinished[number] = component
-        self._by_uid[uid] = component
-        owner = self._owner.get()
-        if owner is not None and not owner.done():
-            component._owner = owner._number
-            self._members.setdefault(owner._number, {})[number] = component
+        scope = self._scope.get()
+        if scope is not None:
+            self._take_in(component, scope)
+        if workflow_id is not None:
+            component._workflow_id = workflow_id
         if ready:
             self._enqueue(component)
         return component
+
+    def _take_in(self, component: Component[Any], scope: Scope) -> None:
+        """Note in whose body and for which workflow a call was made."""
+        component._workflow_id = scope.workflow_id
+        owner = scope.owner
+        if owner is not None and not owner.done():
+            component._owner = owner._number
+            self._members.setdefault(owner._number, {})[component._number] = component
 
     def _check_caller(self, template: Template) -> None:
         if asyncio._get_running_loop() is not self.loop:
@@ -155,33 +192,37 @@ class Scheduler:
         ready, self._ready = self._ready, []
         tasks = []
         for component in ready:
-            if component.done() or (component._dependencies and not self._resolve(component)):
+            if component.done() or component._stage != "PENDING":
+                continue
+            if component._dependencies and not self._resolve(component):
                 continue
             kind = component._template.kind
             if kind == "function":
-                tasks.append(component._description)
-            elif kind == "executable":
-                self._start_body(component, self._prepare_program(component))
-            else:
+                tasks.append(component)
+                continue
+            component._stage = "PREPARING"
+            if kind == "block":
                 self._start_body(component, self._run_block(component))
+            else:
+                self._start_body(component, self._prepare(component))
         if tasks:
             self._submit(tasks)
 
     def _resolve(self, component: Component[Any]) -> bool:
         """Put values in place of futures. False if that has failed, and ``component`` with it."""
-        description = component._description
         # The graph knows neither what had ended before the call nor how foreign futures end.
         for future in component._dependencies:
             if future.cancelled() or future.exception() is not None:
                 self._blame(component)
                 return False
+        description = component._describe()
         try:
-            description["args"], description["kwargs"] = dependencies.resolve_call(
-                description["args"], description["kwargs"]
-            )
+            args, kwargs = dependencies.resolve_call(component._args, component._kwargs)
         except Exception as error:
             self._settle(component, error=error)
             return False
+        component._args = description["args"] = args
+        component._kwargs = description["kwargs"] = kwargs
         component._dependencies = ()
         return True
 
@@ -195,27 +236,36 @@ class Scheduler:
 
     def _start_body(self, component: Component[Any], body: Coroutine[Any, Any, None]) -> None:
         """Run a part of a component in the event loop; cancelling the component cancels it."""
-        description, number = component._description, component._number
+        context, number = component._context, component._number
+        assert context is not None, "a component that has not ended has its context"
         # In a copy of the call's context, which holds for any task factory and Python version.
-        create = functools.partial(self.loop.create_task, body, name=description["uid"])
-        task = description["context"].run(create)
+        create = functools.partial(self.loop.create_task, body, name=component.uid)
+        task = context.run(create)
         if not task.done() and not component._body_released:
             self._bodies[number] = task
             task.add_done_callback(functools.partial(self._body_ended, number))
 
     def _body_ended(self, number: int, _task: asyncio.Task[None] | None = None) -> None:
         self._bodies.pop(number, None)
+        service = self._services.get(number)
+        if service is not None and service._stage not in _ON_BACKEND:
+            del self._services[number]
         self._tell_if_quiet()
 
-    async def _prepare_program(self, component: Component[Any]) -> None:
-        """Ask an executable task's function for its command and submit that."""
-        description, template = component._description, component._template
-        self._owner.set(component)
+    async def _prepare(self, component: Component[Any]) -> None:
+        """Ask the function of an executable or prompt task what to run, and submit that."""
+        template = component._template
+        # In this task's own copy of the context, so never to be reset.
+        self._scope.set(Scope(component, component._workflow_id))
         try:
-            command = template.function(*description["args"], **description["kwargs"])
+            order = template.function(*component._args, **component._kwargs)
             if template.is_async:
-                command = await command
-            argv = to_argv(template.name, command)
+                order = await order
+            if template.kind == "prompt":
+                order = {"prompt": to_prompt(template.name, order)}
+            else:
+                argv = to_argv(template.name, order, component._options.get("shell"))
+                order = {"executable": argv[0], "arguments": argv[1:]}
         except asyncio.CancelledError:
             self._cancel(component, None)
         except Exception as error:
@@ -225,15 +275,28 @@ class Scheduler:
             raise
         else:
             if not component.done():
-                description.update(function=None, executable=argv[0], arguments=argv[1:])
-                self._submit([description])
+                description = component._describe()
+                description.update(order)
+                # Seen to: what is run is run directly.
+                description["task_backend_specific_kwargs"].pop("shell", None)
+                self._submit([component])
 
     async def _run_block(self, block: Component[Any]) -> None:
-        description, template = block._description, block._template
-        block._running = True
-        self._owner.set(block)  # in this task's own copy of the context, so never to be reset
+        await self._run_body(block, block._template.function, block._args, block._kwargs)
+
+    async def _run_body(
+        self,
+        block: Component[Any],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Await a block's body and end the block as it ends."""
+        block._stage = "RUNNING"
+        # In this task's own copy of the context, so never to be reset.
+        self._scope.set(Scope(block, block.uid))
         try:
-            result = await template.function(*description["args"], **description["kwargs"])
+            result = await function(*args, **kwargs)
         except asyncio.CancelledError:
             self._cancel(block, None)
         except Exception as error:
@@ -244,20 +307,36 @@ class Scheduler:
         else:
             self._settle(block, result)
 
-    def _submit(self, tasks: list[dict[str, Any]]) -> None:
-        """Hand tasks to the backend. If it refuses them they fail; the engine lives on."""
-        submit_nowait = getattr(self.backend, "submit_nowait", None)
-        if submit_nowait is None:
-            self._run_in_background(self._submit_and_wait(tasks))
+    def _submit(self, components: list[Component[Any]]) -> None:
+        """Hand tasks to their backends."""
+        for component in components:
+            component._stage = "LAUNCHED"
+        if len(self._backends) == 1:
+            self._submit_to(self._default, [component._describe() for component in components])
             return
+        shares: dict[str, list[dict[str, Any]]] = {}
+        for component in components:
+            name = component._template.backend.name
+            shares.setdefault(name, []).append(component._describe())
+        for name, tasks in shares.items():
+            self._submit_to(self._backends[name], tasks)
+
+    def _submit_to(self, backend: Any, tasks: list[dict[str, Any]]) -> None:
+        """Hand tasks to a backend. If it refuses them they fail; the engine lives on."""
+        submit_nowait = getattr(backend, "submit_nowait", None)
         try:
-            submit_nowait(tasks)
+            if any(task["capture_stdio"] for task in tasks):
+                os.makedirs(backend._work_dir, exist_ok=True)
+            if submit_nowait is not None:
+                submit_nowait(tasks)
+            else:
+                self._run_in_background(self._submit_and_wait(backend, tasks))
         except Exception as error:
             self._fail_all(tasks, error)
 
-    async def _submit_and_wait(self, tasks: list[dict[str, Any]]) -> None:
+    async def _submit_and_wait(self, backend: Any, tasks: list[dict[str, Any]]) -> None:
         try:
-            await self.backend.submit_tasks(tasks)
+            await backend.submit_tasks(tasks)
         except asyncio.CancelledError:
             for task in tasks:
                 self.task_callbacks(task, TaskStates.CANCELED)
@@ -281,46 +360,83 @@ class Scheduler:
 
     # --- an outcome -----------------------------------------------------------------------------
 
-    def task_callbacks(self, task: dict[str, Any], state: str) -> None:
-        """Take a task's new state from a backend, in the event loop's thread."""
-        component = self._by_uid.get(task["uid"])
-        if component is None or component.done():
+    def task_callbacks(
+        self,
+        task: Any,
+        state: str,
+        service_callback: Callable[[Component[Any], Any, str], object] | None = None,
+    ) -> None:
+        """Take a task's new state from a backend, in whatever thread.
+
+        Parameters
+        ----------
+        task:
+            The description that was submitted, a copy of it, or an object whose ``as_dict()`` is
+            one.
+        state:
+            As the backend's ``get_task_states_map()`` names it; others are ignored.
+        service_callback:
+            Called as ``service_callback(future, task, state)`` before anything else. It ends the
+            future of a service, now or later, when the service is ready.
+        """
+        if threading.get_ident() != self._thread:
+            report = self.task_callbacks
+            self.loop.call_soon_threadsafe(report, task, state, service_callback)
+            return
+        record = task if isinstance(task, dict) else task.as_dict()
+        component = self._component_of(record["uid"])
+        if component is None:
+            self._services.pop(number_of(record["uid"]), None)
             return  # cancelled meanwhile: its outcome comes too late
-        if task is not component._description and task.get("engine") != self.uid:
+        if record is not component._description and record.get("engine", self.uid) != self.uid:
             return  # of another engine, whose tasks have the same names
-        if state == TaskStates.DONE:
-            is_program = component._template.kind == "executable"
-            self._settle(component, task["stdout"] if is_program else task["return_value"])
-        elif state == TaskStates.FAILED:
-            error = task.get("exception")
-            if error is None:
-                error = failure_without_reason(task, self.backend.name)
-            self._settle(component, error=error)
-        elif state == TaskStates.CANCELED:
+        if service_callback is not None:
+            service_callback(component, task, state)
+            if component.done():
+                return
+        outcome = self._states.get(state)
+        if outcome == TaskStates.DONE:
+            self._settle(component, result_on_backend(component, record))
+        elif outcome == TaskStates.FAILED:
+            self._settle(component, error=failure_on_backend(component, record))
+        elif outcome == TaskStates.CANCELED:
             self._cancel(component, None)
-        elif state == TaskStates.RUNNING:
-            component._running = True
+        elif outcome == TaskStates.RUNNING:
+            component._stage = "RUNNING"
+
+    def _component_of(self, uid: str) -> Component[Any] | None:
+        """Return the unfinished component of that identifier."""
+        return self._unfinished.get(number_of(uid))
 
     def _settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
         """End a component with a result or an error, and tell the graph."""
         if component.done():
             return
         if error is None:
-            component.set_result(result)
+            asyncio.Future.set_result(component, result)
         else:
-            component.set_exception(fit_for_future(component, error))
+            asyncio.Future.set_exception(component, fit_for_future(component, error))
         self._forget(component)
         verdicts = self._graph.finish(component._number, done=error is None)
         if verdicts:
             self._follow(verdicts)
 
+    def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
+        if component._stage != "PENDING":
+            self._services[component._number] = component
+        self._settle(component, result, error=error)
+
     def _forget(self, component: Component[Any]) -> None:
         """Let go of an ended component: from here on its future is all there is of it."""
-        number, description = component._number, component._description
+        number = component._number
         del self._unfinished[number]
-        del self._by_uid[description["uid"]]
-        description["context"] = None
-        component._dependencies = ()
+        self._history.add(component)
+        component._context = None
+        if component._description is not None:
+            component._description["context"] = None
+        if component._dependencies:
+            component._describe()  # which names them, and does not hold them
+            component._dependencies = ()
         if self._members:
             self._members.pop(number, None)
             if component._owner in self._members:
@@ -337,10 +453,11 @@ class Scheduler:
             # graph does not know.
             if cancelled := first_cancelled(component._dependencies):
                 component._root = root_of(cancelled)
-                component._settle_as_cancelled(_cancelled_with(component._root))
+                asyncio.Future.cancel(component, _cancelled_with(component._root))
             else:
                 failed = all_failed(component._dependencies)
-                component.set_exception(dependency_failure(component, failed))
+                error = dependency_failure(component, failed)
+                asyncio.Future.set_exception(component, error)
             self._forget(component)
 
     # --- a cancellation -------------------------------------------------------------------------
@@ -371,28 +488,41 @@ class Scheduler:
         for member in self._members.pop(number, {}).values():
             self._to_cancel.append((member, msg or f"{label_of(component)} was cancelled", ""))
         component._root = root
-        component._settle_as_cancelled(msg)
+        asyncio.Future.cancel(component, msg)
         self._forget(component)
         body = self._bodies.get(number)
         if body is not None and body is not asyncio.current_task(self.loop):
             body.cancel(msg)
-        if isinstance(component, Task):
-            self._cancel_on_backend(component._description["uid"])
+        if component._stage in _ON_BACKEND and isinstance(component, Task):
+            self._cancel_on_backend(component)
         self._follow(self._graph.cancel(number))
 
-    def _cancel_on_backend(self, uid: str) -> None:
-        cancel_nowait: Callable[[str], bool] | None = getattr(self.backend, "cancel_nowait", None)
+    def _cancel_on_backend(self, component: Component[Any]) -> None:
+        backend = component._template.backend
+        cancel_nowait: Callable[[str], bool] | None = getattr(backend, "cancel_nowait", None)
         if cancel_nowait is None:
-            self._run_in_background(self.backend.cancel_task(uid))
+            self._run_in_background(self._cancel_and_wait(backend, component.uid))
             return
         try:
-            cancel_nowait(uid)
+            cancel_nowait(component.uid)
         except Exception as error:
-            message = f"backend '{self.backend.name}' could not cancel {uid}"
-            self.loop.call_exception_handler({"message": message, "exception": error})
+            self._complain(backend, component.uid, error)
+
+    async def _cancel_and_wait(self, backend: Any, uid: str) -> None:
+        try:
+            await backend.cancel_task(uid)
+        except Exception as error:
+            self._complain(backend, uid, error)
+
+    def _complain(self, backend: Any, uid: str, error: Exception) -> None:
+        message = f"backend '{backend.name}' could not cancel {uid}"
+        self.loop.call_exception_handler({"message": message, "exception": error})
 
     def _is_running(self, component: Component[Any]) -> bool:
-        return component._running or self.backend.is_running(component._description["uid"])
+        if component._stage != "LAUNCHED":
+            return component._stage == "RUNNING"
+        is_running = getattr(component._template.backend, "is_running", None)
+        return is_running is not None and bool(is_running(component.uid))
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -401,10 +531,19 @@ class Scheduler:
         self._is_closed = True
         for component in list(self._unfinished.values()):
             self._cancel(component, f"engine '{self.uid}' is shut down")
+        for number, service in self._services.items():
+            body = self._bodies.get(number)
+            if body is not None and body is not asyncio.current_task(self.loop):
+                body.cancel()
+            if service._stage in _ON_BACKEND and isinstance(service, Task):
+                self._cancel_on_backend(service)
+        self._services.clear()
+        self._shutdown_begun.set()
 
     def _release_caller(self) -> None:
         """Do not wait for the body that calls this, nor for one that this is called for."""
-        current, owner = asyncio.current_task(self.loop), self._owner.get()
+        current, scope = asyncio.current_task(self.loop), self._scope.get()
+        owner = scope.owner if scope is not None else None
         if owner is not None:
             owner._body_released = True
             self._body_ended(owner._number)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
-from dftracer.asyncflow.backends.base import ExecutionBackend
+from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
+from dftracer.asyncflow.components import Component
 from dftracer.asyncflow.decorators import (
     BlockDecorator,
     ExecutableDecorator,
     FunctionDecorator,
     make_decorator,
 )
-from dftracer.asyncflow.scheduler import Scheduler
+from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
+from dftracer.asyncflow.inspection import Components, Dependencies
+from dftracer.asyncflow.scheduler import Scheduler, Scope
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,69 +39,207 @@ class WorkflowEngine(Scheduler):
     Parameters
     ----------
     backend:
-        An execution backend that has been awaited. Only for :meth:`create`: ``None``.
+        Where tasks run: an execution backend that has been awaited, or a list of them with
+        different names, the first being the one for tasks that name none. For :meth:`create` they
+        need not have been awaited, and ``None`` is a :class:`RuntimeExecutionBackend` of its own.
     dry_run:
-        Run nothing: every task ends at once with a dummy result.
+        Run nothing: every task ends at once with a dummy result, whichever backend it names.
+    implicit_data:
+        Let a task have the files of those it depends on, on backends that can do that.
     uid:
         The name of the engine; ``asyncflow.session.`` and 8 random hex digits by default.
     work_dir:
-        The directory below which outputs go; the current one by default.
+        The directory below which outputs go, to ``<work_dir>/<uid>``; the current one by default.
 
     Raises
     ------
     RuntimeError
-        If no event loop runs, or the backend serves an engine that is not shut down.
+        If no event loop runs, or a backend serves an engine that is not shut down.
     TypeError
-        If ``backend`` is no execution backend.
+        If an argument is of the wrong type.
+    ValueError
+        If there is no backend, or two have the same name.
     """
 
     function_task: FunctionDecorator
-    """Decorates a function, plain or async, that runs on a worker; with or without ``()``."""
+    """Decorates a function, plain or async, that runs on a worker; with or without ``()``.
+
+    All four decorators take the same options. ``backend=`` names where the calls run.
+    ``capture_stdio=True`` sends a program's output to files, whose path is then the result.
+    ``service=True`` marks a task that runs until the engine ends.
+    """
     executable_task: ExecutableDecorator
     """Decorates a function that returns a command; the result is what the program writes."""
+    prompt_task: ExecutableDecorator
+    """Decorates a function that returns a prompt; the result is what the model answers."""
     block: BlockDecorator
     """Decorates an async function that runs in the event loop and calls tasks and blocks."""
 
     def __init__(
         self,
-        backend: ExecutionBackend | None = None,
+        backend: Any = None,
         dry_run: bool = False,
+        implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         loop = _running_loop()
-        if not isinstance(backend, ExecutionBackend):
+        if backend is None:
             raise TypeError(
-                f"backend must be an execution backend, not {type(backend).__name__}: use "
-                "'await WorkflowEngine.create()', which makes the default one"
+                "backend is missing: use 'await WorkflowEngine.create()', which makes one"
             )
-        super().__init__(loop, backend, uid or f"asyncflow.session.{uuid.uuid4().hex[:8]}")
+        _check_arguments(dry_run, implicit_data, uid, work_dir)
+        backends = _as_list(backend)
+        super().__init__(loop, backends, uid or f"asyncflow.session.{uuid.uuid4().hex[:8]}")
         self.dry_run = dry_run
+        self.implicit_data_mode = implicit_data
         self.work_dir = os.fspath(work_dir) if work_dir is not None else os.getcwd()
+        self.components = Components(self._unfinished, self._history)
+        """Every unfinished component and the last that ended, by their ``uid``."""
+        self.dependencies = Dependencies(self.components)
+        """What each component depends on, by its ``uid``."""
         self._closing: asyncio.Task[None] | None = None
 
         self.function_task = make_decorator(self, "function")
         self.executable_task = make_decorator(self, "executable")
+        self.prompt_task = make_decorator(self, "prompt")
         self.block = make_decorator(self, "block")
-
-        backend.attach(self.uid, self.task_callbacks)
-        backend._work_dir = os.path.join(self.work_dir, self.uid)
+        self._attach()
 
     @classmethod
     async def create(
         cls,
-        backend: ExecutionBackend | None = None,
+        backend: Any = None,
         dry_run: bool = False,
+        implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Make an engine in the running event loop, and its default backend if none is given."""
         _running_loop()
-        if backend is None:
-            backend = NoopExecutionBackend() if dry_run else await RuntimeExecutionBackend()
-        elif isinstance(backend, RuntimeExecutionBackend):
-            await backend
-        return cls(backend, dry_run, uid, work_dir)
+        _check_arguments(dry_run, implicit_data, uid, work_dir)
+        backends = [RuntimeExecutionBackend()] if backend is None else _as_list(backend)
+        if dry_run:
+            backends = [NoopExecutionBackend(each.name) for each in backends]
+        registry.by_name(backends)  # before any of them starts
+        for each in backends:
+            await registry.start(each)
+        try:
+            return cls(backends, dry_run, implicit_data, uid, work_dir)
+        except BaseException:
+            if backend is None:
+                await backends[0].shutdown()
+            raise
+
+    def _attach(self) -> None:
+        """Serve as the engine of all backends, or of none."""
+        attached = []
+        work_dir = os.path.join(self.work_dir, self.uid)
+        try:
+            for backend in self._backends.values():
+                registry.attach(backend, self.uid, self.task_callbacks, work_dir)
+                attached.append(backend)
+        except BaseException:
+            for backend in attached:
+                registry.detach(backend)
+            raise
+
+    # --- what is going on -----------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Any:
+        """The backend of tasks that name none."""
+        return self._default
+
+    @property
+    def running(self) -> set[str]:
+        """The ``uid`` of every component that has been launched and has not ended."""
+        return {c.uid for c in self._unfinished.values() if c._stage != "PENDING"}
+
+    @property
+    def resolved(self) -> set[str]:
+        """The ``uid`` of every component that waits for no other: launched, or ended lately."""
+        return self.running | {ended.uid for ended in self._history}
+
+    @asynccontextmanager
+    async def workflow_scope(self, workflow_id: str | None = None) -> AsyncIterator[str]:
+        """Tag every call made inside with a ``workflow_id``, made up if none is given.
+
+        A call's own ``workflow_id=`` goes before it; in the body of a block it is the block's
+        ``uid``.
+        """
+        workflow_id = workflow_id or f"wf-{uuid.uuid4().hex[:8]}"
+        outer = self._scope.get()
+        token = self._scope.set(Scope(outer.owner if outer else None, workflow_id))
+        try:
+            yield workflow_id
+        finally:
+            self._scope.reset(token)
+
+    # --- by hand --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Wait until the engine is shut down. It runs what is ready by itself."""
+        await self._shutdown_begun.wait()
+
+    async def submit(self, objects: Sequence[dict[str, Any]]) -> None:
+        """Launch components at once, not in the event loop's next turn.
+
+        Parameters
+        ----------
+        objects:
+            Their descriptions. What has been launched or has ended is left alone.
+
+        Raises
+        ------
+        ValueError
+            If one of them still waits for another.
+        """
+        pending = []
+        for description in objects:
+            component = self._component_of(description["uid"])
+            if component is None or component._stage != "PENDING":
+                continue
+            for future in component._dependencies:
+                if not future.done():
+                    raise ValueError(f"{component!r} cannot be launched: it waits for {future!r}")
+            pending.append(component)
+        self._ready.extend(pending)
+        self._launch()
+
+    async def execute_block(
+        self, block_fut: Component[Any], func: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Await ``func(*args, **kwargs)`` as the body of a block, which ends as it does."""
+        await self.loop.create_task(self._run_body(block_fut, func, args, kwargs))
+
+    def handle_task_success(self, task: dict[str, Any], task_fut: Component[Any]) -> None:
+        """End a component with the result in ``task``; nothing happens if it has ended."""
+        self._settle(task_fut, result_on_backend(task_fut, task))
+
+    def handle_task_failure(
+        self,
+        task: dict[str, Any],
+        task_fut: Component[Any],
+        override_error_message: str | BaseException | None = None,
+    ) -> None:
+        """End a component with that error, or the one in ``task``; nothing happens if it has."""
+        error: Any = override_error_message
+        if error is None:
+            error = failure_on_backend(task_fut, task)
+        elif not isinstance(error, BaseException):
+            error = RuntimeError(str(error))
+        self._settle(task_fut, error=error)
+
+    def handle_task_cancellation(self, task: dict[str, Any], task_fut: Component[Any]) -> bool:
+        """Cancel a component; false if it has ended."""
+        return self._cancel(task_fut, None)
+
+    handle_component_success = handle_task_success
+    handle_component_failure = handle_task_failure
+    handle_component_cancellation = handle_task_cancellation
+
+    # --- the end --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         return self
@@ -135,9 +279,19 @@ class WorkflowEngine(Scheduler):
 
     async def _end(self, skip_execution_backend: bool) -> None:
         await self._wait_until_quiet()
+        backends = list(self._backends.values())
+        errors: list[BaseException] = []
         if not skip_execution_backend:
-            await self.backend.shutdown()
-        self.backend.detach(self.uid)
+            ends = [backend.shutdown() for backend in backends]
+            ended = await asyncio.gather(*ends, return_exceptions=True)
+            for backend, error in zip(backends, ended, strict=True):
+                if error is not None and isinstance(error, BaseException):
+                    self.log.error("backend '%s' failed to shut down: %r", backend.name, error)
+                    errors.append(error)
+        for backend in backends:
+            registry.detach(backend)
+        if errors:
+            raise errors[0]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -149,3 +303,24 @@ def _running_loop() -> asyncio.AbstractEventLoop:
             "'await WorkflowEngine.create()' inside an async function, for example under "
             "asyncio.run()"
         ) from None
+
+
+def _as_list(backend: Any) -> list[Any]:
+    """Return the backends that were given, if that is what they are."""
+    backends = list(backend) if isinstance(backend, (list, tuple)) else [backend]
+    if not backends:
+        raise ValueError("the list of backends is empty: pass at least one, or None")
+    for each in backends:
+        registry.check(each)
+    return backends
+
+
+def _check_arguments(dry_run: Any, implicit_data: Any, uid: Any, work_dir: Any) -> None:
+    for name, value, kinds in (
+        ("dry_run", dry_run, bool),
+        ("implicit_data", implicit_data, bool),
+        ("uid", uid, (str, type(None))),
+        ("work_dir", work_dir, (str, os.PathLike, type(None))),
+    ):
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name} cannot be {type(value).__name__} {text_of(value)}")

@@ -9,11 +9,21 @@ A *task* is a dict. The engine fills in:
     Its identifier within the engine, for example ``task.000042``, and its function's name.
 ``function``, ``args``, ``kwargs``
     What to call, for a function task: a plain or a coroutine function, and values without futures.
-    ``function`` is ``None`` for an executable.
+    ``function`` is ``None`` for the other kinds.
 ``executable``, ``arguments``
-    What to run, for an executable task: the program and its words. ``executable`` is ``None`` for
-    a function.
-
+    What to run, for an executable task: the program and its words, without any shell.
+    ``executable`` is ``None`` for the other kinds.
+``prompt``
+    What to ask, for a prompt task; ``None`` for the other kinds.
+``task_backend_specific_kwargs``
+    The call's ``task_description``: what the user wants to tell the backend. Ours know ``cwd``,
+    ``env``, ``stdin`` and ``timeout`` (seconds).
+``capture_stdio``
+    Whether a program's output goes to the files ``<_work_dir>/<uid>.stdout`` and ``.stderr``, whose
+    paths are then its ``stdout`` and ``stderr``.
+``is_service``, ``target_backend``, ``workflow_id``, ``metadata``
+    Whether it is a service, the name of the backend if the decorator gave one, the workflow it is
+    part of, and the names of what it depends on.
 ``context``
     What its function runs in, if the backend can do that: a :class:`contextvars.Context` that
     nothing else runs in, copied at the call.
@@ -23,14 +33,15 @@ A *task* is a dict. The engine fills in:
 The backend adds the outcome, then calls the callback with the task and a state, once per task:
 
 ``DONE``
-    ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program.
+    ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program;
+    ``stdout`` for a prompt.
 ``FAILED``
     ``exception``, and for a program also ``stdout``, ``stderr`` and ``exit_code``.
 ``CANCELED``
     Nothing.
 
-It may call it with ``RUNNING`` before. The callback is called in the event loop's thread, and
-ignores what it is told of a task that has ended.
+It may call it with ``RUNNING`` before. The callback may be called in any thread, best in the event
+loop's, and ignores what it is told of a task that has ended.
 """
 
 from __future__ import annotations
@@ -53,6 +64,7 @@ class TaskStates:
     FAILED = "FAILED"
 
     terminal_states = frozenset({DONE, CANCELED, FAILED})
+    all_states = terminal_states | {RUNNING}
 
 
 class ExecutionBackend(ABC):
@@ -83,24 +95,6 @@ class ExecutionBackend(ABC):
     @abstractmethod
     def state(self) -> str:
         """Return ``IDLE``, ``INITIALIZED`` or ``SHUTDOWN``."""
-
-    def attach(self, engine: str, func: Callback) -> None:
-        """Serve an engine, and no other until it is shut down."""
-        if self.attached_to:
-            raise RuntimeError(
-                f"backend '{self.name}' serves engine '{self.attached_to[0]}': shut that engine "
-                "down first, or make one backend for each engine"
-            )
-        self.attached_to.append(engine)
-        self.is_attached = True
-        self.register_callback(func)
-
-    def detach(self, engine: str) -> None:
-        """Let go of an engine that is shut down: of its late tasks nobody is told."""
-        if engine in self.attached_to:
-            self.attached_to.remove(engine)
-            self.is_attached = False
-            self.register_callback(_ignore)
 
     def register_callback(self, func: Callback) -> None:
         """Name the one who is told of every task's states."""

@@ -1,0 +1,84 @@
+"""What an engine asks of every backend, ours and others': names, states, and whom it serves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dftracer.asyncflow.backends.base import TaskStates
+from dftracer.asyncflow.errors import text_of
+
+_NEEDED = ("submit_tasks", "cancel_task", "register_callback", "shutdown")
+
+
+def check(backend: Any) -> None:
+    """Raise ``TypeError`` unless ``backend`` has what an engine needs."""
+    missing = [name for name in _NEEDED if not callable(getattr(backend, name, None))]
+    if missing or isinstance(backend, type):
+        raise TypeError(
+            "backend must be an execution backend or a list of them, not "
+            f"{type(backend).__name__} {text_of(backend)}"
+            + (f": it has no {', '.join(missing)}()" if missing else ", a class: make one of it")
+        )
+    if not isinstance(getattr(backend, "name", None), str):
+        raise TypeError(f"backend {text_of(backend)} has no name, by which decorators choose it")
+
+
+async def start(backend: Any) -> None:
+    """Await a backend that is awaitable. One that has started takes no harm."""
+    if inspect.isawaitable(backend):
+        await backend
+
+
+def by_name(backends: Sequence[Any]) -> dict[str, Any]:
+    """Return the backends by their names, which must differ."""
+    named: dict[str, Any] = {}
+    for backend in backends:
+        if backend.name in named:
+            raise ValueError(
+                f"two backends are named '{backend.name}': give each a name of its own, with "
+                "name='...'"
+            )
+        named[backend.name] = backend
+    return named
+
+
+def state_names(backends: Sequence[Any]) -> dict[Any, str]:
+    """Return which of our states is meant by each state that these backends may report."""
+    names: dict[Any, str] = {state: state for state in TaskStates.all_states}
+    for backend in backends:
+        get_map = getattr(backend, "get_task_states_map", None)
+        if get_map is None:
+            continue
+        theirs = get_map()
+        for state in TaskStates.all_states:
+            name = getattr(theirs, state, state)
+            names[name] = names[getattr(name, "value", name)] = state
+    return names
+
+
+def attach(backend: Any, engine: str, callback: Callable[..., None], work_dir: str) -> None:
+    """Let a backend serve an engine, and no other until that is shut down."""
+    attached_to = getattr(backend, "attached_to", None)
+    if attached_to is None:
+        attached_to = backend.attached_to = []
+    if getattr(backend, "is_attached", False):
+        raise RuntimeError(
+            f"backend '{backend.name}' serves engine '{attached_to[-1]}': shut that engine down "
+            "first, or make one backend for each engine"
+        )
+    attached_to.append(engine)
+    backend.is_attached = True
+    backend._work_dir = work_dir
+    backend.register_callback(callback)
+
+
+def detach(backend: Any) -> None:
+    """Let go of an engine that is shut down: of its late tasks nobody is told."""
+    backend.is_attached = False
+    backend.register_callback(_ignore)
+
+
+def _ignore(_task: Any, _state: str, _service_callback: Any = None) -> None:
+    """Stand in for the callback of an engine."""

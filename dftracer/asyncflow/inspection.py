@@ -1,0 +1,109 @@
+"""What can be seen of an engine's components: those that are unfinished, and the last to end."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from dftracer.asyncflow.components import Component, number_of
+
+HISTORY_SIZE = 1_000
+"""How many ended components an engine remembers."""
+
+
+class Ended(NamedTuple):
+    """What is remembered of a component that has ended: neither its arguments nor its result."""
+
+    uid: str
+    name: str
+    state: str
+    component: weakref.ref[Component[Any]]
+
+
+class History:
+    """The components that have ended last, oldest first."""
+
+    def __init__(self) -> None:
+        self._ended: deque[tuple[str, int, str, bool | None, weakref.ref[Component[Any]]]] = deque(
+            maxlen=HISTORY_SIZE
+        )
+
+    def add(self, component: Component[Any]) -> None:
+        """Remember a component that has just ended."""
+        succeeded = None if component.cancelled() else component._exception is None
+        reference = weakref.ref(component)
+        entry = (component.kind, component._number, component._template.name, succeeded, reference)
+        self._ended.append(entry)
+
+    def __iter__(self) -> Iterator[Ended]:
+        for kind, number, name, succeeded, reference in list(self._ended):
+            state = "CANCELLED" if succeeded is None else "DONE" if succeeded else "FAILED"
+            yield Ended(f"{kind}.{number:06d}", name, state, reference)
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+
+class Components(Mapping[str, dict[str, Any]]):
+    """The components of an engine, by their identifiers: those that ended last, then the others.
+
+    Each is a dict with ``type`` (``"task"`` or ``"block"``), ``future``, ``description`` and
+    ``state``. Nothing is kept alive for it: once nobody holds the future of a component that has
+    ended, ``future`` is ``None`` and the description holds no more than ``uid`` and ``name``.
+    """
+
+    def __init__(self, unfinished: Mapping[int, Component[Any]], history: History) -> None:
+        self._unfinished = unfinished
+        self._history = history
+
+    def __getitem__(self, uid: str) -> dict[str, Any]:
+        unfinished = self._unfinished.get(number_of(uid))
+        if unfinished is not None and unfinished.uid == uid:
+            return _entry(unfinished)
+        for ended in self._history:
+            if ended.uid == uid:
+                component_or_none = ended.component()
+                if component_or_none is not None:
+                    return _entry(component_or_none)
+                return {
+                    "type": uid.partition(".")[0],
+                    "future": None,
+                    "description": {"uid": uid, "name": ended.name},
+                    "state": ended.state,
+                }
+        raise KeyError(uid)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from [ended.uid for ended in self._history]
+        yield from [component.uid for component in self._unfinished.values()]
+
+    def __len__(self) -> int:
+        return len(self._history) + len(self._unfinished)
+
+
+class Dependencies(Mapping[str, list[dict[str, str]]]):
+    """What each of an engine's components depends on: dicts with ``uid`` and ``name``."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+
+    def __getitem__(self, uid: str) -> list[dict[str, str]]:
+        metadata = self._components[uid]["description"].get("metadata", {})
+        return list(metadata.get("dependencies", ()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+
+def _entry(component: Component[Any]) -> dict[str, Any]:
+    return {
+        "type": component.kind,
+        "future": component,
+        "description": component._describe(),
+        "state": component.state,
+    }
