@@ -302,6 +302,54 @@ def test_each_body_is_a_task_of_its_own_when_none_suspends(one_worker: Runtime) 
     assert len(set(tasks)) == 10
 
 
+def test_the_next_body_is_spared_when_one_cancels_its_own_task(one_worker: Runtime) -> None:
+    async def cancel_itself() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "returned"
+
+    handles = []
+    for _ in range(20):
+        handles.append((one_worker.submit(cancel_itself), "returned"))
+        handles.append((one_worker.submit(echo_later, 3), 3))
+        handles.append((one_worker.submit(echo, 4), 4))
+    assert [handle.get(GUARD_S) for handle, _ in handles] == [result for _, result in handles]
+
+
+def test_a_callback_on_the_task_runs_when_its_body_has_ended(one_worker: Runtime) -> None:
+    ended: list[int] = []
+
+    async def body(number: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: ended.append(number))
+
+    async def hold() -> list[int]:
+        await asyncio.sleep(0)  # what has ended before tells so now
+        return list(ended)
+
+    first, second = one_worker.submit(body, 1), one_worker.submit(body, 2)
+    assert one_worker.submit(hold).get(GUARD_S) == [1, 2]
+    assert first.get() is second.get() is None
+
+
+def test_each_body_has_its_own_context_when_they_share_a_task(one_worker: Runtime) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+    async def add(number: int, suspend: bool) -> tuple[int, int]:
+        before = variable.get()
+        variable.set(before + number)
+        if suspend:
+            await asyncio.sleep(0)
+        return before, variable.get()
+
+    variable.set(100)
+    handles = [one_worker.submit(add, n, suspend=n % 3 == 0) for n in range(60)]
+    assert [handle.get(GUARD_S) for handle in handles] == [(100, 100 + n) for n in range(60)]
+    assert variable.get() == 100
+
+
 # --- what is awaited ---------------------------------------------------------------------------
 
 

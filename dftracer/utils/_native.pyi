@@ -455,11 +455,15 @@ class CoroutineWorker:
     def rise(self) -> None:
         """Tell that something else than the descriptor has ended the sleep."""
 
-    def next(
-        self,
-    ) -> tuple[TaskHandle[Any], Any, tuple[Any, ...] | None, dict[str, Any] | None, Context] | None:
-        """Claim a task: its handle, its callable or coroutine, arguments (``None`` with a
-        coroutine), and context."""
+    def begin(
+        self, driver: Any, limit: int
+    ) -> tuple[int, tuple[TaskHandle[Any], Coroutine[Any, Any, Any], Context, Any] | None]:
+        """Make the first step of up to ``limit`` queued bodies in the asyncio task ``driver``.
+
+        Stops early at a body that suspends, and returns its handle, coroutine, context and what it
+        waits for; also where the next body is better off in a task of its own. The number tells how
+        many more may be begun; -1 if none is queued.
+        """
 
     def rest(self, may_exit: bool) -> Literal["sleep", "retry", "exit"]:
         """Tell that there was no task, and ask what to do."""

@@ -5,6 +5,10 @@ A body runs in a real :class:`asyncio.Task` on a loop that runs, so ``current_ta
 the callback that took it from the queue: a body that never suspends costs no turn of the loop, and
 one that blocks keeps only its own worker busy, since another one takes the next task.
 
+Bodies that never suspend follow each other in one asyncio task, their *driver*; one that suspends
+keeps its driver to its end, and those behind it get another. So an asyncio task is made for each
+body that needs one, and it is the same from the body's first step to its last.
+
 For its lane, a worker sleeps exactly while its loop waits in the selector. A loop that goes on with
 a suspended body is awake, and is sent no task that the body could hold up.
 """
@@ -17,12 +21,13 @@ import math
 import selectors
 import sys
 import threading
+import types
 from typing import TYPE_CHECKING, Any
 
 from dftracer.utils.current import coroutine_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextvars import Context
 
     from dftracer.utils._native import CoroutineWorker, TaskHandle
@@ -35,16 +40,16 @@ _here = threading.local()
 if sys.version_info >= (3, 12):
 
     def _start(
-        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None], context: Context
+        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:
-        return asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
 
 else:
 
     def _start(
-        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None], context: Context
+        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:
-        task = context.run(asyncio.Task, coroutine, loop=loop)
+        task = asyncio.Task(coroutine, loop=loop)
         # The new task has just put its first step last in the loop's queue: take it from there.
         loop._ready.pop()._run()  # type: ignore[attr-defined]
         return task
@@ -79,6 +84,10 @@ class _Server:
         self.loop.slow_callback_duration = math.inf
         self._worker = worker
         self._leaving = False
+        self._left = 0
+        """How many tasks may still be begun in this turn of the loop; -1 if there are none."""
+        self._last: TaskHandle[Any] | None = None
+        """The task that the newest driver is at, if it has suspended."""
 
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -126,55 +135,67 @@ class _Server:
 
     def _take(self) -> None:
         """Begin tasks that are queued."""
-        for _ in range(_BATCH):
-            claimed = self._worker.next()
-            if claimed is None:
-                return
-            self._begin(*claimed)
-        del claimed  # see `_begin`
-        self._worker.pause()
-        self.loop.call_soon(self._take)
+        self._left = _BATCH
+        while self._left > 0:
+            driver = _start(self.loop, self._drive())
+            handle, self._last = self._last, None
+            if handle is not None:
+                self.suspended.add(driver)
+                driver.add_done_callback(self.suspended.discard)
+                if self._worker.suspended(handle, driver, self.loop):
+                    driver.cancel()
+            # The traceback of a body that fails leads to this frame, and keeps what it holds.
+            del driver, handle
+        if self._left == 0:
+            self._worker.pause()
+            self.loop.call_soon(self._take)
 
-    def _begin(
-        self,
-        handle: TaskHandle[Any],
-        body: Callable[..., Coroutine[Any, Any, Any]] | Coroutine[Any, Any, Any],
-        args: tuple[Any, ...] | None,
-        kwargs: dict[str, Any] | None,
-        context: Context,
-    ) -> None:
-        coroutine = self._drive(handle, body, args, kwargs)
-        task = _start(self.loop, coroutine, context)
-        if not task.done():
-            self.suspended.add(task)
-            task.add_done_callback(self.suspended.discard)
-            if self._worker.suspended(handle, task, self.loop):
-                task.cancel()
+    async def _drive(self) -> None:
+        """Begin bodies until one suspends, and bring that one to its end."""
+        worker = self._worker
+        self._left, suspended = worker.begin(asyncio.current_task(self.loop), self._left)
+        if suspended is not None:
+            self._last = suspended[0]
+            body = _go_on(worker, *suspended)
+            del suspended  # see `_go_on`
+            await body
+
+
+@types.coroutine
+def _go_on(
+    worker: CoroutineWorker,
+    handle: TaskHandle[Any],
+    coroutine: Coroutine[Any, Any, Any],
+    context: Context,
+    awaited: Any,
+) -> Generator[Any, Any, None]:
+    """Bring a body that has suspended to its end, each step in its context."""
+    step: Callable[[Any], Any]
+    try:
+        while True:
+            try:
+                value = yield awaited
+                step = coroutine.send
+            except BaseException as error:
+                value, step = error, coroutine.throw
+                if error.__traceback__ is not None:
+                    error.__traceback__ = error.__traceback__.tb_next  # without this frame
+            awaited = context.run(step, value)
+    except StopIteration as stop:
+        worker.succeed(handle, stop.value)
+    except asyncio.CancelledError as error:
+        worker.fail(handle, error, cancelled=True)
+    except BaseException as error:
+        worker.fail(handle, error, cancelled=False)
+    finally:
+        context.run(coroutine_task.set, None)
         # The traceback of a body that has failed leads to this frame, and keeps what it holds.
-        del handle, body, args, kwargs, context, coroutine, task
+        del handle, coroutine, context, awaited, step, value
 
-    async def _drive(
-        self,
-        handle: TaskHandle[Any],
-        body: Any,
-        args: tuple[Any, ...] | None,
-        kwargs: dict[str, Any] | None,
-    ) -> None:
-        """Await one body and settle its handle, whatever happens."""
-        coroutine_task.set(handle)
-        try:
-            coroutine = body if args is None else body(*args, **(kwargs or {}))
-            del body, args, kwargs
-            value = await coroutine
-        except asyncio.CancelledError as error:
-            self._worker.fail(handle, error, cancelled=True)
-        except BaseException as error:
-            self._worker.fail(handle, error, cancelled=False)
-        else:
-            self._worker.succeed(handle, value)
-        finally:
-            coroutine_task.set(None)
-            del handle  # see `_begin`
+
+async def as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    """Make a coroutine of what is none."""
+    return await awaitable
 
 
 class _Selector(selectors.DefaultSelector):

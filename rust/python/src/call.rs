@@ -1,5 +1,6 @@
 //! Calling a task's body: in its own context, whatever it raises, even at interpreter exit.
 
+use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -15,6 +16,11 @@ unsafe extern "C-unwind" {
         args: *mut ffi::PyObject,
         kwargs: *mut ffi::PyObject,
     ) -> *mut ffi::PyObject;
+    fn PyIter_Send(
+        iterator: *mut ffi::PyObject,
+        argument: *mut ffi::PyObject,
+        result: *mut *mut ffi::PyObject,
+    ) -> c_int;
 }
 
 /// Dropped only by a forced unwind: stops it here, before it runs destructors that would touch an
@@ -56,10 +62,67 @@ pub(crate) fn call_in_context<'py>(
             result
         }
     };
+    owned(py, result)
+}
+
+/// What a call has returned, or the error that is set.
+fn owned(py: Python<'_>, result: *mut ffi::PyObject) -> PyResult<Bound<'_, PyAny>> {
     // PyO3 turns a PanicException back into a panic when it fetches the error.
     // SAFETY: a new reference or null with an exception set.
     catch_unwind(AssertUnwindSafe(|| unsafe { Bound::from_owned_ptr_or_err(py, result) }))
         .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))))
+}
+
+/// As [`call_in_context`], in the context that is current.
+pub(crate) fn call_here<'py>(
+    callable: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let kwargs = kwargs.map_or(std::ptr::null_mut(), Bound::as_ptr);
+    // SAFETY: attached, all pointers are live objects of the right types.
+    let result = unsafe { guarded_call(callable.as_ptr(), args.as_ptr(), kwargs) };
+    owned(callable.py(), result)
+}
+
+/// What a step of a coroutine has come to.
+pub(crate) enum Step<'py> {
+    /// It waits for this.
+    Suspended(Bound<'py, PyAny>),
+    /// It has ended with this.
+    Ended(Bound<'py, PyAny>),
+}
+
+/// Makes the first step of `coroutine`, whatever it raises.
+pub(crate) fn begin_coroutine<'py>(coroutine: &Bound<'py, PyAny>) -> PyResult<Step<'py>> {
+    let py = coroutine.py();
+    let none = py.None();
+    let mut result = std::ptr::null_mut();
+    let guard = HangOnUnwind;
+    // SAFETY: attached, live objects; a coroutine can be sent to.
+    let end = unsafe { PyIter_Send(coroutine.as_ptr(), none.as_ptr(), &raw mut result) };
+    std::mem::forget(guard);
+    let result = owned(py, result)?;
+    Ok(if end == ffi::PySendResult::PYGEN_RETURN as c_int {
+        Step::Ended(result)
+    } else {
+        Step::Suspended(result)
+    })
+}
+
+/// Does `work` with `context` as the current context.
+pub(crate) fn in_context<'py, T>(
+    context: &Bound<'py, PyAny>,
+    work: impl FnOnce() -> PyResult<T>,
+) -> PyResult<T> {
+    // SAFETY: attached, and a context; an exception is set if it is refused.
+    if unsafe { ffi::PyContext_Enter(context.as_ptr()) } < 0 {
+        return Err(PyErr::fetch(context.py()));
+    }
+    let result = work();
+    // SAFETY: the thread that entered it leaves it.
+    unsafe { ffi::PyContext_Exit(context.as_ptr()) };
+    result
 }
 
 /// Calls `callable(argument)` for the rest of a thread's life, as above, but in no context.

@@ -8,10 +8,13 @@ use dftracer_core::lane::Rest;
 use dftracer_core::notify::Notifier;
 use dftracer_core::park::Unpark;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyTraceback;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTraceback, PyTuple};
 
-use crate::call::call_for_life;
+use crate::call::{Step, begin_coroutine, call_for_life, call_here, in_context};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
 use crate::progress::{IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
@@ -56,9 +59,14 @@ pub(crate) struct CoroutineWorker {
     slot: Option<Arc<Slot>>,
 }
 
-/// A claimed task: its handle, its callable or coroutine, its arguments (`None` with a coroutine),
-/// and its context.
-type Claimed = (Py<TaskHandle>, Py<PyAny>, Option<Py<PyAny>>, Option<Py<PyAny>>, Py<PyAny>);
+/// A body that has suspended: its handle, its coroutine, its context, and what it waits for.
+type Suspended = (Py<TaskHandle>, Py<PyAny>, Py<PyAny>, Py<PyAny>);
+
+/// What is to be run of a claimed task.
+enum Body {
+    Call { callable: Py<PyAny>, args: Py<PyTuple>, kwargs: Option<Py<PyDict>> },
+    Coroutine(Py<PyAny>),
+}
 
 impl CoroutineWorker {
     fn new(shared: Arc<Shared>) -> PyResult<Self> {
@@ -99,36 +107,36 @@ impl CoroutineWorker {
         let _ = self.shared.obey(LaneKind::Coroutine, order);
     }
 
-    /// The next task for this worker, claimed, or `None`.
-    fn next(&self, py: Python<'_>) -> PyResult<Option<Claimed>> {
-        loop {
-            let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
-            let _ = self.shared.obey(LaneKind::Coroutine, order);
-            let Some(handle) = job else { return Ok(None) };
-            self.taking.store(true, Ordering::Relaxed);
-            wake(&mut self.sleepers());
-            let this = handle.get();
-            // One that a Python worker has begun and passed on is claimed already.
-            if !this.claim() && !this.is_passed_on() {
-                continue;
+    /// Makes the first step of queued bodies, for at most `limit` of them, as parts of the caller's
+    /// asyncio task, which is `driver`. Tells how many may still be begun in this turn (-1 if the
+    /// queue is empty), and the body that has suspended, if one has: it must go on in that task.
+    fn begin(
+        &self,
+        driver: &Bound<'_, PyAny>,
+        limit: isize,
+    ) -> PyResult<(isize, Option<Suspended>)> {
+        let py = driver.py();
+        // SAFETY: attached, a live object.
+        let references = || unsafe { ffi::Py_REFCNT(driver.as_ptr()) };
+        let untouched = references();
+        let mut left = limit;
+        while left > 0 {
+            let Some(handle) = self.next() else { return Ok((-1, None)) };
+            left -= 1;
+            let Some(body) = self.body_of(py, &handle) else { continue };
+            if let Some(suspended) = self.first_step(py, handle, body) {
+                return Ok((left, Some(suspended)));
             }
-            self.shared.arm(this);
-            self.show(this.task_id);
-            match this.take_content() {
-                Content::Call { callable, args, kwargs, context } => {
-                    this.keep_name(callable.bind(py));
-                    let kwargs = kwargs.map(Py::into_any);
-                    return Ok(Some((handle, callable, Some(args.into_any()), kwargs, context)));
-                }
-                Content::Coroutine { coroutine, context } => {
-                    return Ok(Some((handle, coroutine, None, None, context)));
-                }
-                _ => {
-                    let error = PyRuntimeError::new_err("a queued task had no body");
-                    TaskHandle::settle(&handle, Outcome::Error(error), Some(py));
-                }
+            // A body that has kept its asyncio task, cancelled it or hung a callback on it shall
+            // not share it with the next one.
+            if references() != untouched
+                || driver.getattr(intern!(py, "_must_cancel"))?.is_truthy()?
+                || !driver.getattr(intern!(py, "_callbacks"))?.is_none()
+            {
+                break;
             }
         }
+        Ok((left, None))
     }
 
     /// What to do when there is no task: `"sleep"`, `"retry"` or `"exit"`.
@@ -189,6 +197,74 @@ impl CoroutineWorker {
 }
 
 impl CoroutineWorker {
+    /// The next task for this worker, claimed.
+    fn next(&self) -> Option<Py<TaskHandle>> {
+        loop {
+            let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
+            let _ = self.shared.obey(LaneKind::Coroutine, order);
+            let handle = job?;
+            self.taking.store(true, Ordering::Relaxed);
+            wake(&mut self.sleepers());
+            let this = handle.get();
+            // One that a Python worker has begun and passed on is claimed already.
+            if this.claim() || this.is_passed_on() {
+                self.shared.arm(this);
+                self.show(this.task_id);
+                return Some(handle);
+            }
+        }
+    }
+
+    /// The body of a claimed task, and its context.
+    fn body_of(&self, py: Python<'_>, handle: &Py<TaskHandle>) -> Option<(Body, Py<PyAny>)> {
+        let this = handle.get();
+        match this.take_content() {
+            Content::Call { callable, args, kwargs, context } => {
+                this.keep_name(callable.bind(py));
+                Some((Body::Call { callable, args, kwargs }, context))
+            }
+            Content::Coroutine { coroutine, context } => {
+                Some((Body::Coroutine(coroutine), context))
+            }
+            _ => {
+                let error = PyRuntimeError::new_err("a queued task had no body");
+                TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+                None
+            }
+        }
+    }
+
+    /// Makes the first step of a body in its context, and settles its handle if that is its last.
+    fn first_step(
+        &self,
+        py: Python<'_>,
+        handle: Py<TaskHandle>,
+        (body, context): (Body, Py<PyAny>),
+    ) -> Option<Suspended> {
+        let context = context.bind(py);
+        let step = in_context(context, || {
+            set_coroutine_task(py, handle.as_any())?;
+            let coroutine = coroutine_of(py, body)?;
+            let step = begin_coroutine(&coroutine);
+            if !matches!(step, Ok(Step::Suspended(_))) {
+                // The context may outlive the task, and shall not keep its result.
+                set_coroutine_task(py, &py.None())?;
+            }
+            Ok((coroutine, step?))
+        });
+        let outcome = match step {
+            Ok((coroutine, Step::Suspended(awaited))) => {
+                let context = context.clone().unbind();
+                return Some((handle, coroutine.unbind(), context, awaited.unbind()));
+            }
+            Ok((_, Step::Ended(value))) => Outcome::Value(value.unbind()),
+            Err(error) if error.is_instance(py, cancellation(py)) => Outcome::Cancelled,
+            Err(error) => Outcome::Error(error),
+        };
+        self.settle(handle.bind(py), outcome);
+        None
+    }
+
     /// Shows which task's first step this worker makes.
     fn show(&self, task_id: i64) {
         if let Some(slot) = &self.slot {
@@ -216,6 +292,41 @@ impl Shared {
             TaskHandle::settle(handle, Outcome::Error(error), Some(py));
         }
     }
+}
+
+/// The coroutine that is a body: what calling it has given, or a new one that awaits that.
+fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
+    static AWAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let coroutine = match body {
+        Body::Call { callable, args, kwargs } => {
+            let kwargs = kwargs.as_ref().map(|kwargs| kwargs.bind(py));
+            call_here(callable.bind(py), args.bind(py), kwargs)?
+        }
+        Body::Coroutine(coroutine) => coroutine.into_bound(py),
+    };
+    // SAFETY: attached, a live object; `PyCoro_CheckExact` only compares its type.
+    if unsafe { ffi::PyCoro_CheckExact(coroutine.as_ptr()) } != 0 {
+        return Ok(coroutine);
+    }
+    AWAIT.import(py, "dftracer.utils.coroutines", "as_coroutine")?.call1((coroutine,))
+}
+
+/// Says in the current context whose body this is.
+fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
+    static VARIABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let variable = VARIABLE.import(py, "dftracer.utils.current", "coroutine_task")?;
+    // SAFETY: attached, a context variable and a live object; a new reference or null with an
+    // exception set.
+    unsafe {
+        let token = ffi::PyContextVar_Set(variable.as_ptr(), task.as_ptr());
+        Bound::from_owned_ptr_or_err(py, token).map(drop)
+    }
+}
+
+/// `asyncio.CancelledError`.
+fn cancellation(py: Python<'_>) -> &Bound<'_, PyAny> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    CLASS.import(py, "asyncio", "CancelledError").expect("asyncio has been imported")
 }
 
 /// The code object of a callable, if it is a plain function or method, and whether calling it gives
