@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dftracer.asyncflow.dependencies import find_futures, resolve
+from dftracer.asyncflow.dependencies import find_in_call, resolve
 
 
 @pytest.fixture
@@ -27,9 +27,8 @@ def ended(loop: asyncio.AbstractEventLoop, value: Any) -> "asyncio.Future[Any]":
 
 
 def found_in(value: Any) -> list["asyncio.Future[Any]"]:
-    found: dict[asyncio.Future[Any], None] = {}
-    find_futures(value, found)
-    return list(found)
+    futures, _ = find_in_call((value,), {})
+    return list(futures)
 
 
 class Pair(NamedTuple):
@@ -108,9 +107,8 @@ def test_futures_already_found_stay_first_when_more_are_found(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     first, second = loop.create_future(), loop.create_future()
-    found: dict[asyncio.Future[Any], None] = {second: None}
-    find_futures([first, second], found)
-    assert list(found) == [second, first]
+    futures, _ = find_in_call((second, [first, second]), {"third": first})
+    assert list(futures) == [second, first]
 
 
 def test_a_task_is_found_when_it_is_nested() -> None:
@@ -149,7 +147,7 @@ def test_other_containers_are_handed_on_when_they_hold_futures(
 
 def test_an_iterator_is_not_consumed_when_it_is_passed() -> None:
     value = iter([1, 2, 3])
-    find_futures([value], {})
+    assert found_in([value]) == []
     assert list(resolve([value])[0]) == [1, 2, 3]
 
 

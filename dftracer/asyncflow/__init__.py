@@ -24,8 +24,10 @@ if not hasattr(_utils, "available_cpus"):
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.components import Component
+from dftracer.asyncflow.data import File, InputFile, OutputFile
 from dftracer.asyncflow.errors import (
     CommandError,
+    DataError,
     DependencyFailureError,
     EngineShutdownError,
     ExecutableError,
@@ -36,10 +38,14 @@ from dftracer.utils.primitives import __version__
 __all__ = [
     "CommandError",
     "Component",
+    "DataError",
     "DependencyFailureError",
     "EngineShutdownError",
     "ExecutableError",
+    "File",
+    "InputFile",
     "NoopExecutionBackend",
+    "OutputFile",
     "RuntimeExecutionBackend",
     "WorkflowEngine",
     "__version__",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dftracer.asyncflow.data import File, names_of
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.decorators import Template
@@ -44,6 +46,10 @@ class Component(asyncio.Future[T], Generic[T]):
     _owner = 0
     """The number of the component in whose body this one was called; 0 if in none."""
     _workflow_id: str | None = None
+    _files: Collection[File] = ()
+    """What its arguments declare that it reads and writes."""
+    _producers: Sequence[dict[str, Any]] = ()
+    """The descriptions of its dependencies, from their end until its files are linked."""
     _root = ""
     """The label of the component or future whose cancellation was the reason for this one's."""
     _body_released = False
@@ -148,8 +154,7 @@ class Component(asyncio.Future[T], Generic[T]):
                         for future in self._dependencies
                         if isinstance(future, Component)
                     ],
-                    "input_files": [],
-                    "output_files": [],
+                    **names_of(self._files),
                 },
                 "context": self._context,
                 "engine": self._engine.uid,

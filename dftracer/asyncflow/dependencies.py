@@ -1,7 +1,7 @@
-"""What in a call's arguments is an edge of the graph, and what goes in its place.
+"""What in a call's arguments is an edge of the graph or a file, and what goes in its place.
 
-Futures are found as arguments themselves and inside lists, tuples, dicts and dataclasses, however
-nested, shared or cyclic. Other containers are handed on as they are.
+Futures and files are found as arguments themselves and inside lists, tuples, dicts and dataclasses,
+however nested, shared or cyclic. Other containers are handed on as they are.
 """
 
 from __future__ import annotations
@@ -9,50 +9,56 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from dftracer.asyncflow.data import File
 
 _LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 
 
-def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[asyncio.Future[Any], None]:
-    """Return every future in the arguments of a call, in order of appearance."""
-    found: dict[asyncio.Future[Any], None] = {}
-    seen: dict[int, Any] | None = None
+Futures = dict[asyncio.Future[Any], None]
+Files = dict[File, None]
+
+
+def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures, Files | None]:
+    """Return every future in the arguments of a call, in order of appearance, and every file.
+
+    The files are ``None`` if there is nothing among the arguments that could be or hold one.
+    """
+    futures: Futures = {}
+    files: Files | None = None
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) in _LEAVES:
             continue
         if isinstance(value, asyncio.Future):
-            found[value] = None
+            futures[value] = None
         else:
-            seen = {} if seen is None else seen
-            find_futures(value, found, seen)
-    return found
+            if files is None:
+                files = {}
+                seen: dict[int, Any] = {}
+            _find(value, futures, files, seen)
+    return futures, files
 
 
-def find_futures(
-    value: Any, found: dict[asyncio.Future[Any], None], seen: dict[int, Any] | None = None
-) -> None:
-    """Add every future in ``value`` to the keys of ``found``, in order of appearance.
+def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> None:
+    """Add every future and file in ``value``, which is no leaf, to what has been found.
 
     ``seen`` holds, by their ``id()``, the containers that need not be looked through again.
     """
-    if type(value) in _LEAVES:
-        return
     if isinstance(value, asyncio.Future):
-        found[value] = None
+        futures[value] = None
+        return
+    if isinstance(value, File):
+        files[value] = None
         return
     items = _items(value)
-    if items is None:
-        return
-    if seen is None:
-        seen = {}
-    elif id(value) in seen:
+    if items is None or id(value) in seen:
         return
     seen[id(value)] = value
     for item in items:
         if type(item) not in _LEAVES:
-            find_futures(item, found, seen)
+            _find(item, futures, files, seen)
 
 
 def resolve_call(
@@ -101,7 +107,22 @@ def resolve(value: Any) -> Any:
             return parts if type(value) is list else tuple(parts)
     elif _items(value) is None:
         return value
-    return _replace(value, _find_holders(value), {})
+    return _replace(value, _find_holders(value, asyncio.Future), {}, asyncio.Future, _result_of)
+
+
+def place_files(
+    args: tuple[Any, ...], kwargs: dict[str, Any], places: Mapping[File, File]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with other files in place of those in ``places``."""
+    call = (args, kwargs)
+    placed: tuple[tuple[Any, ...], dict[str, Any]] = _replace(
+        call, _find_holders(call, File), {}, File, lambda file: places.get(file, file)
+    )
+    return placed
+
+
+def _result_of(future: asyncio.Future[Any]) -> Any:
+    return future.result()
 
 
 def _items(value: Any) -> Iterable[Any] | None:
@@ -120,8 +141,8 @@ def _items(value: Any) -> Iterable[Any] | None:
     return None
 
 
-def _find_holders(root: Any) -> dict[int, Any]:
-    """Return, by their ``id()``, the containers in ``root`` that hold a future at any depth."""
+def _find_holders(root: Any, wanted: type) -> dict[int, Any]:
+    """Return, by their ``id()``, the containers in ``root`` with a ``wanted`` at any depth."""
     containers = {id(root): root}
     parents: dict[int, list[int]] = {}
     to_do = [root]
@@ -129,7 +150,7 @@ def _find_holders(root: Any) -> dict[int, Any]:
     while to_do:
         container = to_do.pop()
         for item in _items(container) or ():
-            if isinstance(item, asyncio.Future):
+            if isinstance(item, wanted):
                 holding.append(id(container))
             elif type(item) not in _LEAVES and _items(item) is not None:
                 if id(item) not in containers:
@@ -145,17 +166,25 @@ def _find_holders(root: Any) -> dict[int, Any]:
     return holders
 
 
-def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any:
-    """Return the result of a future, the copy of a container that holds one, or ``value``."""
-    if isinstance(value, asyncio.Future):
-        return value.result()
+def _replace(
+    value: Any,
+    holders: dict[int, Any],
+    copies: dict[int, Any],
+    wanted: type,
+    stand_in: Callable[[Any], Any],
+) -> Any:
+    """Return the stand-in of a ``wanted``, the copy of a container that holds one, or ``value``."""
+    if isinstance(value, wanted):
+        return stand_in(value)
     number = id(value)
     if number not in holders:
         return value
     if number in copies:
         return copies[number]
     if isinstance(value, tuple):
-        parts = [_replace(item, holders, copies) for item in tuple.__iter__(value)]
+        parts = [
+            _replace(item, holders, copies, wanted, stand_in) for item in tuple.__iter__(value)
+        ]
         # It may have been copied meanwhile, if it is in a list that is in it.
         if number not in copies:
             copies[number] = _like_tuple(value, parts)
@@ -165,15 +194,15 @@ def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any
     new = copies[number] = copy.copy(value)
     if isinstance(value, dict):
         for key, item in list(dict.items(value)):
-            dict.__setitem__(new, key, _replace(item, holders, copies))
+            dict.__setitem__(new, key, _replace(item, holders, copies, wanted, stand_in))
     elif isinstance(value, list):
         for index, item in enumerate(list.__iter__(value)):
-            list.__setitem__(new, index, _replace(item, holders, copies))
+            list.__setitem__(new, index, _replace(item, holders, copies, wanted, stand_in))
     else:
         for field in dataclasses.fields(value):
             if hasattr(value, field.name):
                 old = getattr(value, field.name)
-                part = _replace(old, holders, copies)
+                part = _replace(old, holders, copies, wanted, stand_in)
                 if part is not old:
                     object.__setattr__(new, field.name, part)
     return new

@@ -83,6 +83,10 @@ class ExecutableError(RuntimeError):
         return "\n".join(lines)
 
 
+class DataError(RuntimeError):
+    """A file is not where a task needs it: an input cannot be had, or an output was not written."""
+
+
 class EngineShutdownError(RuntimeError):
     """A task or block was called on an engine that is shut down."""
 

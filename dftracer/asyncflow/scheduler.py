@@ -27,12 +27,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dftracer.asyncflow import dependencies
+from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.base import TaskStates
 from dftracer.asyncflow.commands import to_argv, to_prompt
 from dftracer.asyncflow.components import Block, Component, Task, number_of
 from dftracer.asyncflow.decorators import Template
+from dftracer.asyncflow.downloads import Downloads
 from dftracer.asyncflow.errors import EngineShutdownError
 from dftracer.asyncflow.failures import (
     all_failed,
@@ -63,6 +64,8 @@ class Scope(NamedTuple):
 class Scheduler:
     """All the components of one engine that have not ended, and what happens to them."""
 
+    implicit_data_mode: bool
+
     def __init__(self, loop: asyncio.AbstractEventLoop, backends: Sequence[Any], uid: str) -> None:
         self.loop = loop
         self.uid = uid
@@ -71,6 +74,8 @@ class Scheduler:
         self._backends = registry.by_name(backends)
         self._default = backends[0]
         self._states = registry.state_names(backends)
+        self._links_implicitly = any(map(linking.links_implicitly, backends))
+        self._downloads = Downloads()
 
         self._graph = Graph()
         self._numbers = 0
@@ -116,7 +121,7 @@ class Scheduler:
     ) -> Component[Any]:
         """Make a call a node of the graph; its future is the answer to the caller."""
         self._check_caller(template)
-        futures = dependencies.find_in_call(args, kwargs)
+        futures, files = dependencies.find_in_call(args, kwargs)
         waits_for = [self._node_of(future) for future in futures if not future.done()]
         self._numbers = number = self._numbers + 1
         kind: type[Component[Any]] = Block if template.kind == "block" else Task
@@ -126,6 +131,8 @@ class Scheduler:
         component = kind(self, number, template, args, kwargs, options, context)
         if futures:
             component._dependencies = list(futures)
+        if files:
+            component._files = files
         ready = self._graph.add(number, waits_for)
 
         self._unfinished[number] = component
@@ -197,7 +204,7 @@ class Scheduler:
             if component._dependencies and not self._resolve(component):
                 continue
             kind = component._template.kind
-            if kind == "function":
+            if kind == "function" and not (component._files or component._producers):
                 tasks.append(component)
                 continue
             component._stage = "PREPARING"
@@ -223,6 +230,12 @@ class Scheduler:
             return False
         component._args = description["args"] = args
         component._kwargs = description["kwargs"] = kwargs
+        if component._files or self._links_implicitly:
+            component._producers = [
+                future._describe()
+                for future in component._dependencies
+                if isinstance(future, Component)
+            ]
         component._dependencies = ()
         return True
 
@@ -253,19 +266,14 @@ class Scheduler:
         self._tell_if_quiet()
 
     async def _prepare(self, component: Component[Any]) -> None:
-        """Ask the function of an executable or prompt task what to run, and submit that."""
-        template = component._template
+        """See to the files of a task, find out what it is to run, and submit it."""
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(component, component._workflow_id))
         try:
-            order = template.function(*component._args, **component._kwargs)
-            if template.is_async:
-                order = await order
-            if template.kind == "prompt":
-                order = {"prompt": to_prompt(template.name, order)}
-            else:
-                argv = to_argv(template.name, order, component._options.get("shell"))
-                order = {"executable": argv[0], "arguments": argv[1:]}
+            if component._files or component._producers:
+                await self._link_files(component)
+            if component._template.kind != "function":
+                component._describe().update(await self._order_of(component))
         except asyncio.CancelledError:
             self._cancel(component, None)
         except Exception as error:
@@ -275,11 +283,36 @@ class Scheduler:
             raise
         else:
             if not component.done():
-                description = component._describe()
-                description.update(order)
-                # Seen to: what is run is run directly.
-                description["task_backend_specific_kwargs"].pop("shell", None)
                 self._submit([component])
+
+    async def _link_files(self, component: Component[Any]) -> None:
+        """Let the files of a task be brought, and its body know where they are."""
+        description, backend = component._describe(), component._template.backend
+        places = await linking.link(
+            description,
+            component._files,
+            component._producers,
+            backend,
+            self.implicit_data_mode,
+            self._downloads,
+        )
+        component._producers = ()
+        args, kwargs = dependencies.place_files(component._args, component._kwargs, places)
+        component._args = description["args"] = args
+        component._kwargs = description["kwargs"] = kwargs
+
+    async def _order_of(self, component: Component[Any]) -> dict[str, Any]:
+        """Ask the function of an executable or prompt task what to run."""
+        template = component._template
+        order = template.function(*component._args, **component._kwargs)
+        if template.is_async:
+            order = await order
+        if template.kind == "prompt":
+            return {"prompt": to_prompt(template.name, order)}
+        argv = to_argv(template.name, order, component._options.get("shell"))
+        # Seen to: what is run is run directly.
+        component._describe()["task_backend_specific_kwargs"].pop("shell", None)
+        return {"executable": argv[0], "arguments": argv[1:]}
 
     async def _run_block(self, block: Component[Any]) -> None:
         await self._run_body(block, block._template.function, block._args, block._kwargs)
@@ -396,13 +429,25 @@ class Scheduler:
                 return
         outcome = self._states.get(state)
         if outcome == TaskStates.DONE:
-            self._settle(component, result_on_backend(component, record))
+            if component._files and component._describe().get("directory") is not None:
+                self._run_in_background(self._check_outputs(component, record))
+            else:
+                self._settle(component, result_on_backend(component, record))
         elif outcome == TaskStates.FAILED:
             self._settle(component, error=failure_on_backend(component, record))
         elif outcome == TaskStates.CANCELED:
             self._cancel(component, None)
         elif outcome == TaskStates.RUNNING:
             component._stage = "RUNNING"
+
+    async def _check_outputs(self, component: Component[Any], record: dict[str, Any]) -> None:
+        """End a task that has ended well, unless it has not written what it declares to write."""
+        try:
+            await component._template.backend.check_outputs(component._describe())
+        except Exception as error:
+            self._settle(component, error=error)
+        else:
+            self._settle(component, result_on_backend(component, record))
 
     def _component_of(self, uid: str) -> Component[Any] | None:
         """Return the unfinished component of that identifier."""

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.backends.staging import StagesFiles
 from dftracer.asyncflow.commands import to_text
 from dftracer.asyncflow.errors import ExecutableError
 from dftracer.utils import ProcessResult, Runtime, TaskHandle
@@ -16,7 +17,7 @@ _DELIVERIES_PER_TURN = 1_000
 """How many outcomes are handled before the event loop gets to do something else."""
 
 
-class RuntimeExecutionBackend(ExecutionBackend):
+class RuntimeExecutionBackend(StagesFiles, ExecutionBackend):
     """Runs functions on a runtime's workers and programs through its I/O lane.
 
     Parameters
@@ -106,7 +107,13 @@ class RuntimeExecutionBackend(ExecutionBackend):
                     "and programs; name another backend for prompts"
                 )
             argv = [task["executable"], *task["arguments"]]
-            handle = runtime.start_process(argv, name=task["name"], mailbox=mailbox, token=task)
+            handle = runtime.start_process(
+                argv,
+                cwd=task["task_backend_specific_kwargs"].get("cwd"),
+                name=task["name"],
+                mailbox=mailbox,
+                token=task,
+            )
             self._handles[task["uid"]] = (task, handle)
         except Exception as error:
             task["exception"] = error

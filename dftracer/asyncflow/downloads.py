@@ -1,0 +1,219 @@
+"""Getting remote files: one into a directory, and each once for all tasks of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from dftracer.asyncflow.errors import DataError, text_of_error
+from dftracer.utils import Runtime
+
+_log = logging.getLogger("dftracer.asyncflow")
+
+_AT_A_TIME = 8
+"""How many files an engine downloads side by side."""
+_CHUNK = 1 << 20
+"""How many bytes are read at a time."""
+_TELL_EVERY_S = 5
+_STALLED_AFTER_S = 60
+"""How long a server may send nothing."""
+
+_AS_FSSPEC: dict[str, tuple[str, dict[str, Any]]] = {
+    "azure": ("az", {}),
+    "ftps": ("ftp", {"tls": True}),
+    "r2": ("s3", {}),
+}
+"""Schemes that fsspec knows by another name, and with which options."""
+
+
+def name_in(url: str) -> str:
+    """Return the name of the file that ``url`` ends with: one that cannot lead elsewhere."""
+    parts = urlsplit(url)
+    path = "" if parts.scheme == "data" else unquote(parts.path)
+    name = "".join(c if c.isprintable() else "_" for c in path.rpartition("/")[2])
+    if name in ("", os.curdir, os.pardir) or len(os.fsencode(name)) > 255:
+        return "downloaded_file"
+    return name
+
+
+def download(url: str, directory: str | os.PathLike[str]) -> Path:
+    """Download a file into ``directory`` and return its absolute path. Blocks.
+
+    The file appears complete or not at all, and replaces none. Its progress is logged.
+
+    Raises
+    ------
+    DataError
+        If a file of that name is there already, or the download fails.
+    ImportError
+        If the packages for this kind of URL are not installed.
+    """
+    target = Path(directory).resolve() / name_in(url)
+    shown = _without_secrets(url)
+    if os.path.lexists(target):
+        raise DataError(f"cannot download {shown}: {target} exists already: move it away first")
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    progress = _Progress(shown)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _fetch(url, partial, progress)
+        os.link(partial, target)  # unlike a rename, it refuses to replace what is there
+    except ImportError as error:
+        raise ImportError(
+            f"cannot download {shown}: {error}; 'pip install dftracer-asyncflow[remote]' brings "
+            "what http, https, ftp, file and data URLs take, other kinds take one package more"
+        ) from error
+    except FileExistsError as error:
+        raise DataError(f"cannot download {shown}: {target} has appeared meanwhile") from error
+    except Exception as error:
+        raise DataError(
+            f"cannot download {shown}: {_reason(error)}: check the URL, and that this machine may "
+            "reach it"
+        ) from error
+    finally:
+        progress.stop()
+        partial.unlink(missing_ok=True)
+    progress.tell("downloaded")
+    return target
+
+
+def _fetch(url: str, partial: Path, progress: _Progress) -> None:
+    import fsspec
+
+    scheme, _, rest = url.partition(":")
+    scheme = scheme.lower()
+    with open(partial, "xb") as target:
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            # As proxies are set in the environment. By default there would be a limit of 5 minutes.
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=_STALLED_AFTER_S)
+            client = {"trust_env": True, "timeout": timeout}
+            http = fsspec.filesystem(scheme, client_kwargs=client)
+            callback = fsspec.Callback(hooks={"progress": progress.update})
+            identity = {"Accept-Encoding": "identity"}  # the bytes as they are stored
+            http.get_file(url, target, callback=callback, headers=identity)
+            return
+        if scheme == "data":
+            store, path = fsspec.filesystem(scheme), url
+        else:
+            scheme, options = _AS_FSSPEC.get(scheme, (scheme, {}))
+            store, path = fsspec.url_to_fs(f"{scheme}:{rest}", **options)
+        with store.open(path, "rb") as source:
+            size = getattr(source, "size", None)
+            while chunk := source.read(_CHUNK):
+                target.write(chunk)
+                progress.update(size, target.tell())
+
+
+class _Progress:
+    """How far a download is: told every few seconds, and a way to stop it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._begun = self._told = time.monotonic()
+        self._size: int | None = None
+        self._bytes = 0
+        self._stopped = threading.Event()
+
+    def update(self, size: int | None, count: int, **_: Any) -> None:
+        """Take note of what has arrived. It may be called in another thread."""
+        if self._stopped.is_set():
+            raise RuntimeError("nobody waits for this any more")
+        self._size, self._bytes = size, count
+        if time.monotonic() - self._told >= _TELL_EVERY_S:
+            self._told = time.monotonic()
+            self.tell("downloading")
+
+    def tell(self, word: str) -> None:
+        of = "" if self._size is None else f" of {self._size / 1e6:.1f}"
+        duration = time.monotonic() - self._begun
+        _log.info("%s %s: %.1f%s MB, %.1f s", word, self._what, self._bytes / 1e6, of, duration)
+
+    def stop(self) -> None:
+        """End what goes on in another thread after the one who waits was interrupted."""
+        self._stopped.set()
+
+
+def _without_secrets(url: str) -> str:
+    """Return what messages show of a URL: neither passwords nor signatures."""
+    parts = urlsplit(url)
+    if parts.scheme == "data":
+        return "a data URL"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _reason(error: Exception) -> str:
+    status = getattr(error, "status", None)
+    if status is not None:
+        return f"HTTP status {status} {getattr(error, 'message', '')}".rstrip()
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file (404)"
+    return text_of_error(error)
+
+
+class Downloads:
+    """The remote files of one engine: each is downloaded once, however many tasks read it."""
+
+    def __init__(self) -> None:
+        self._by_url: dict[str, asyncio.Task[Path]] = {}
+        self._waiting: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        self._runtime: Runtime | None = None
+
+    async def fetch(self, url: str, directory: str) -> Path:
+        """Return where the file of ``url`` is, below ``directory`` if it must be downloaded.
+
+        A download that all have ceased to wait for is stopped; one that has failed is tried again
+        for the next who asks.
+        """
+        task = self._by_url.get(url)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.create_task(self._download(url, directory), name=f"download {url}")
+            self._by_url[url] = task
+        self._waiting[url] = self._waiting.get(url, 0) + 1
+        try:
+            await asyncio.wait([task])  # unlike awaiting it, leaves it alone when cancelled
+        finally:
+            self._waiting[url] -= 1
+            if not self._waiting[url]:
+                del self._waiting[url]
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait([task])
+        return task.result()
+
+    async def _download(self, url: str, directory: str) -> Path:
+        if self._runtime is None:
+            # Of its own: elsewhere they would keep other work from threads.
+            self._runtime = Runtime(threads=1, io_threads=_AT_A_TIME, python_threads=1)
+        place = os.path.join(directory, f"download.{next(self._numbers):06d}")
+        return await self._runtime.submit_io(_download_to_fresh, url, place, name="download")
+
+
+def _download_to_fresh(url: str, place: str) -> Path:
+    directory = make_fresh_directory(place)
+    try:
+        return download(url, directory)
+    except BaseException:
+        os.rmdir(directory)
+        raise
+
+
+def make_fresh_directory(path: str) -> str:
+    """Make a directory that was not there: ``path``, or that with the first number that is free."""
+    for suffix in itertools.chain([""], (f".{number}" for number in itertools.count(2))):
+        try:
+            os.makedirs(path + suffix)
+        except FileExistsError:
+            continue
+        return path + suffix
+    raise AssertionError("numbers do not end")
