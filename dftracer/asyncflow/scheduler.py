@@ -266,14 +266,22 @@ class Scheduler:
         self._tell_if_quiet()
 
     async def _prepare(self, component: Component[Any]) -> None:
-        """See to the files of a task, find out what it is to run, and submit it."""
+        """See to the files of a task, ask an executable or prompt task what to run, and submit it."""
+        template, order = component._template, None
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(component, component._workflow_id))
         try:
             if component._files or component._producers:
                 await self._link_files(component)
-            if component._template.kind != "function":
-                component._describe().update(await self._order_of(component))
+            if template.kind != "function":
+                order = template.function(*component._args, **component._kwargs)
+                if template.is_async:
+                    order = await order
+            if template.kind == "prompt":
+                order = {"prompt": to_prompt(template.name, order)}
+            elif template.kind == "executable":
+                argv = to_argv(template.name, order, component._options.get("shell"))
+                order = {"executable": argv[0], "arguments": argv[1:]}
         except asyncio.CancelledError:
             self._cancel(component, None)
         except Exception as error:
@@ -283,6 +291,11 @@ class Scheduler:
             raise
         else:
             if not component.done():
+                if order is not None:
+                    description = component._describe()
+                    description.update(order)
+                    # Seen to: what is run is run directly.
+                    description["task_backend_specific_kwargs"].pop("shell", None)
                 self._submit([component])
 
     async def _link_files(self, component: Component[Any]) -> None:
@@ -300,19 +313,6 @@ class Scheduler:
         args, kwargs = dependencies.place_files(component._args, component._kwargs, places)
         component._args = description["args"] = args
         component._kwargs = description["kwargs"] = kwargs
-
-    async def _order_of(self, component: Component[Any]) -> dict[str, Any]:
-        """Ask the function of an executable or prompt task what to run."""
-        template = component._template
-        order = template.function(*component._args, **component._kwargs)
-        if template.is_async:
-            order = await order
-        if template.kind == "prompt":
-            return {"prompt": to_prompt(template.name, order)}
-        argv = to_argv(template.name, order, component._options.get("shell"))
-        # Seen to: what is run is run directly.
-        component._describe()["task_backend_specific_kwargs"].pop("shell", None)
-        return {"executable": argv[0], "arguments": argv[1:]}
 
     async def _run_block(self, block: Component[Any]) -> None:
         await self._run_body(block, block._template.function, block._args, block._kwargs)

@@ -146,7 +146,7 @@ def _make_ready(task: Task, work_dir: str) -> str:
         return make_fresh_directory(os.path.join(os.path.abspath(work_dir), task["uid"]))
     if not os.path.isdir(cwd):
         raise DataError(f"task '{task['name']}': its 'cwd' is no directory: {cwd}")
-    return os.path.abspath(os.fspath(cwd))
+    return os.path.abspath(os.fsdecode(cwd))
 
 
 def _is_same(source: str, target: str) -> bool:
