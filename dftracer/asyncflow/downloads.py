@@ -75,7 +75,7 @@ def download(url: str, directory: str | os.PathLike[str]) -> Path:
         raise DataError(f"cannot download {shown}: {target} has appeared meanwhile") from error
     except Exception as error:
         raise DataError(
-            f"cannot download {shown}: {_reason(error)}: check the URL, and that this machine may "
+            f"cannot download {shown}: {_reason(url, error)}: check the URL, and that this machine may "
             "reach it"
         ) from error
     finally:
@@ -151,12 +151,13 @@ def _without_secrets(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _reason(error: Exception) -> str:
+def _reason(url: str, error: Exception) -> str:
     status = getattr(error, "status", None)
     if status is not None:
         return f"HTTP status {status} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):
-        return "there is no such file (404)"
+        is_http = url.lower().startswith("http")
+        return "HTTP status 404 Not Found" if is_http else "there is no such file"
     return text_of_error(error)
 
 

@@ -266,7 +266,7 @@ class Scheduler:
         self._tell_if_quiet()
 
     async def _prepare(self, component: Component[Any]) -> None:
-        """See to the files of a task, ask an executable or prompt task what to run, and submit it."""
+        """See to the files of a task, ask what it runs if it is no function, and submit it."""
         template, order = component._template, None
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(component, component._workflow_id))

@@ -1,0 +1,373 @@
+"""Files that tasks hand to each other on our own backends, from end to end."""
+
+import asyncio
+import os
+import shlex
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import GUARD_S, assert_nothing_kept, reached
+
+from dftracer.asyncflow import (
+    DataError,
+    DependencyFailureError,
+    ExecutableError,
+    InputFile,
+    OutputFile,
+    RuntimeExecutionBackend,
+    WorkflowEngine,
+)
+from dftracer.asyncflow.backends import staging
+from dftracer.utils import Runtime
+
+AWKWARD = 'it\'s a "test" & $HOME; (1).txt'
+"""A name that breaks what does not quote it."""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run each test in an empty directory."""
+    directory = tmp_path / "cwd"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    return directory
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    """Return where the engines of a test put their outputs."""
+    return tmp_path / "work"
+
+
+async def engine(work_dir: Path, **options: Any) -> WorkflowEngine:
+    return await WorkflowEngine.create(work_dir=work_dir, uid="engine", **options)
+
+
+class Tasks:
+    """The tasks that most tests use."""
+
+    def __init__(self, flow: WorkflowEngine) -> None:
+        self.say = flow.executable_task(say)
+        self.upper = flow.executable_task(upper)
+        self.write = flow.function_task(write)
+        self.read = flow.function_task(read)
+
+
+def say(text: str, out: OutputFile, *dependencies: Any) -> str:
+    return f"echo {text} > {shlex.quote(out.filename)}"
+
+
+async def upper(source: InputFile, out: OutputFile, *dependencies: Any) -> list[str]:
+    return ["sh", "-c", 'tr a-z A-Z < "$1" > "$2"', "sh", source.filename, os.fspath(out)]
+
+
+def write(text: str, out: OutputFile, *dependencies: Any) -> Path:
+    Path(out).write_text(text)
+    assert out.filepath is not None
+    return out.filepath
+
+
+def read(source: InputFile, *dependencies: Any) -> str:
+    return Path(source).read_text()
+
+
+# --- from task to task --------------------------------------------------------------------------
+
+
+async def test_files_reach_the_consumer_when_programs_form_a_chain(
+    work_dir: Path, elsewhere: Path
+) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        first = tasks.say("hello", OutputFile("a.txt"))
+        second = tasks.upper(InputFile("a.txt"), OutputFile("b.txt"), first)
+        third = tasks.upper(InputFile("b.txt"), OutputFile("a.txt"), second)
+        assert await tasks.read(InputFile("a.txt"), third) == "HELLO\n"
+        assert_nothing_kept(flow)
+    root = work_dir / "engine"
+    assert sorted(os.listdir(root)) == [f"task.00000{number}" for number in (1, 2, 3, 4)]
+    assert (root / "task.000002" / "a.txt").readlink() == root / "task.000001" / "a.txt"
+    assert second.task["directory"] == str(root / "task.000002")
+    assert os.listdir(elsewhere) == []
+
+
+async def test_bodies_get_absolute_paths_when_they_are_functions(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with await engine(Path("work")) as flow:
+        tasks = Tasks(flow)
+        given = OutputFile("a.txt")
+        written = tasks.write("text", given)
+        assert await tasks.read(InputFile("a.txt"), written) == "text"
+        assert await written == work_dir / "engine" / "task.000001" / "a.txt"
+        assert given.filepath is None, "what the caller holds stays"
+
+
+@dataclass
+class Job:
+    sources: list[InputFile]
+    out: dict[str, OutputFile]
+
+
+async def test_files_are_placed_when_they_are_nested_in_arguments(work_dir: Path) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+
+        @flow.function_task
+        async def join(job: Job, after: Any = None) -> str:
+            text = "".join(read(source) for source in job.sources)
+            write(text, job.out["all"])
+            return text
+
+        parts = [tasks.write(letter, OutputFile(letter)) for letter in "abc"]
+        job = Job([InputFile(letter) for letter in "abc"], {"all": OutputFile("all")})
+        joined = join(job, after=parts)
+        assert await joined == "abc"
+        assert await tasks.read(InputFile("all"), joined) == "abc"
+
+
+@pytest.mark.parametrize("name", [AWKWARD, "-rf", "näme\nwith line", "a" * 255])
+async def test_files_reach_the_consumer_when_names_are_awkward(work_dir: Path, name: str) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        first = tasks.say("text", OutputFile(f"{name}"))
+        second = tasks.upper(InputFile(name), OutputFile("b"), first)
+        assert await tasks.read(InputFile("b"), second) == "TEXT\n"
+
+
+async def test_every_consumer_reads_its_own_when_files_fan_out_and_in(work_dir: Path) -> None:
+    names = [f"part {number}" for number in range(200)]
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+
+        @flow.function_task
+        def split(outs: list[OutputFile]) -> None:
+            for out in outs:
+                write(out.filename, out)
+
+        @flow.function_task
+        def join(sources: list[InputFile], copies: Any) -> list[str]:
+            return [read(source) for source in sources]
+
+        whole = split([OutputFile(name) for name in names])
+        copies = [tasks.upper(InputFile(name), OutputFile(name.upper()), whole) for name in names]
+        expected = [name.upper() for name in names]
+        assert await join([InputFile(name) for name in expected], copies) == expected
+        assert_nothing_kept(flow)
+
+
+async def test_outputs_stay_apart_when_two_engines_share_a_work_dir(work_dir: Path) -> None:
+    async def run(uid: str | None) -> str:
+        async with await WorkflowEngine.create(work_dir=work_dir, uid=uid) as flow:
+            tasks = Tasks(flow)
+            written = tasks.write(flow.uid, OutputFile("a.txt"))
+            assert await tasks.read(InputFile("a.txt"), written) == flow.uid
+            return str(await written)
+
+    places = await asyncio.gather(run(None), run(None))
+    assert len(set(places)) == 2
+    again = [await run("same"), await run("same"), await run("same")]
+    assert [Path(place).parent.name for place in again] == [
+        "task.000001",
+        "task.000001.2",
+        "task.000001.3",
+    ]
+
+
+async def test_input_is_staged_when_it_is_a_local_file(work_dir: Path, elsewhere: Path) -> None:
+    (elsewhere / "data").mkdir()
+    (elsewhere / "data" / AWKWARD).write_text("text\n")
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        source = InputFile(f"data/{AWKWARD}")
+        done = tasks.upper(source, OutputFile("b"), source)
+        assert await tasks.read(InputFile("b"), done) == "TEXT\n"
+    staged = work_dir / "engine" / "task.000001" / AWKWARD
+    assert staged.readlink() == elsewhere / "data" / AWKWARD
+
+
+async def test_directory_is_staged_when_it_is_an_input(work_dir: Path, elsewhere: Path) -> None:
+    (elsewhere / "data").mkdir()
+    (elsewhere / "data" / "a.txt").write_text("text")
+    async with await engine(work_dir) as flow:
+        listing = flow.executable_task(lambda source: ["ls", f"{source.filename}/"])
+        assert await listing(InputFile("data")) == "a.txt\n"
+
+
+async def test_files_are_staged_when_the_runtime_was_given(work_dir: Path) -> None:
+    with Runtime(python_threads=1, io_threads=1) as runtime:
+        async with await engine(work_dir, backend=RuntimeExecutionBackend(runtime)) as flow:
+            tasks = Tasks(flow)
+            first = tasks.say("hello", OutputFile("a.txt"))
+            assert await tasks.read(InputFile("a.txt"), first) == "hello\n"
+            with pytest.raises(DataError):
+                await tasks.read(InputFile("b.txt"), first)
+        runtime.wait_all(raise_on_error=True)
+
+
+# --- ways of staging ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["symlink", "link", "copy"])
+async def test_input_is_staged_as_the_description_says(
+    work_dir: Path, elsewhere: Path, way: str
+) -> None:
+    (elsewhere / "real.txt").write_text("text")
+    (elsewhere / "a.txt").symlink_to("real.txt")
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        assert await tasks.read(InputFile("a.txt"), task_description={"staging": way}) == "text"
+    staged, real = work_dir / "engine" / "task.000001" / "a.txt", elsewhere / "real.txt"
+    assert staged.is_symlink() == (way == "symlink")
+    assert staged.samefile(real) == (way != "copy")
+
+
+async def test_producer_keeps_its_file_when_a_consumer_changes_a_copy(work_dir: Path) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+
+        @flow.function_task
+        def append(source: InputFile, out: OutputFile, after: Any) -> str:
+            assert source.filepath == out.filepath
+            return write(read(source) + "more", out).read_text()
+
+        first = tasks.write("text", OutputFile("a.txt"))
+        files = InputFile("a.txt"), OutputFile("a.txt")
+        assert await append(*files, first, task_description={"staging": "copy"}) == "textmore"
+        assert (await first).read_text() == "text"
+        with pytest.raises(DataError, match=r"'append' reads and writes 'a\.txt'"):
+            await append(*files, first)
+        assert (await first).read_text() == "text"
+
+
+async def test_value_error_when_the_way_of_staging_is_unknown(work_dir: Path) -> None:
+    async with await engine(work_dir) as flow:
+        with pytest.raises(ValueError, match=r"'say'.*'symlink', 'link', 'copy', not 'move'"):
+            await Tasks(flow).say("x", OutputFile("a"), task_description={"staging": "move"})
+    assert os.listdir(work_dir.parent) == ["cwd"]
+
+
+async def test_files_are_in_the_cwd_when_the_description_names_one(
+    work_dir: Path, tmp_path: Path, elsewhere: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (elsewhere / "a.txt").write_text("text\n")
+    options = {"cwd": shared}
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        done = [
+            tasks.upper(InputFile("a.txt"), OutputFile(f"b{n}"), task_description=options)
+            for n in range(10)
+        ]
+        texts = [tasks.read(InputFile(f"b{n}"), done[n]) for n in range(10)]
+        assert await asyncio.gather(*texts) == ["TEXT\n"] * 10
+        # What is there already is not staged anew.
+        assert await tasks.read(InputFile(shared / "b1"), task_description=options) == "TEXT\n"
+        (shared / "c.txt").write_text("precious")
+        made = tasks.write("new", OutputFile("c.txt"))
+        with pytest.raises(DataError, match=r"cannot symlink its input file 'c\.txt'.*exists"):
+            await tasks.read(InputFile("c.txt"), made, task_description=options)
+        assert (shared / "c.txt").read_text() == "precious"
+        with pytest.raises(DataError, match="'read': its 'cwd' is no directory"):
+            await tasks.read(InputFile("a.txt"), task_description={"cwd": "missing"})
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+async def test_task_fails_when_an_input_is_nowhere(work_dir: Path) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        other = tasks.write("text", OutputFile("b.txt"))
+        with pytest.raises(
+            DataError, match=r"'read': its input file 'a\.txt' is not at .*declares OutputFile"
+        ):
+            await tasks.read(InputFile("a.txt"), other)
+
+
+@pytest.mark.parametrize("kind", ["executable_task", "function_task"])
+async def test_task_fails_when_it_does_not_write_its_output(
+    work_dir: Path, elsewhere: Path, kind: str
+) -> None:
+    (elsewhere / "stale.txt").touch()
+    async with await engine(work_dir) as flow:
+        idle = getattr(flow, kind)(_idle)
+        with pytest.raises(DataError, match=r"'_idle' ended well without .*'a\.txt'") as caught:
+            await idle(OutputFile("a.txt"))
+        assert str(work_dir / "engine" / "task.000001" / "a.txt") in str(caught.value)
+        assert "filepath" not in str(caught.value)
+        with pytest.raises(DataError, match="write to the 'filepath'"):
+            await idle(OutputFile("stale.txt"))
+        consumer = Tasks(flow).read(InputFile("a.txt"), idle(OutputFile("a.txt")))
+        with pytest.raises(DependencyFailureError) as dependent:
+            await consumer
+        assert type(dependent.value.root_cause) is DataError
+        assert_nothing_kept(flow)
+
+
+def _idle(out: OutputFile) -> str:
+    return "true"
+
+
+async def test_consumer_fails_by_its_dependency_when_the_producer_fails(work_dir: Path) -> None:
+    async with await engine(work_dir) as flow:
+        failing = flow.executable_task(lambda out: f"echo text > {out.filename}; exit 3")
+        produced = failing(OutputFile("a.txt"))
+        with pytest.raises(DependencyFailureError) as caught:
+            await Tasks(flow).read(InputFile("a.txt"), produced)
+        assert type(caught.value.root_cause) is ExecutableError
+    assert os.listdir(work_dir / "engine") == ["task.000001"]
+
+
+async def test_only_the_task_fails_when_its_file_vanishes_or_cannot_be_read(
+    work_dir: Path,
+) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+        first = tasks.write("text", OutputFile("a.txt"))
+        (await first).unlink()
+        with pytest.raises(DataError, match=r"is not at .*, where task 'write' was to write it"):
+            await tasks.read(InputFile("a.txt"), first)
+        whole = flow.function_task(lambda out: out.filepath.mkdir())(OutputFile("dir"))
+        with pytest.raises(DataError, match="cannot copy its input file 'dir'"):
+            await tasks.read(InputFile("dir"), whole, task_description={"staging": "copy"})
+
+
+async def test_task_fails_when_its_directory_cannot_be_made(elsewhere: Path) -> None:
+    (elsewhere / "file").touch()
+    async with await engine(elsewhere / "file") as flow:
+        with pytest.raises(NotADirectoryError):
+            await Tasks(flow).write("text", OutputFile("a.txt"))
+
+
+async def test_body_does_not_run_when_cancelled_while_staging(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    make_ready = staging._make_ready
+
+    def slow(*args: Any) -> str:
+        begun.set()
+        assert go_on.wait(GUARD_S)
+        return make_ready(*args)
+
+    ran = []
+    async with await engine(work_dir) as flow:
+        first = Tasks(flow).write("text", OutputFile("a.txt"))
+        await first
+        monkeypatch.setattr(staging, "_make_ready", slow)
+        second = flow.function_task(ran.append)(InputFile("a.txt"), first)
+        await reached(begun)
+        try:
+            assert second.cancel()
+        finally:
+            go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+    assert_nothing_kept(flow)
+    assert ran == []
