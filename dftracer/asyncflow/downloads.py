@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import logging
 import os
-import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from dftracer.asyncflow.errors import DataError, text_of_error
@@ -25,6 +25,8 @@ _CHUNK = 1 << 20
 _TELL_EVERY_S = 5
 _STALLED_AFTER_S = 60
 """How long a server may send nothing."""
+_INTERRUPTED_WITHIN_S = 0.2
+"""How soon a thread that waits heeds a cancellation, which it cannot while it is asleep."""
 
 _AS_FSSPEC: dict[str, tuple[str, dict[str, Any]]] = {
     "azure": ("az", {}),
@@ -75,11 +77,10 @@ def download(url: str, directory: str | os.PathLike[str]) -> Path:
         raise DataError(f"cannot download {shown}: {target} has appeared meanwhile") from error
     except Exception as error:
         raise DataError(
-            f"cannot download {shown}: {_reason(url, error)}: check the URL, and that this machine may "
-            "reach it"
+            f"cannot download {shown}: {_reason(url, error)}: check the URL, and that this machine "
+            "may reach it"
         ) from error
     finally:
-        progress.stop()
         partial.unlink(missing_ok=True)
     progress.tell("downloaded")
     return target
@@ -92,15 +93,7 @@ def _fetch(url: str, partial: Path, progress: _Progress) -> None:
     scheme = scheme.lower()
     with open(partial, "xb") as target:
         if scheme in ("http", "https"):
-            import aiohttp
-
-            # As proxies are set in the environment. By default there would be a limit of 5 minutes.
-            timeout = aiohttp.ClientTimeout(total=None, sock_read=_STALLED_AFTER_S)
-            client = {"trust_env": True, "timeout": timeout}
-            http = fsspec.filesystem(scheme, client_kwargs=client)
-            callback = fsspec.Callback(hooks={"progress": progress.update})
-            identity = {"Accept-Encoding": "identity"}  # the bytes as they are stored
-            http.get_file(url, target, callback=callback, headers=identity)
+            _fetch_http(url, target, progress)
             return
         if scheme == "data":
             store, path = fsspec.filesystem(scheme), url
@@ -114,20 +107,38 @@ def _fetch(url: str, partial: Path, progress: _Progress) -> None:
                 progress.update(size, target.tell())
 
 
+def _fetch_http(url: str, target: BinaryIO, progress: _Progress) -> None:
+    import aiohttp
+    import fsspec
+
+    # Proxies are those of the environment. By default, all must be done in 5 minutes.
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=_STALLED_AFTER_S)
+    http = fsspec.filesystem("http", client_kwargs={"trust_env": True, "timeout": timeout})
+    callback = fsspec.Callback(hooks={"progress": progress.update})
+    identity = {"Accept-Encoding": "identity"}  # the bytes as they are stored
+    transfer = asyncio.run_coroutine_threadsafe(
+        http._get_file(url, target, callback=callback, headers=identity), http.loop
+    )
+    try:
+        while not transfer.done():
+            concurrent.futures.wait([transfer], timeout=_INTERRUPTED_WITHIN_S)
+    except BaseException:
+        transfer.cancel()
+        raise
+    transfer.result()
+
+
 class _Progress:
-    """How far a download is: told every few seconds, and a way to stop it."""
+    """How far a download is, told every few seconds."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._begun = self._told = time.monotonic()
         self._size: int | None = None
         self._bytes = 0
-        self._stopped = threading.Event()
 
     def update(self, size: int | None, count: int, **_: Any) -> None:
         """Take note of what has arrived. It may be called in another thread."""
-        if self._stopped.is_set():
-            raise RuntimeError("nobody waits for this any more")
         self._size, self._bytes = size, count
         if time.monotonic() - self._told >= _TELL_EVERY_S:
             self._told = time.monotonic()
@@ -137,10 +148,6 @@ class _Progress:
         of = "" if self._size is None else f" of {self._size / 1e6:.1f}"
         duration = time.monotonic() - self._begun
         _log.info("%s %s: %.1f%s MB, %.1f s", word, self._what, self._bytes / 1e6, of, duration)
-
-    def stop(self) -> None:
-        """End what goes on in another thread after the one who waits was interrupted."""
-        self._stopped.set()
 
 
 def _without_secrets(url: str) -> str:
@@ -178,7 +185,7 @@ class Downloads:
         """
         task = self._by_url.get(url)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = asyncio.create_task(self._download(url, directory), name=f"download {url}")
+            task = asyncio.create_task(self._download(url, directory), name="download")
             self._by_url[url] = task
         self._waiting[url] = self._waiting.get(url, 0) + 1
         try:
