@@ -279,9 +279,9 @@ def test_content_is_in_the_url_when_it_is_a_data_url(elsewhere: Path, url: str) 
 
 
 def test_local_file_is_copied_when_it_is_a_file_url(tmp_path: Path, elsewhere: Path) -> None:
-    (tmp_path / "a.txt").write_text("text")
-    path = File.download_remote_url((tmp_path / "a.txt").as_uri())
-    assert path == elsewhere / "a.txt"
+    (tmp_path / "a b%20.txt").write_text("text")
+    path = File.download_remote_url((tmp_path / "a b%20.txt").as_uri())
+    assert path == elsewhere / "a b%20.txt"
     assert path.read_text() == "text"
     with pytest.raises(DataError, match="no such file"):
         File.download_remote_url((tmp_path / "b.txt").as_uri())

@@ -100,6 +100,8 @@ def _fetch(url: str, partial: Path, progress: _Progress) -> None:
         else:
             scheme, options = _AS_FSSPEC.get(scheme, (scheme, {}))
             store, path = fsspec.url_to_fs(f"{scheme}:{rest}", **options)
+            if scheme in ("file", "ftp", "sftp"):  # the others have keys, not paths
+                path = unquote(path)
         with store.open(path, "rb") as source:
             size = getattr(source, "size", None)
             while chunk := source.read(_CHUNK):
