@@ -105,7 +105,11 @@ class StagesFiles:
             if isinstance(end, BaseException):
                 raise end
         task["directory"] = directory
-        task["task_backend_specific_kwargs"]["cwd"] = directory
+        options = task["task_backend_specific_kwargs"]
+        options.pop("staging", None)
+        options.pop("cwd", None)
+        if task["function"] is None:
+            options["cwd"] = directory
         return directory
 
     async def check_outputs(self, task: Task) -> None:
