@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import re
 import shlex
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -371,3 +373,9 @@ async def test_body_does_not_run_when_cancelled_while_staging(
             await second
     assert_nothing_kept(flow)
     assert ran == []
+
+
+def test_example_runs_when_it_is_taken_from_the_page(run_script: Callable[..., str]) -> None:
+    page = Path(__file__).parents[1] / "docs" / "files.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert run_script(example) == "55\n"
