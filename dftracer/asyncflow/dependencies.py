@@ -16,9 +16,11 @@ from dftracer.asyncflow.data import File
 
 _LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 
-
 Futures = dict[asyncio.Future[Any], None]
 Files = dict[File, None]
+
+_NOTHING: tuple[Futures, Files | None] = ({}, None)
+"""What is in most calls."""
 
 
 def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures, Files | None]:
@@ -26,11 +28,13 @@ def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures
 
     The files are ``None`` if there is nothing among the arguments that could be or hold one.
     """
-    futures: Futures = {}
+    futures: Futures | None = None
     files: Files | None = None
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) in _LEAVES:
             continue
+        if futures is None:
+            futures = {}
         if isinstance(value, asyncio.Future):
             futures[value] = None
         else:
@@ -38,7 +42,7 @@ def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures
                 files = {}
                 seen: dict[int, Any] = {}
             _find(value, futures, files, seen)
-    return futures, files
+    return _NOTHING if futures is None else (futures, files)
 
 
 def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> None:
