@@ -248,7 +248,7 @@ class _ColoredFormatter(_TextFormatter, colorlog.ColoredFormatter):
 
 class _JsonFormatter(JsonFormatter):
     def __init__(self, show_details: bool) -> None:
-        fields = ["levelname", "name", "message", *(["process"] if show_details else [])]
+        fields = "%(levelname)s %(name)s %(message)s" + (" %(process)d" if show_details else "")
         super().__init__(fields, rename_fields=_JSON_KEYS, timestamp=True)
         self._show_details = show_details
 
