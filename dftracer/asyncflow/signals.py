@@ -65,7 +65,7 @@ class _Watcher:
         self._process = os.getpid()
         self._first: tuple[int, float] | None = None
         """The signal that has begun a shutdown that goes on, and when it came."""
-        self._closing: asyncio.Task[None] | None = None
+        self._endings: set[asyncio.Task[None]] = set()
         self._pipe: tuple[int, int] | None = None
         """What wakes the loop for a signal that comes just as it goes to sleep."""
 
@@ -128,16 +128,17 @@ class _Watcher:
     def _begin(self, engines: list[WorkflowEngine], signum: int) -> None:
         name = signal.Signals(signum).name
         log.info("%s: shutting down %s", name, ", ".join(engine.uid for engine in engines))
-        self._closing = engines[0].loop.create_task(self._shut_down(engines))
+        for engine in engines:
+            ending = engine.loop.create_task(engine.shutdown())
+            self._endings.add(ending)
+            ending.add_done_callback(self._ended)
 
-    async def _shut_down(self, engines: list[WorkflowEngine]) -> None:
-        try:
-            ends = [engine.shutdown() for engine in engines]
-            for error in await asyncio.gather(*ends, return_exceptions=True):
-                if isinstance(error, Exception):
-                    log.error("an engine failed to shut down on a signal", exc_info=error)
-        finally:
-            self._first = self._closing = None
+    def _ended(self, ending: asyncio.Task[None]) -> None:
+        self._endings.discard(ending)
+        if not self._endings:
+            self._first = None
+        if not ending.cancelled() and (error := ending.exception()) is not None:
+            log.error("an engine failed to shut down on a signal", exc_info=error)
 
 
 _watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher] = WeakKeyDictionary()
