@@ -647,3 +647,45 @@ async def test_child_of_a_fork_dies_of_the_signal_when_its_parent_has_an_engine(
         _, status = await asyncio.to_thread(os.waitpid, pid, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
         assert not flow._is_closed
+
+
+def test_engines_of_parent_and_child_get_their_own_signals_when_an_engine_forks(
+    run_script: Script,
+) -> None:
+    source = """
+        from dftracer.asyncflow import NoopExecutionBackend
+
+        async def main(children):
+            flow = await WorkflowEngine.create(NoopExecutionBackend())
+            if children:
+                pid = os.fork()
+                if pid == 0:
+                    asyncio._set_running_loop(None)
+                    asyncio.run(main(0))
+                    os._exit(7)
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+                assert not flow._is_closed
+            send_from_outside()
+            await flow.run()
+            await flow.shutdown()
+
+        def send_from_outside():
+            # After this has gone to sleep, and to a thread that is not the main one.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=allow_signals, daemon=True).start()
+            me = os.getpid()
+            if os.fork() == 0:
+                while True:
+                    with open(f"/proc/{me}/stat") as file:
+                        if file.read().rpartition(")")[2].split()[0] == "S":
+                            break
+                os.kill(me, signal.SIGTERM)
+                os._exit(0)
+
+        def allow_signals():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            time.sleep(3600)
+
+        asyncio.run(main(1))
+        """
+    run_script(program(source), options=("-W", "ignore::DeprecationWarning"))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.workflow_manager import WorkflowEngine
@@ -37,13 +37,14 @@ def watch(engine: WorkflowEngine) -> None:
     if threading.current_thread() is not threading.main_thread():
         log.debug("engine '%s' is not in the main thread: signals do not reach it", engine.uid)
         return
-    for loop in [loop for loop in _watchers if loop.is_closed()]:  # and its engines forgotten
-        _watchers.pop(loop).remove(loop)
-    watcher = _watchers.get(engine.loop)
-    if watcher is None:
-        watcher = _watchers[engine.loop] = _Watcher()
-        watcher.install(engine.loop)
-    watcher.engines.add(engine)
+    for loop, watcher in list(_watchers.items()):
+        if loop.is_closed() or not watcher.is_here():
+            del _watchers[loop]
+            watcher.remove(loop)
+    if engine.loop not in _watchers:
+        _watchers[engine.loop] = _Watcher()
+        _watchers[engine.loop].install(engine.loop)
+    _watchers[engine.loop].engines.add(engine)
 
 
 def unwatch(engine: WorkflowEngine) -> None:
@@ -68,6 +69,10 @@ class _Watcher:
         self._endings: set[asyncio.Task[None]] = set()
         self._pipe: tuple[int, int] | None = None
         """What wakes the loop for a signal that comes just as it goes to sleep."""
+
+    def is_here(self) -> bool:
+        """Whether this is not the child of a fork, which shares the loop's descriptors."""
+        return self._process == os.getpid()
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
         descriptor = signal.set_wakeup_fd(-1)
@@ -95,7 +100,7 @@ class _Watcher:
             descriptor = signal.set_wakeup_fd(-1)
             if descriptor != write:
                 signal.set_wakeup_fd(descriptor)
-            if not loop.is_closed():
+            if self.is_here() and not loop.is_closed():
                 loop.remove_reader(read)
             os.close(read)
             os.close(write)
@@ -105,10 +110,8 @@ class _Watcher:
         now = time.monotonic()
         if self._first is not None and self._first[0] == signum and now < self._first[1] + _ECHO_S:
             return
-        # Not in the child of a fork, nor while the loop stands still.
-        here = self._process == os.getpid()
-        engines = [engine for engine in self.engines if here and engine.loop.is_running()]
-        if self._first is not None or not engines:
+        engines = [engine for engine in self.engines if engine.loop.is_running()]
+        if self._first is not None or not engines or not self.is_here():
             self._pass_on(signum, frame)
             return
         self._first = (signum, now)
@@ -141,7 +144,7 @@ class _Watcher:
             log.error("an engine failed to shut down on a signal", exc_info=error)
 
 
-_watchers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Watcher] = WeakKeyDictionary()
+_watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
 
 
 def _in_use(handler: Handler, signum: int) -> Handler:
