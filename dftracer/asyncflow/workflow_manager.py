@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from dftracer.asyncflow import signals
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
@@ -105,6 +106,7 @@ class WorkflowEngine(Scheduler):
         self.prompt_task = make_decorator(self, "prompt")
         self.block = make_decorator(self, "block")
         self._attach()
+        signals.watch(self)
 
     @classmethod
     async def create(
@@ -275,6 +277,7 @@ class WorkflowEngine(Scheduler):
         closing = self._closing
         if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
             closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))
+            closing.add_done_callback(lambda _: signals.unwatch(self))
         await asyncio.shield(closing)
 
     async def _end(self, skip_execution_backend: bool) -> None:
