@@ -199,18 +199,29 @@ class Call:
             except Exception as error:
                 what = f"has a result that cannot be read here: {text_of_error(error)}"
                 return "failed", _caused(pickle.UnpicklingError(self._say(what)), error)
+        *packed, summary, text = value
         if end == "unsendable":
-            what = f"has a result that cannot be sent from its worker process: {value}"
-            return "failed", pickle.PicklingError(self._say(what))
-        if end == "unreadable":
-            what = "could not begin: its function or an argument cannot be read in a worker process"
-            return "failed", pickle.UnpicklingError(self._say(f"{what}: {value}"))
-        whole, parts, text = value
+            what = f"has a result that cannot be sent from its worker process: {summary}"
+            raised: BaseException = pickle.PicklingError(self._say(what))
+        elif end == "unreadable":
+            what = (
+                f"cannot begin: a worker process cannot read what to call or with what: {summary}"
+            )
+            raised = pickle.UnpicklingError(self._say(what))
+        else:
+            whole, parts = packed
+            raised = self._read_error(whole, parts, summary)
+        return "failed", _caused(raised, RemoteTracebackError(text))
+
+    def _read_error(self, whole: bytes | None, parts: bytes | None, summary: str) -> BaseException:
+        """Return the error that a body has raised, or what can be had of it."""
         try:
             raised = cloudpickle.loads(whole) if whole is not None else _rebuild(parts)
+            if isinstance(raised, BaseException):
+                return raised
         except Exception:
-            raised = RuntimeError(self._say(f"raised {text.rstrip().splitlines()[-1]}"))
-        return "failed", _caused(raised, RemoteTracebackError(text))
+            pass
+        return RuntimeError(self._say(f"raised what cannot be read here: {summary}"))
 
     def _say(self, what: str) -> str:
         return f"task '{self.name}' on backend '{self.backend}' {what}"

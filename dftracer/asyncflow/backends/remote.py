@@ -32,17 +32,17 @@ def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, An
     try:
         function, args, kwargs = cloudpickle.loads(call)
     except BaseException as error:
-        return MARK, "unreadable", _describe(error)
+        return MARK, "unreadable", (_summary(error), _describe(error))
     try:
         value = function(*args, **kwargs)
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
     except BaseException as error:
-        return MARK, "failed", (*_pack(error), _describe(error))
+        return MARK, "failed", (*_pack(error), _summary(error), _describe(error))
     try:
         return MARK, "done", cloudpickle.dumps(value)
     except BaseException as error:
-        return MARK, "unsendable", f"{type(value).__name__}: {_describe(error)}"
+        return MARK, "unsendable", (_summary(error), _describe(error))
 
 
 def _may_begin(notes: str, host: str, position: int) -> bool:
@@ -80,8 +80,15 @@ def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
     return None, None
 
 
+def _summary(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 def _describe(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:
-        return f"{type(error).__name__}, which cannot be told\n"
+        return f"{_summary(error)}\n"
