@@ -47,6 +47,7 @@ class Call:
     """
 
     def __init__(self, task: Task, backend: str, notes: Notes) -> None:
+        self.task: Task | None = task
         self.name = name_of(task)
         self.backend = backend
         self.future: Future[Any] | None = None
@@ -148,11 +149,16 @@ class Call:
             self.future.cancel()
         return True
 
-    def take_end(self) -> End:
-        """Give the end away, and let go of what might refer to this call."""
-        end, self.end, self.future = self.end, None, None
-        assert end is not None, "only what has ended is asked"
-        return end
+    def take_end(self) -> tuple[Task, str, Any]:
+        """Give the task and its end away.
+
+        Nothing of it may be kept: an error's traceback leads to the worker's frames, these to the
+        executor's future, and that to this call.
+        """
+        task, end, self.task, self.end, self.future = self.task, self.end, None, None, None
+        assert task is not None
+        assert end is not None
+        return task, *end
 
     def finish(self, future: Future[Any]) -> None:
         """Take the end from the executor's future. Called in any thread, once."""

@@ -283,6 +283,9 @@ class HostExecutionBackend(ExecutionBackend):
             return
         del self._deadlines[id(task)]
         if id(task) in self._late:
+            _, running = self._late[id(task)]
+            if not running.cancel_requested:
+                running.cancel()
             return
         _, running = self._unfinished[task["uid"]]
         self._give_up(task)

@@ -26,8 +26,8 @@ class LocalExecutionBackend(HostExecutionBackend):
     executor:
         Any :class:`concurrent.futures.Executor`, of threads, processes or interpreters, loky's and
         :meth:`Runtime.executor() <dftracer.utils.Runtime.executor>` too. ``None`` makes a
-        :class:`~concurrent.futures.ThreadPoolExecutor` when the backend is awaited. Either is shut
-        down by :meth:`shutdown`; with one that was given, the backend cannot be used again then.
+        :class:`~concurrent.futures.ThreadPoolExecutor`. Either is shut down by :meth:`shutdown`;
+        with one that was given, the backend cannot be used again then.
     name:
         The name by which decorators choose this backend.
 
@@ -58,11 +58,12 @@ class LocalExecutionBackend(HostExecutionBackend):
                 "executor must be a concurrent.futures.Executor or None, not "
                 f"{type(executor).__name__}"
             )
-        self.executor = executor
         self._owns_executor = executor is None
+        self.executor: Executor = _new_pool() if executor is None else executor
+        """Where functions run."""
         self._is_spent = False
         self._notes = Notes()
-        self._ended: deque[tuple[Task, Call]] = deque()
+        self._ended: deque[Call] = deque()
         """The calls that have ended and are not yet reported. Filled by any thread."""
         self._is_woken = False
         """Whether the event loop will look at them, without being told again."""
@@ -77,18 +78,15 @@ class LocalExecutionBackend(HostExecutionBackend):
             raise RuntimeError(
                 f"backend '{self.name}' has shut its executor down: make a new one of each"
             )
-        if self.executor is None:
-            self.executor = ThreadPoolExecutor(thread_name_prefix="dft-local")
         return Runtime()
 
     async def _release(self) -> None:
         # Both wait for their workers; not in the event loop's thread.
         if self._runtime is not None:
             await asyncio.to_thread(self._runtime.shutdown)
-        if self.executor is not None:
-            await asyncio.to_thread(self.executor.shutdown)
+        await asyncio.to_thread(self.executor.shutdown)
         if self._owns_executor:
-            self.executor = None
+            self.executor = _new_pool()
         self._is_spent = not self._owns_executor
         self._notes = Notes()
 
@@ -96,7 +94,6 @@ class LocalExecutionBackend(HostExecutionBackend):
         return "SHUTDOWN" if self._is_spent else super().state()
 
     def _run_functions(self, tasks: list[Task]) -> None:
-        assert self.executor is not None
         for task in tasks:
             call = Call(task, self.name, self._notes)
             try:
@@ -108,12 +105,12 @@ class LocalExecutionBackend(HostExecutionBackend):
             self._unfinished[task["uid"]] = (task, call)
             if timeout is not None:
                 self._limit(task, timeout, call.begun)
-            future.add_done_callback(functools.partial(self._note_end, task, call))
+            future.add_done_callback(functools.partial(self._note_end, call))
 
-    def _note_end(self, task: Task, call: Call, future: Future[Any]) -> None:
+    def _note_end(self, call: Call, future: Future[Any]) -> None:
         """Pass the end of a call on to the event loop. Called in any thread."""
         call.finish(future)
-        self._ended.append((task, call))
+        self._ended.append(call)
         if not self._is_woken:
             self._wake()
 
@@ -127,8 +124,7 @@ class LocalExecutionBackend(HostExecutionBackend):
         # Before looking, so that what comes after the last look wakes the loop again.
         self._is_woken = False
         for _ in range(min(len(self._ended), DELIVERIES_PER_TURN)):
-            task, call = self._ended.popleft()
-            self._end(task, *call.take_end())
+            self._end(*self._ended.popleft().take_end())
         if self._ended:
             self._wake()
         self._tell_if_empty()
@@ -142,3 +138,7 @@ class LocalExecutionBackend(HostExecutionBackend):
         call.cancel()
         self._tell(task, TaskStates.CANCELED)
         return True
+
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="dft-local")
