@@ -115,9 +115,12 @@ def record_failure(task: Task, error: BaseException, work_dir: str) -> str:
     if isinstance(error, TaskTimeoutError) and error.result is not None:
         _record_output(task, error.result, work_dir)
     elif isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        what = f"task '{name_of(task)}': cannot start the program: {error.strerror}"
-        # The file that is the trouble: the program, its directory, or one of its streams.
-        error = type(error)(error.errno, what, error.filename or task["executable"])
+        what, file = "start the program", error.filename or task["executable"]
+        cwd = options_of(task).get("cwd")
+        if cwd is not None and not os.access(cwd, os.X_OK):  # the system tells no difference
+            what, file = "start the program in this directory", cwd
+        what = f"task '{name_of(task)}': cannot {what}: {error.strerror}"
+        error = type(error)(error.errno, what, file)
     task["exception"] = error
     return TaskStates.FAILED
 
