@@ -1,6 +1,7 @@
 """What the tests share: every async test runs in an event loop of its own."""
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import os
@@ -8,11 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_support import Door, Lent, make_pool
 
 HANG_GUARD_S = 30
 """A test that takes longer has lost something it waits for. Less than the timeout of pytest, which
@@ -96,3 +99,29 @@ def run_script(tmp_path: Path) -> Callable[..., str]:
         return out
 
     return run
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    """Return a door whose bodies all go on after the test, whatever has failed in it."""
+    door = Door(tmp_path)
+    yield door
+    door.close()
+
+
+@pytest.fixture(scope="session")
+def lent_pool() -> Iterator[Callable[[str], Executor]]:
+    """Lend pools of one worker that all tests share, of the kind that is asked for.
+
+    A pool of processes takes a second to start. A test that does harm to it makes its own.
+    """
+    pools: dict[str, Executor] = {}
+    with contextlib.ExitStack() as stack:
+
+        def lend(kind: str) -> Executor:
+            if kind not in pools:
+                pools[kind] = make_pool(kind)
+                stack.callback(pools[kind].shutdown)
+            return Lent(pools[kind])
+
+        yield lend

@@ -21,6 +21,7 @@ if not hasattr(_utils, "available_cpus"):
         "use two environments."
     )
 
+from dftracer.asyncflow.backends.local import LocalExecutionBackend
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.components import Component
@@ -31,6 +32,7 @@ from dftracer.asyncflow.errors import (
     DependencyFailureError,
     EngineShutdownError,
     ExecutableError,
+    WorkerDiedError,
 )
 from dftracer.asyncflow.workflow_manager import WorkflowEngine
 from dftracer.utils.primitives import __version__
@@ -44,9 +46,11 @@ __all__ = [
     "ExecutableError",
     "File",
     "InputFile",
+    "LocalExecutionBackend",
     "NoopExecutionBackend",
     "OutputFile",
     "RuntimeExecutionBackend",
+    "WorkerDiedError",
     "WorkflowEngine",
     "__version__",
 ]

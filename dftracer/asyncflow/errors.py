@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor
+
 _TAIL = 2_000
 """How many characters of a program's output an error repeats."""
 
@@ -49,7 +51,7 @@ class ExecutableError(RuntimeError):
     signal : int | None
         The signal that ended it.
     stdout, stderr : str
-        All that it wrote; the message repeats the end of it.
+        All that it wrote, or the end of it if that went to files; the message repeats the end.
     """
 
     def __init__(
@@ -85,6 +87,10 @@ class ExecutableError(RuntimeError):
 
 class DataError(RuntimeError):
     """A file is not where a task needs it: an input cannot be had, or an output was not written."""
+
+
+class WorkerDiedError(BrokenExecutor):
+    """A task was lost with the worker process that held it, or with the pool of that worker."""
 
 
 class EngineShutdownError(RuntimeError):

@@ -1,0 +1,336 @@
+"""A function call as something that any executor can run.
+
+An executor of threads calls it as it is. One whose workers are other processes or interpreters
+pickles it, and then it becomes what :mod:`~dftracer.asyncflow.backends.remote` runs: nobody has to
+know which kind of executor it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import pickle
+import struct
+import tempfile
+import threading
+import time
+import weakref
+from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures.thread import BrokenThreadPool
+from inspect import iscoroutine
+from typing import Any
+
+import cloudpickle
+
+from dftracer.asyncflow.backends import remote
+from dftracer.asyncflow.backends.base import Task
+from dftracer.asyncflow.backends.programs import name_of
+from dftracer.asyncflow.errors import WorkerDiedError, text_of_error
+
+End = tuple[str, Any]
+"""How a call ended, ``done``, ``failed`` or ``cancelled``, and its value or error."""
+
+
+class Call:
+    """One function task on an executor.
+
+    Parameters
+    ----------
+    task:
+        What to run.
+    backend:
+        The backend's name, for messages.
+    notes:
+        Where workers in other processes note that they begin.
+    """
+
+    def __init__(self, task: Task, backend: str, notes: Notes) -> None:
+        self.task: Task | None = task
+        self.name = name_of(task)
+        self.backend = backend
+        self.future: Future[Any] | None = None
+        self.end: End | None = None
+        self.cancel_requested = False
+        self._function = task["function"]
+        self._args = task.get("args") or ()
+        self._kwargs = task.get("kwargs") or {}
+        self._context = task.get("context") or contextvars.copy_context()
+        self._notes = notes
+        self._position: int | None = None
+        self._begun: float | None = None
+        self._refusal: BaseException | None = None
+
+    # --- in a worker of this process ------------------------------------------------------------
+
+    def __call__(self) -> None:
+        """Run the body, in the context of its call; the outcome is left here."""
+        if self.cancel_requested:
+            self.end = ("cancelled", None)
+            return
+        self._begun = time.monotonic()
+        try:
+            self.end = ("done", self._context.run(self._run))
+        except BaseException as error:
+            self.end = ("failed", error)
+
+    def _run(self) -> Any:
+        value = self._function(*self._args, **self._kwargs)
+        if iscoroutine(value):
+            return asyncio.run(value)
+        return value
+
+    # --- on the way to another process ----------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            packed = cloudpickle.dumps((self._function, self._args, self._kwargs))
+        except Exception as error:
+            self._refusal = self._unsendable(error)
+            raise self._refusal from error
+        if self._position is None:
+            self._position = self._notes.reserve()
+        if self.cancel_requested:
+            self._notes.cancel(self._position)
+        whence = (self._notes.path, self._notes.host, self._position)
+        return functools.partial, (_Run(), packed, *whence)
+
+    def _unsendable(self, error: Exception) -> pickle.PicklingError:
+        parts = [("its function", self._function)]
+        parts += [(f"argument {n}", value) for n, value in enumerate(self._args, 1)]
+        parts += [(f"argument '{name}'", value) for name, value in self._kwargs.items()]
+        reasons = ((name, _why_unsendable(value)) for name, value in parts)
+        found = ((name, reason) for name, reason in reasons if reason is not None)
+        what, reason = next(found, ("its function with its arguments", error))
+        return pickle.PicklingError(
+            f"task '{self.name}' on backend '{self.backend}': {what} cannot be sent to a worker "
+            f"process: {text_of_error(reason)}"
+        )
+
+    # --- in this process ------------------------------------------------------------------------
+
+    def begin(self, executor: Executor) -> Future[Any]:
+        """Hand the call to an executor.
+
+        Raises
+        ------
+        WorkerDiedError
+            If the executor has broken.
+        RuntimeError
+            If it takes no calls for another reason.
+        """
+        try:
+            self.future = executor.submit(self)
+        except BrokenExecutor as error:
+            raise self._lost(error) from error
+        except Exception as error:
+            what = f"is refused by {type(executor).__name__}: {text_of_error(error)}"
+            raise RuntimeError(self._say(what)) from error
+        return self.future
+
+    def begun(self) -> float | None:
+        """When the body began, by ``time.monotonic()``; ``None`` before."""
+        if self._begun is None and self._position is not None:
+            return self._notes.read(self._position)
+        return self._begun
+
+    @property
+    def state(self) -> str:
+        """``queued`` or ``running``, as of an unfinished call."""
+        return "queued" if self.begun() is None else "running"
+
+    def cancel(self) -> bool:
+        """Keep the call from beginning, if it has not; true, for whatever it does is not told."""
+        self.cancel_requested = True
+        if self._position is not None:
+            self._notes.cancel(self._position)
+        if self.future is not None:
+            self.future.cancel()
+        return True
+
+    def take_end(self) -> tuple[Task, str, Any]:
+        """Give the task and its end away.
+
+        Nothing of it may be kept: an error's traceback leads to the worker's frames, these to the
+        executor's future, and that to this call.
+        """
+        task, end, self.task, self.end, self.future = self.task, self.end, None, None, None
+        assert task is not None
+        assert end is not None
+        return task, *end
+
+    def finish(self, future: Future[Any]) -> None:
+        """Take the end from the executor's future. Called in any thread, once."""
+        try:
+            self.end = self._end_of(future)
+        except BaseException as error:  # of somebody's unpickling, if anything
+            self.end = ("failed", error)
+        if self._position is not None:
+            self._notes.release(self._position)
+
+    def _end_of(self, future: Future[Any]) -> End:
+        if future.cancelled():
+            return "cancelled", None
+        error = future.exception()
+        if error is None:
+            told = future.result()
+            if type(told) is tuple and len(told) == 3 and told[0] == remote.MARK:
+                return self._decode(told[1], told[2])
+            return self.end or ("failed", RuntimeError(self._say("got no outcome from it")))
+        if self._refusal is not None:
+            return "failed", self._refusal
+        if isinstance(error, BrokenExecutor):
+            return "failed", _caused(self._lost(error), error)
+        return "failed", error
+
+    def _lost(self, error: BrokenExecutor) -> WorkerDiedError:
+        reason = "a worker process died"
+        if isinstance(error, BrokenThreadPool):
+            reason = "its workers cannot be set up"
+        return WorkerDiedError(
+            self._say(
+                f"is lost: {reason}, and its executor takes no more tasks; make a new one, with a "
+                f"new backend: {error}"
+            )
+        )
+
+    def _decode(self, end: str, value: Any) -> End:
+        """Turn what :func:`remote.run` has returned into an end."""
+        if end == "cancelled":
+            return end, None
+        if end == "done":
+            try:
+                return end, cloudpickle.loads(value)
+            except Exception as error:
+                what = f"has a result that cannot be read here: {text_of_error(error)}"
+                return "failed", _caused(pickle.UnpicklingError(self._say(what)), error)
+        *packed, summary, text = value
+        if end == "unsendable":
+            what = f"has a result that cannot be sent from its worker process: {summary}"
+            raised: BaseException = pickle.PicklingError(self._say(what))
+        elif end == "unreadable":
+            what = (
+                f"cannot begin: a worker process cannot read what to call or with what: {summary}"
+            )
+            raised = pickle.UnpicklingError(self._say(what))
+        else:
+            whole, parts = packed
+            raised = self._read_error(whole, parts, summary)
+        return "failed", _caused(raised, RemoteTracebackError(text))
+
+    def _read_error(self, whole: bytes | None, parts: bytes | None, summary: str) -> BaseException:
+        """Return the error that a body has raised, or what can be had of it."""
+        try:
+            raised = cloudpickle.loads(whole) if whole is not None else _rebuild(parts)
+            if isinstance(raised, BaseException):
+                return raised
+        except Exception:
+            pass
+        return RuntimeError(self._say(f"raised what cannot be read here: {summary}"))
+
+    def _say(self, what: str) -> str:
+        return f"task '{self.name}' on backend '{self.backend}' {what}"
+
+
+class RemoteTracebackError(Exception):
+    """The traceback of an error in a worker process: the ``__cause__`` of that error here."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+class Notes:
+    """A file in which workers on this machine note when a call begins, and see if it must not.
+
+    Executors hand calls to worker processes before these have time for them, and tell nobody when
+    they begin; and what was handed over cannot be cancelled through them.
+    """
+
+    def __init__(self) -> None:
+        self.host = os.uname().nodename
+        self.path = ""
+        self._file = -1
+        self._lock = threading.Lock()
+        self._free: list[int] = []
+        self._size = 0
+
+    def reserve(self) -> int:
+        """Return the position of a new note."""
+        with self._lock:
+            if not self.path:
+                self._file, self.path = tempfile.mkstemp(prefix="dftracer-asyncflow-")
+                weakref.finalize(self, _remove, self._file, self.path, os.getpid())
+            if self._free:
+                position = self._free.pop()
+            else:
+                position, self._size = self._size, self._size + 1
+        self._write(position, 0.0)
+        return position
+
+    def read(self, position: int) -> float | None:
+        """Return when a call began, if it has."""
+        size = struct.calcsize(remote.NOTE)
+        note: float = struct.unpack(remote.NOTE, os.pread(self._file, size, position * size))[0]
+        return note if note > 0 else None
+
+    def cancel(self, position: int) -> None:
+        """Keep a call from beginning."""
+        self._write(position, remote.CANCELLED)
+
+    def release(self, position: int) -> None:
+        """Take back the position of a call that has ended."""
+        with self._lock:
+            self._free.append(position)
+
+    def _write(self, position: int, note: float) -> None:
+        packed = struct.pack(remote.NOTE, note)
+        os.pwrite(self._file, packed, position * len(packed))
+
+
+def _remove(file: int, path: str, process: int) -> None:
+    if os.getpid() == process:  # not in the child of a fork
+        os.close(file)
+        os.unlink(path)
+
+
+@functools.cache
+def _packed_run() -> bytes:
+    """Return :func:`remote.run` with all that it needs, by value."""
+    cloudpickle.register_pickle_by_value(remote)
+    try:
+        packed: bytes = cloudpickle.dumps(remote.run)
+        return packed
+    finally:
+        cloudpickle.unregister_pickle_by_value(remote)
+
+
+class _Run:
+    """Becomes :func:`remote.run` where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cloudpickle.loads, (_packed_run(),)
+
+
+def _why_unsendable(value: Any) -> Exception | None:
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _rebuild(parts: bytes | None) -> BaseException:
+    """Make an error that cannot be pickled whole out of its parts."""
+    if parts is None:
+        raise ValueError("nothing of the error has arrived")
+    kind, args, attributes = cloudpickle.loads(parts)
+    error: BaseException = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+def _caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,94 @@
+"""What a worker process does with a call. It travels as source code does, by value.
+
+So a worker needs ``cloudpickle`` and nothing else of ours: it starts faster, and subinterpreters,
+which cannot import native modules such as ours, can be workers too. Nothing here may refer to
+another module of this project.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import struct
+import time
+import traceback
+from typing import Any
+
+import cloudpickle
+
+MARK = "an outcome of dftracer.asyncflow"
+"""The first item of what :func:`run` returns, to be told from what a body returns."""
+
+NOTE = "d"
+"""A note is one double: 0 before a call begins, then the clock when it did."""
+CANCELLED = -1.0
+
+
+def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, Any]:
+    """Run a pickled call in a worker; return the mark, how it ended, and with what."""
+    if not _may_begin(notes, host, position):
+        return MARK, "cancelled", None
+    try:
+        function, args, kwargs = cloudpickle.loads(call)
+    except BaseException as error:
+        return MARK, "unreadable", (_summary(error), _describe(error))
+    try:
+        value = function(*args, **kwargs)
+        if inspect.iscoroutine(value):
+            value = asyncio.run(value)
+    except BaseException as error:
+        return MARK, "failed", (*_pack(error), _summary(error), _describe(error))
+    try:
+        return MARK, "done", cloudpickle.dumps(value)
+    except BaseException as error:
+        return MARK, "unsendable", (_summary(error), _describe(error))
+
+
+def _may_begin(notes: str, host: str, position: int) -> bool:
+    """Note that a call begins, unless it was cancelled."""
+    if host != os.uname().nodename:
+        return True  # another clock, and another file if any
+    size = struct.calcsize(NOTE)
+    try:
+        file = os.open(notes, os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        note = os.pread(file, size, position * size)
+        if note == struct.pack(NOTE, CANCELLED):
+            return False
+        os.pwrite(file, struct.pack(NOTE, time.monotonic()), position * size)
+    finally:
+        os.close(file)
+    return True
+
+
+def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
+    """Pickle an error whole, and its parts if that, or the way back, does not go."""
+    for whole, what in (
+        (True, error),
+        (False, (type(error), error.args, vars(error))),
+        (False, (type(error), error.args, {})),
+    ):
+        try:
+            packed = cloudpickle.dumps(what)
+            if not whole or type(cloudpickle.loads(packed)) is type(error):
+                return (packed, None) if whole else (None, packed)
+        except Exception:
+            continue
+    return None, None
+
+
+def _summary(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:
+        return f"{_summary(error)}\n"

@@ -1,0 +1,652 @@
+"""Functions on executors: what crosses to worker processes, how tasks end, what is left behind."""
+
+import asyncio
+import contextvars
+import gc
+import glob
+import os
+import pickle
+import tempfile
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backend_support import GUARD_S, Door, Recorder, function_task, make_pool, program_task
+
+from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
+from dftracer.utils import TaskTimeoutError
+
+THREADS = ["threads", "runtime"]
+PROCESSES = ["processes", "loky"]
+EVERY = THREADS + PROCESSES
+
+Lend = Callable[[str], Executor]
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("COLOUR", default="none")
+
+
+@asynccontextmanager
+async def served(
+    executor: Executor | None, name: str = "local"
+) -> AsyncIterator[tuple[LocalExecutionBackend, Recorder]]:
+    """Start a backend on an executor, and somebody who is told of its tasks."""
+    async with LocalExecutionBackend(executor, name) as backend:
+        yield backend, Recorder(backend)
+
+
+async def run(
+    lend: Lend, kind: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run one call on a pool of that kind."""
+    async with served(lend(kind)) as (backend, recorder):
+        await backend.submit_tasks([function_task("task.1", function, *args, **kwargs)])
+        try:
+            return await recorder.result_of("task.1")
+        finally:
+            assert len(recorder.states["task.1"]) == 1
+
+
+# --- its life -----------------------------------------------------------------------------------
+
+
+async def test_the_backend_can_be_used_again_when_it_owns_its_pool() -> None:
+    backend = LocalExecutionBackend()
+    assert backend.state() == "IDLE"
+    for number in range(2):
+        assert await backend is backend
+        assert backend.state() == "INITIALIZED"
+        recorder = Recorder(backend)
+        await backend.submit_tasks([function_task("task.1", lambda n: n, number)])
+        assert await recorder.result_of("task.1") == number
+        pool = backend.executor
+        await backend.shutdown()
+        assert backend.state() == "IDLE"
+        with pytest.raises(RuntimeError):
+            pool.submit(print)
+
+
+async def test_the_pool_is_shut_down_with_the_backend_when_it_was_given() -> None:
+    pool = ThreadPoolExecutor(1)
+    backend = await LocalExecutionBackend.create(pool, name="mine")
+    assert (backend.executor, backend.name) == (pool, "mine")
+    await backend.shutdown()
+    assert backend.state() == "SHUTDOWN"
+    with pytest.raises(RuntimeError):
+        pool.submit(print)
+    with pytest.raises(RuntimeError, match="'mine' has shut its executor down"):
+        await backend
+
+
+@pytest.mark.parametrize("executor", [3, object(), ThreadPoolExecutor, "threads", True])
+def test_the_backend_is_refused_when_its_executor_is_none(executor: Any) -> None:
+    with pytest.raises(TypeError, match=r"concurrent\.futures\.Executor"):
+        LocalExecutionBackend(executor)
+
+
+def test_the_surface_is_the_usual_one_when_nothing_runs() -> None:
+    backend = LocalExecutionBackend(name="local")
+    states = backend.get_task_states_map()
+    assert (states.DONE, states.FAILED, states.CANCELED) == ("DONE", "FAILED", "CANCELED")
+    backend.build_task("task.1", {}, {})
+    backend.link_implicit_data_deps({}, {})
+    backend.link_explicit_data_deps(src_task={}, dst_task={}, file_name="a", file_path="b")
+    backend.task_state_cb({}, "DONE")
+
+
+async def test_each_task_fails_by_name_when_the_pool_takes_no_more() -> None:
+    pool = ThreadPoolExecutor(1)
+    async with served(pool) as (backend, recorder):
+        pool.shutdown()
+        await backend.submit_tasks(
+            [function_task("task.1", abs, -1), program_task("task.2", "echo", "fine")]
+        )
+        with pytest.raises(RuntimeError, match=r"'abs' on backend 'local'.*ThreadPoolExecutor"):
+            await recorder.result_of("task.1")
+        assert (await recorder.end_of("task.2"))["stdout"] == "fine\n"
+
+
+def test_the_program_ends_when_a_backend_is_left_running(
+    run_script: Callable[..., str],
+) -> None:
+    assert (
+        run_script("""
+            import asyncio
+            from concurrent.futures import ProcessPoolExecutor
+            from multiprocessing import get_context
+            from dftracer.asyncflow import LocalExecutionBackend, WorkflowEngine
+
+            def double(x):
+                return 2 * x
+
+            async def main():
+                for pool in (None, ProcessPoolExecutor(1, mp_context=get_context("forkserver"))):
+                    flow = await WorkflowEngine.create(LocalExecutionBackend(pool))
+                    print(await flow.function_task(double)(21))
+
+            if __name__ == "__main__":
+                asyncio.run(main())
+        """)
+        == "42\n42\n"
+    )
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_results_arrive_when_bodies_are_plain_and_async(lent_pool: Lend, kind: str) -> None:
+    async def join(a: str, *, b: str) -> str:
+        await asyncio.sleep(0)
+        return a + b
+
+    async with served(lent_pool(kind)) as (backend, recorder):
+        await backend.submit_tasks(
+            [
+                function_task("task.1", divmod, 17, 5),
+                function_task("task.2", lambda *, x: [x], x={"k": 1}),
+                function_task("task.3", join, "a", b="b"),
+                function_task("task.4", os.getpid),
+            ]
+        )
+        assert await recorder.result_of("task.1") == (3, 2)
+        assert await recorder.result_of("task.2") == [{"k": 1}]
+        assert await recorder.result_of("task.3") == "ab"
+        assert (await recorder.result_of("task.4") == os.getpid()) is (kind in THREADS)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("kind", THREADS)
+async def test_the_body_runs_in_the_context_of_its_call_when_in_a_thread(
+    lent_pool: Lend, kind: str, is_async: bool
+) -> None:
+    async def colour_async() -> str:
+        return COLOUR.get()
+
+    COLOUR.set("green")
+    assert await run(lent_pool, kind, colour_async if is_async else COLOUR.get) == "green"
+
+
+@pytest.mark.parametrize("kind", PROCESSES)
+async def test_what_only_the_program_knows_crosses_when_to_a_process(
+    lent_pool: Lend, kind: str
+) -> None:
+    class Pair:
+        def __init__(self, a: Any, b: Any) -> None:
+            self.a, self.b = a, b
+
+    def swap(pair: Pair) -> Any:
+        return Pair(pair.b, lambda: pair.a)
+
+    swapped = await run(lent_pool, kind, swap, Pair(1, 2))
+    assert isinstance(swapped, Pair)
+    assert (swapped.a, swapped.b()) == (2, 1)
+
+
+class TwoPartsError(Exception):
+    """Cannot be made again from its ``args``."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+        self.a, self.b = a, b
+
+
+class LockedError(LookupError):
+    """Holds what cannot be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class UnspeakableError(Exception):
+    """Cannot be told in words."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class SelfishError(Exception):
+    """Cannot be made without a secret."""
+
+    def __new__(cls, *, secret: str) -> "SelfishError":
+        return super().__new__(cls, secret)
+
+    def __init__(self, *, secret: str) -> None:
+        super().__init__(f"the secret is {secret}")
+
+
+def raise_two_parts() -> None:
+    raise TwoPartsError(1, 2)
+
+
+def raise_locked() -> None:
+    raise LockedError("locked in")
+
+
+def raise_unspeakable() -> None:
+    raise UnspeakableError
+
+
+def raise_selfish() -> None:
+    raise SelfishError(secret="12345")
+
+
+def raise_os_error() -> None:
+    raise FileNotFoundError(2, "no such thing", "/nowhere")
+
+
+def raise_exit() -> None:
+    raise SystemExit(3)
+
+
+def raise_cancelled() -> None:
+    raise asyncio.CancelledError("from the body")
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_error_keeps_its_type_when_a_body_raises(lent_pool: Lend, kind: str) -> None:
+    bodies = {
+        raise_two_parts: TwoPartsError,
+        raise_locked: LockedError,
+        raise_unspeakable: UnspeakableError,
+        raise_selfish: SelfishError if kind in THREADS else RuntimeError,
+        raise_os_error: FileNotFoundError,
+        raise_exit: SystemExit,
+        raise_cancelled: asyncio.CancelledError,
+    }
+    async with served(lent_pool(kind)) as (backend, recorder):
+        await backend.submit_tasks([function_task(b.__name__, b) for b in bodies])
+        for body, expected in bodies.items():
+            task = await recorder.end_of(body.__name__)
+            assert recorder.states[body.__name__] == ["FAILED"]
+            error = task["exception"]
+            assert type(error) is expected
+            if kind in PROCESSES:
+                assert body.__name__ in str(error.__cause__)  # its traceback
+        two = (await recorder.end_of("raise_two_parts"))["exception"]
+        assert (str(two), two.a, two.b) == ("1 and 2", 1, 2)
+        missing = (await recorder.end_of("raise_os_error"))["exception"]
+        assert (missing.errno, missing.filename) == (2, "/nowhere")
+        selfish = (await recorder.end_of("raise_selfish"))["exception"]
+        assert "the secret is 12345" in str(selfish)
+
+
+class OnlyAt:
+    """Can be read in its own process alone, or in any other alone."""
+
+    def __init__(self, at_home: bool) -> None:
+        self.at_home = at_home
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _read_only_at, (self.at_home, os.getpid())
+
+
+def _read_only_at(at_home: bool, home: int) -> OnlyAt:
+    if (os.getpid() == home) is not at_home:
+        raise LookupError("not readable in this process")
+    return OnlyAt(at_home)
+
+
+class Unpicklable:
+    """Says no."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("will not be pickled")
+
+
+@pytest.mark.parametrize("kind", PROCESSES)
+async def test_only_that_task_fails_when_something_of_it_cannot_cross(
+    lent_pool: Lend, kind: str
+) -> None:
+    bad = Unpicklable()
+    tasks = {
+        "its function cannot be sent": function_task("function", lambda: bad),
+        "argument 2 cannot be sent": function_task("second", max, 1, bad),
+        "argument 'key' cannot be sent": function_task("keyword", max, 1, key=bad),
+        "a result that cannot be sent": function_task("result", Unpicklable),
+        "cannot read what to call": function_task("unreadable", id, OnlyAt(at_home=True)),
+        "a result that cannot be read": function_task("foreign", OnlyAt, True),
+    }
+    async with served(lent_pool(kind), name="pool") as (backend, recorder):
+        await backend.submit_tasks([*tasks.values(), function_task("good", abs, -1)])
+        assert await recorder.result_of("good") == 1
+        for text, task in tasks.items():
+            with pytest.raises(pickle.PickleError, match=text) as caught:
+                await recorder.result_of(task["uid"])
+            assert "on backend 'pool'" in str(caught.value)
+            assert f"'{task['name']}'" in str(caught.value)
+            reason = "not readable" if "read" in text else "will not be pickled"
+            assert reason in str(caught.value)
+
+
+async def test_the_reusable_executor_of_loky_will_do_when_one_backend_follows_another() -> None:
+    loky = pytest.importorskip("loky", reason="loky is not installed")
+    for number in range(2):
+        async with served(loky.get_reusable_executor(1)) as (backend, recorder):
+            await backend.submit_tasks([function_task("task.1", abs, -number)])
+            assert await recorder.result_of("task.1") == number
+
+
+# --- workers that die ---------------------------------------------------------------------------
+
+
+def die() -> None:
+    os._exit(7)
+
+
+@pytest.mark.parametrize("kind", PROCESSES)
+async def test_tasks_fail_by_name_when_their_worker_process_dies(kind: str) -> None:
+    async with served(make_pool(kind), name="pool") as (backend, recorder):
+        tasks = [function_task(f"task.{n}", die) for n in range(5)]
+        await backend.submit_tasks(tasks)
+        for task in tasks:
+            with pytest.raises(WorkerDiedError, match=r"backend 'pool'.*worker process died") as e:
+                await recorder.result_of(task["uid"])
+            assert isinstance(e.value.__cause__, BrokenExecutor)
+        await backend.submit_tasks([function_task("late", abs, 1), program_task("ls", "echo")])
+        with pytest.raises(WorkerDiedError, match="task 'abs' on backend 'pool'"):
+            await recorder.result_of("late")
+        assert (await recorder.end_of("ls"))["stdout"] == "\n"
+
+
+# --- cancellation -------------------------------------------------------------------------------
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_body_never_runs_when_cancelled_in_the_queue(
+    lent_pool: Lend, kind: str, door: Door, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"made by {n}" for n in range(5)]
+    async with served(lent_pool(kind)) as (backend, recorder):
+        # The worker is busy, and a pool of processes has taken more calls than it has workers.
+        await backend.submit_tasks([function_task("busy", door.hold)])
+        await door.reached()
+        await backend.submit_tasks([function_task(p.name, touch, str(p)) for p in paths])
+        assert [await backend.cancel_task(p.name) for p in paths] == [True] * 5
+        assert not await backend.cancel_task(paths[0].name)
+        assert not await backend.cancel_task("unknown")
+        door.open()
+        await recorder.end_of("busy")
+        await backend.submit_tasks([function_task("next", os.getpid)])
+        await recorder.result_of("next")
+        assert not any(path.exists() for path in paths)
+    assert all(recorder.states[path.name] == ["CANCELED"] for path in paths)
+
+
+@pytest.mark.parametrize("end", ["result", "error"])
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_end_is_not_told_when_cancelled_while_it_runs(
+    lent_pool: Lend, kind: str, door: Door, end: str
+) -> None:
+    def body() -> int:
+        door.hold()
+        return 1 // (end == "result")
+
+    async with served(lent_pool(kind)) as (backend, recorder):
+        await backend.submit_tasks([function_task("task.1", body)])
+        await door.reached()
+        assert backend.is_running("task.1")
+        assert await backend.cancel_task("task.1")
+        assert not backend.is_running("task.1")
+        await recorder.end_of("task.1")
+        # Its identifier may be used anew, even before it is back.
+        await backend.submit_tasks([function_task("task.1", abs, -1)])
+        door.open()
+    assert recorder.states["task.1"] in (["CANCELED", "DONE"], ["CANCELED", "CANCELED"])
+
+
+async def test_all_are_cancelled_when_that_is_asked(lent_pool: Lend, door: Door) -> None:
+    async with served(lent_pool("threads")) as (backend, recorder):
+        tasks = [function_task(f"task.{n}", door.hold) for n in range(3)]
+        await backend.submit_tasks([*tasks, program_task("sleep", "sleep", "1000")])
+        await door.reached()
+        assert await backend.cancel_all_tasks() == 4
+        await recorder.end_of("sleep")
+        assert await backend.cancel_all_tasks() == 0
+        door.open(3)
+    assert list(recorder.states.values()) == [["CANCELED"]] * 4
+
+
+# --- timeouts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_task_fails_at_its_deadline_when_its_body_takes_too_long(
+    lent_pool: Lend, kind: str, door: Door
+) -> None:
+    async with served(lent_pool(kind), name="pool") as (backend, recorder):
+        await backend.submit_tasks(
+            [function_task("task.1", door.hold, description={"timeout": 0.05})]
+        )
+        await door.reached()
+        with pytest.raises(TaskTimeoutError, match=r"'hold' on backend 'pool' .* 0\.05 s"):
+            await recorder.result_of("task.1")
+        door.open()
+    assert recorder.states["task.1"] == ["FAILED"]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_time_counts_from_the_beginning_when_a_task_waits_for_a_worker(
+    lent_pool: Lend, kind: str, door: Door
+) -> None:
+    async with served(lent_pool(kind)) as (backend, recorder):
+        await backend.submit_tasks([function_task("busy", door.hold)])
+        await door.reached()
+        loop, timeout = asyncio.get_running_loop(), 0.5
+        await backend.submit_tasks(
+            [
+                function_task("waits", abs, -1, description={"timeout": timeout}),
+                function_task("late", door.hold, description={"timeout": timeout}),
+            ]
+        )
+        await asyncio.sleep(1.2 * timeout)  # that time passes is what this is about
+        assert set(recorder.states) == set()
+        door.open()
+        assert await recorder.result_of("waits") == 1
+        await door.reached()
+        begun = loop.time()
+        with pytest.raises(TaskTimeoutError):
+            await recorder.result_of("late")
+        assert 0.8 * timeout < loop.time() - begun
+        door.open()
+
+
+async def test_nothing_of_a_deadline_is_kept_when_the_task_has_ended(lent_pool: Lend) -> None:
+    class Argument:
+        pass
+
+    async with served(lent_pool("threads")) as (backend, recorder):
+        argument = Argument()
+        ref = weakref.ref(argument)
+        task = function_task("task.1", id, argument, description={"timeout": 1000})
+        await backend.submit_tasks([task])
+        await recorder.result_of("task.1")
+        assert not backend._deadlines
+        del argument, task
+        recorder._ends.clear()
+        gc.collect()
+        assert ref() is None
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1s", True, [1]])
+async def test_only_that_task_fails_when_its_timeout_is_none(lent_pool: Lend, timeout: Any) -> None:
+    async with served(lent_pool("threads")) as (backend, recorder):
+        await backend.submit_tasks(
+            [
+                function_task("function", abs, -1, description={"timeout": timeout}),
+                program_task("program", "echo", description={"timeout": timeout}),
+                function_task("good", abs, -1, description={"timeout": None}),
+            ]
+        )
+        for uid in ("function", "program"):
+            error = (await recorder.end_of(uid))["exception"]
+            assert isinstance(error, (TypeError, ValueError))
+            assert "timeout must be a number of seconds above 0" in str(error)
+        assert await recorder.result_of("good") == 1
+
+
+# --- shutdown -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_loop_goes_on_when_shutdown_waits_for_a_body(kind: str, door: Door) -> None:
+    backend = await LocalExecutionBackend(make_pool(kind))
+    recorder = Recorder(backend)
+    await backend.submit_tasks([function_task(f"task.{n}", door.hold) for n in range(4)])
+    await door.reached()
+    closing = asyncio.ensure_future(backend.shutdown())
+    for number in range(4):
+        await recorder.end_of(f"task.{number}")
+    assert list(recorder.states.values()) == [["CANCELED"]] * 4
+    assert not closing.done()
+    with pytest.raises(RuntimeError, match="not started"):
+        backend.submit_nowait([function_task("late", abs, 1)])
+    door.open()
+    await asyncio.wait_for(closing, GUARD_S)
+    assert not backend._late
+
+
+async def test_the_file_of_notes_is_gone_when_the_backend_is_shut_down(lent_pool: Lend) -> None:
+    pattern = os.path.join(tempfile.gettempdir(), "dftracer-asyncflow-*")
+    before = set(glob.glob(pattern))
+    async with served(lent_pool("processes")) as (backend, recorder):
+        for number in range(3):
+            await backend.submit_tasks([function_task(f"task.{number}", abs, -1)])
+            await recorder.result_of(f"task.{number}")
+        assert len(set(glob.glob(pattern)) - before) == 1
+        assert backend._notes._size == 1  # a place is used again
+    assert set(glob.glob(pattern)) <= before
+
+
+# --- how outcomes come back ---------------------------------------------------------------------
+
+
+async def test_the_loop_is_woken_once_when_many_bodies_end_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = ThreadPoolExecutor(1)
+    loop = asyncio.get_running_loop()
+    async with LocalExecutionBackend(pool) as backend:
+        ended: list[str] = []
+        everything = loop.create_future()
+
+        def note(task: dict[str, Any], state: str) -> None:
+            ended.append(state)
+            if len(ended) == 100:
+                everything.set_result(None)
+
+        backend.register_callback(note)
+        wakes: list[Any] = []
+        wake = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            wakes.append(args)
+            return wake(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", counted)
+            backend.submit_nowait([function_task(f"task.{n}", abs, n) for n in range(100)])
+            pool.submit(int).result()  # all have ended, while the loop could do nothing
+            assert len(wakes) == 1
+        await asyncio.wait_for(everything, GUARD_S)
+        assert ended == ["DONE"] * 100
+
+
+async def test_the_others_are_told_when_the_callback_fails_for_one() -> None:
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    told = asyncio.Event()
+
+    def note(task: dict[str, Any], state: str) -> None:
+        if task["uid"] == "last":
+            told.set()
+        else:
+            raise LookupError(task["uid"])
+
+    async with LocalExecutionBackend(ThreadPoolExecutor(1), "local") as backend:
+        backend.register_callback(note)
+        await backend.submit_tasks([function_task(uid, abs, 1) for uid in ("first", "last")])
+        await asyncio.wait_for(told.wait(), GUARD_S)
+    [complaint] = complaints
+    assert str(complaint["exception"]) == "first"
+    assert "backend 'local'" in complaint["message"]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str) -> None:
+    class Thing:
+        pass
+
+    def failing(thing: Thing) -> None:
+        raise ValueError(thing)
+
+    def dropped(reference: "weakref.ref[Any]") -> bool:
+        return reference() is None
+
+    async with served(lent_pool(kind)) as (backend, recorder):
+        things = [Thing(), Thing()]
+        references = [weakref.ref(thing) for thing in things]
+        await backend.submit_tasks(
+            [
+                function_task("good", lambda thing: thing, things[0]),
+                function_task("bad", failing, things[1]),
+            ]
+        )
+        for uid in ("good", "bad"):
+            await recorder.end_of(uid)
+        # A worker lets go of what it has run when it takes the next.
+        await backend.submit_tasks([function_task("next", int)])
+        await recorder.result_of("next")
+        gc.disable()
+        try:
+            things.clear()
+            recorder._ends.clear()
+            assert (backend._unfinished, backend._late) == ({}, {})
+            # One turn, for the futures that have just told their ends.
+            await asyncio.sleep(0)
+            assert [dropped(reference) for reference in references] == [True, True]
+        finally:
+            gc.enable()
+
+
+class Inline(Executor):
+    """Runs each call at once, in the caller's thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+async def test_any_executor_will_do_when_it_keeps_the_interface() -> None:
+    async with served(Inline()) as (backend, recorder):
+        await backend.submit_tasks([function_task(f"task.{n}", abs, -n) for n in range(3)])
+        assert [await recorder.result_of(f"task.{n}") for n in range(3)] == [0, 1, 2]
+
+
+async def test_the_loop_gets_other_work_done_when_very_many_have_ended() -> None:
+    loop = asyncio.get_running_loop()
+    async with LocalExecutionBackend(Inline()) as backend:
+        seen: list[str] = []
+        everything = loop.create_future()
+
+        def note(task: dict[str, Any], _state: str) -> None:
+            seen.append("end")
+            if seen.count("end") == 2_500:
+                everything.set_result(None)
+
+        backend.register_callback(note)
+        backend.submit_nowait([function_task(f"task.{n}", abs, n) for n in range(2_500)])
+        loop.call_soon(loop.call_soon, seen.append, "other work")
+        await asyncio.wait_for(everything, GUARD_S)
+    assert seen.index("other work") <= 2_000
