@@ -94,7 +94,9 @@ def test_the_surface_is_the_usual_one_when_nothing_runs() -> None:
     assert (states.DONE, states.FAILED, states.CANCELED) == ("DONE", "FAILED", "CANCELED")
     backend.build_task("task.1", {}, {})
     backend.link_implicit_data_deps({}, {})
-    backend.link_explicit_data_deps(src_task={}, dst_task={}, file_name="a", file_path="b")
+    reader = {"uid": "task.2", "name": "reader", "task_backend_specific_kwargs": {}}
+    link = backend.link_explicit_data_deps(dst_task=reader, file_name="a", file_path="/b")
+    assert (link["source"], link["target"]) == ("/b", "a")
     backend.task_state_cb({}, "DONE")
 
 
