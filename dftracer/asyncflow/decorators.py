@@ -198,7 +198,9 @@ def _split_options(
     """Take out of a call's keyword arguments what is meant for the engine."""
     description = kwargs.pop("task_description", None)
     if template.workflow_id_is_argument:
-        workflow_id = kwargs.get("workflow_id")
+        # Also the body's own business, which may be anything.
+        value = kwargs.get("workflow_id")
+        workflow_id = value if isinstance(value, str) else None
     else:
         workflow_id = kwargs.pop("workflow_id", None)
     if not description:
