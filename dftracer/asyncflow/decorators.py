@@ -138,6 +138,8 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
 
         return call
 
+    decorator.__name__ = _attribute(kind)
+    decorator.__qualname__ = f"WorkflowEngine.{decorator.__name__}"
     return decorator
 
 

@@ -395,6 +395,7 @@ class Scheduler:
             return
         outcome = self._states.get(state)
         if outcome is None:
+            self.log.debug("engine '%s': a backend reports %r, which is no state", self.uid, state)
             return
         record = task if isinstance(task, dict) else task.as_dict()
         component = self._component_of(record["uid"])
