@@ -3,10 +3,11 @@
 import asyncio
 import contextvars
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dftracer.asyncflow import WorkflowEngine
+from dftracer.asyncflow import Component, WorkflowEngine
 
 GUARD_S = 10
 """How long a test waits for what comes at once, unless the engine is broken."""
@@ -37,6 +38,46 @@ class Gate(threading.Event):
 async def reached(event: threading.Event) -> None:
     """Wait for what happens in another thread."""
     assert await asyncio.to_thread(event.wait, GUARD_S)
+
+
+class ForeignBackend:
+    """A backend of somebody else: no base class, no more than a name and four methods.
+
+    It runs nothing. The test says what becomes of the tasks.
+    """
+
+    def __init__(self, name: str = "foreign") -> None:
+        self.name = name
+        self.tasks: dict[str, dict[str, Any]] = {}
+        self.cancelled: list[str] = []
+        self.shutdowns = 0
+        self._changed = asyncio.Event()
+
+    def register_callback(self, report: Callable[..., None]) -> None:
+        self.report = report
+
+    async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+        self.tasks.update((task["uid"], task) for task in tasks)
+        self._changed.set()
+
+    async def cancel_task(self, uid: str) -> bool:
+        self.cancelled.append(uid)
+        return True
+
+    async def shutdown(self) -> None:
+        self.shutdowns += 1
+
+    async def given(self, future: Component[Any]) -> dict[str, Any]:
+        """Return the description of ``future``, when the engine has handed it over."""
+        while future.uid not in self.tasks:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.tasks[future.uid]
+
+    async def end(self, future: Component[Any], state: str = "DONE", **outcome: Any) -> None:
+        """Report the end of ``future``."""
+        task = await self.given(future)
+        self.report({**task, **outcome}, state)
 
 
 async def launched() -> None:

@@ -115,7 +115,8 @@ class Component(asyncio.Future[T], Generic[T]):
     def set_result(self, result: T) -> None:
         """End the call with ``result``, whatever its body does; for a service that is ready.
 
-        Those that depend on it go on. It may be called in any thread.
+        Those that depend on it go on. It may be called in any thread. A call that has ended, or
+        waits for others, raises :class:`asyncio.InvalidStateError`.
         """
         self._end_by_hand(result, None)
 
@@ -124,12 +125,13 @@ class Component(asyncio.Future[T], Generic[T]):
         self._end_by_hand(None, exception() if isinstance(exception, type) else exception)
 
     def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
-        if threading.get_ident() != self._engine._thread:
-            self._engine.loop.call_soon_threadsafe(self._end_by_hand, result, error)
-        elif self.done():
+        engine = self._engine
+        if self.done():
             raise asyncio.InvalidStateError(f"{self!r} has ended already")
+        if threading.get_ident() != engine._thread:
+            engine.loop.call_soon_threadsafe(engine._end_by_hand, self, result, error)
         else:
-            self._engine._end_by_hand(self, result, error)
+            engine._end_by_hand(self, result, error)
 
     def _describe(self) -> dict[str, Any]:
         """Return the description that a backend gets, made when it is first asked for."""
@@ -189,7 +191,7 @@ class Block(Component[T]):
         return self._describe()
 
 
-def number_of(uid: str) -> int:
+def number_of(uid: Any) -> int:
     """Return the number of the component with that identifier; -1 for what is no identifier."""
-    digits = uid.rpartition(".")[2]
+    digits = uid.rpartition(".")[2] if isinstance(uid, str) else ""
     return int(digits) if digits.isdecimal() else -1

@@ -138,6 +138,8 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
 
         return call
 
+    decorator.__name__ = _attribute(kind)
+    decorator.__qualname__ = f"WorkflowEngine.{decorator.__name__}"
     return decorator
 
 
@@ -198,7 +200,9 @@ def _split_options(
     """Take out of a call's keyword arguments what is meant for the engine."""
     description = kwargs.pop("task_description", None)
     if template.workflow_id_is_argument:
-        workflow_id = kwargs.get("workflow_id")
+        # Also the body's own business, which may be anything.
+        value = kwargs.get("workflow_id")
+        workflow_id = value if isinstance(value, str) else None
     else:
         workflow_id = kwargs.pop("workflow_id", None)
     if not description:

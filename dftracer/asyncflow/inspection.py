@@ -22,13 +22,15 @@ class Ended(NamedTuple):
     component: weakref.ref[Component[Any]]
 
 
+Entry = tuple[str, int, str, bool | None, "weakref.ref[Component[Any]]"]
+"""The same, made in less time."""
+
+
 class History:
     """The components that have ended last, oldest first."""
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[str, int, str, bool | None, weakref.ref[Component[Any]]]] = deque(
-            maxlen=HISTORY_SIZE
-        )
+        self._ended: deque[Entry] = deque(maxlen=HISTORY_SIZE)
 
     def add(self, component: Component[Any]) -> None:
         """Remember a component that has just ended."""
@@ -38,9 +40,15 @@ class History:
         self._ended.append(entry)
 
     def __iter__(self) -> Iterator[Ended]:
-        for kind, number, name, succeeded, reference in list(self._ended):
-            state = "CANCELLED" if succeeded is None else "DONE" if succeeded else "FAILED"
-            yield Ended(f"{kind}.{number:06d}", name, state, reference)
+        return map(_shown, list(self._ended))
+
+    def find(self, uid: str) -> Ended | None:
+        """Return what is remembered of the component with that identifier, if anything is."""
+        number = number_of(uid)
+        for entry in self._ended:
+            if entry[1] == number and (ended := _shown(entry)).uid == uid:
+                return ended
+        return None
 
     def __len__(self) -> int:
         return len(self._ended)
@@ -62,18 +70,18 @@ class Components(Mapping[str, dict[str, Any]]):
         unfinished = self._unfinished.get(number_of(uid))
         if unfinished is not None and unfinished.uid == uid:
             return _entry(unfinished)
-        for ended in self._history:
-            if ended.uid == uid:
-                component_or_none = ended.component()
-                if component_or_none is not None:
-                    return _entry(component_or_none)
-                return {
-                    "type": uid.partition(".")[0],
-                    "future": None,
-                    "description": {"uid": uid, "name": ended.name},
-                    "state": ended.state,
-                }
-        raise KeyError(uid)
+        ended = self._history.find(uid)
+        if ended is None:
+            raise KeyError(uid)
+        component_or_none = ended.component()
+        if component_or_none is not None:
+            return _entry(component_or_none)
+        return {
+            "type": uid.partition(".")[0],
+            "future": None,
+            "description": {"uid": uid, "name": ended.name},
+            "state": ended.state,
+        }
 
     def __iter__(self) -> Iterator[str]:
         yield from [ended.uid for ended in self._history]
@@ -98,6 +106,12 @@ class Dependencies(Mapping[str, list[dict[str, str]]]):
 
     def __len__(self) -> int:
         return len(self._components)
+
+
+def _shown(entry: Entry) -> Ended:
+    kind, number, name, succeeded, reference = entry
+    state = "CANCELLED" if succeeded is None else "DONE" if succeeded else "FAILED"
+    return Ended(f"{kind}.{number:06d}", name, state, reference)
 
 
 def _entry(component: Component[Any]) -> dict[str, Any]:

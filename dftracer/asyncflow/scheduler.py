@@ -18,6 +18,7 @@ It is one class, and longer than most: its events share state that nothing else 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
@@ -29,12 +30,12 @@ from typing import Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.backends import registry
-from dftracer.asyncflow.backends.base import TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
 from dftracer.asyncflow.commands import to_argv, to_prompt
 from dftracer.asyncflow.components import Block, Component, Task, number_of
 from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.downloads import Downloads
-from dftracer.asyncflow.errors import EngineShutdownError
+from dftracer.asyncflow.errors import EngineShutdownError, text_of
 from dftracer.asyncflow.failures import (
     all_failed,
     dependency_failure,
@@ -85,6 +86,8 @@ class Scheduler:
         self._ready: list[Component[Any]] = []
         self._launch_scheduled = False
         self._background: set[asyncio.Task[Any]] = set()
+        self._submissions: set[asyncio.Task[Any]] = set()
+        """What in the background hands tasks to a backend, and may wait there for their ends."""
         self._bodies: dict[int, asyncio.Task[None]] = {}
         self._members: dict[int, dict[int, Component[Any]]] = {}
         self._services: dict[int, Component[Any]] = {}
@@ -101,12 +104,12 @@ class Scheduler:
     def _backend_named(self, name: str | None, asker: str) -> Any:
         if name is None:
             return self._default
-        if name in self._backends:
+        if isinstance(name, str) and name in self._backends:
             return self._backends[name]
         known = ", ".join(map(repr, self._backends))
         raise ValueError(
-            f"{asker}: engine '{self.uid}' has no backend {name!r}; it has {known}: pass the "
-            "backend to WorkflowEngine.create()"
+            f"{asker}: engine '{self.uid}' has no backend named {text_of(name)}; it has {known}: "
+            "name one of them, or pass the backend to WorkflowEngine.create()"
         )
 
     # --- a call ---------------------------------------------------------------------------------
@@ -205,14 +208,14 @@ class Scheduler:
                 continue
             kind = component._template.kind
             if kind == "function" and not (component._files or component._producers):
+                component._stage = "LAUNCHED"
                 tasks.append(component)
-                continue
-            component._stage = "PREPARING"
-            if kind == "block":
+            elif kind == "block":
                 self._start_body(component, self._run_block(component))
             else:
                 self._start_body(component, self._prepare(component))
-        if tasks:
+        # The body of a block that was started eagerly may have cancelled some.
+        if tasks := [task for task in tasks if not task.done()]:
             self._submit(tasks)
 
     def _resolve(self, component: Component[Any]) -> bool:
@@ -247,8 +250,11 @@ class Scheduler:
             failed = all_failed(component._dependencies)
             self._settle(component, error=dependency_failure(component, failed))
 
-    def _start_body(self, component: Component[Any], body: Coroutine[Any, Any, None]) -> None:
+    def _start_body(
+        self, component: Component[Any], body: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
         """Run a part of a component in the event loop; cancelling the component cancels it."""
+        component._stage = "PREPARING"
         context, number = component._context, component._number
         assert context is not None, "a component that has not ended has its context"
         # In a copy of the call's context, which holds for any task factory and Python version.
@@ -257,11 +263,12 @@ class Scheduler:
         if not task.done() and not component._body_released:
             self._bodies[number] = task
             task.add_done_callback(functools.partial(self._body_ended, number))
+        return task
 
     def _body_ended(self, number: int, _task: asyncio.Task[None] | None = None) -> None:
         self._bodies.pop(number, None)
         service = self._services.get(number)
-        if service is not None and service._stage not in _ON_BACKEND:
+        if service is not None and not _is_on_backend(service):
             del self._services[number]
         self._tell_if_quiet()
 
@@ -296,6 +303,7 @@ class Scheduler:
                     description.update(order)
                     # Seen to: what is run is run directly.
                     description["task_backend_specific_kwargs"].pop("shell", None)
+                component._stage = "LAUNCHED"
                 self._submit([component])
 
     async def _link_files(self, component: Component[Any]) -> None:
@@ -342,8 +350,6 @@ class Scheduler:
 
     def _submit(self, components: list[Component[Any]]) -> None:
         """Hand tasks to their backends."""
-        for component in components:
-            component._stage = "LAUNCHED"
         if len(self._backends) == 1:
             self._submit_to(self._default, [component._describe() for component in components])
             return
@@ -358,18 +364,20 @@ class Scheduler:
         """Hand tasks to a backend. If it refuses them they fail; the engine lives on."""
         submit_nowait = getattr(backend, "submit_nowait", None)
         try:
-            if any(task["capture_stdio"] for task in tasks):
+            if any(task["capture_stdio"] and task["executable"] for task in tasks):
                 os.makedirs(backend._work_dir, exist_ok=True)
             if submit_nowait is not None:
                 submit_nowait(tasks)
             else:
-                self._run_in_background(self._submit_and_wait(backend, tasks))
+                submission = self._run_in_background(self._submit_and_wait(backend, tasks))
+                self._submissions.add(submission)
+                submission.add_done_callback(self._submissions.discard)
         except Exception as error:
             self._fail_all(tasks, error)
 
     async def _submit_and_wait(self, backend: Any, tasks: list[dict[str, Any]]) -> None:
         try:
-            await backend.submit_tasks(tasks)
+            await registry.end_of(backend.submit_tasks(tasks))
         except asyncio.CancelledError:
             for task in tasks:
                 self.task_callbacks(task, TaskStates.CANCELED)
@@ -382,10 +390,11 @@ class Scheduler:
             task["exception"] = error
             self.task_callbacks(task, TaskStates.FAILED)
 
-    def _run_in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_ended)
+        return task
 
     def _background_ended(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
@@ -409,25 +418,33 @@ class Scheduler:
         state:
             As the backend's ``get_task_states_map()`` names it; others are ignored.
         service_callback:
-            Called as ``service_callback(future, task, state)`` before anything else. It ends the
-            future of a service, now or later, when the service is ready.
+            Called as ``service_callback(future, task, state)`` before the state is heeded. It ends
+            the future of a service, now or later, when the service is ready.
         """
         if threading.get_ident() != self._thread:
             report = self.task_callbacks
-            self.loop.call_soon_threadsafe(report, task, state, service_callback)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(report, task, state, service_callback)
+            return
+        outcome = self._states.get(state)
+        if outcome is None:
+            self.log.debug("engine '%s': a backend reports %r, which is no state", self.uid, state)
             return
         record = task if isinstance(task, dict) else task.as_dict()
         component = self._component_of(record["uid"])
-        if component is None:
-            self._services.pop(number_of(record["uid"]), None)
-            return  # cancelled meanwhile: its outcome comes too late
-        if record is not component._description and record.get("engine", self.uid) != self.uid:
+        is_ours = component is not None and record is component._description
+        if not is_ours and record.get("engine", self.uid) != self.uid:
             return  # of another engine, whose tasks have the same names
+        if component is None:  # cancelled meanwhile, or ended by hand
+            if outcome != TaskStates.RUNNING:
+                self._services.pop(number_of(record["uid"]), None)
+            return
+        if component._stage not in _ON_BACKEND:
+            return  # no backend has been given it yet
         if service_callback is not None:
             service_callback(component, task, state)
             if component.done():
                 return
-        outcome = self._states.get(state)
         if outcome == TaskStates.DONE:
             if component._files and component._describe().get("directory") is not None:
                 self._run_in_background(self._check_outputs(component, record))
@@ -457,19 +474,27 @@ class Scheduler:
         """End a component with a result or an error, and tell the graph."""
         if component.done():
             return
+        try:
+            verdicts = self._graph.finish(component._number, done=error is None)
+        except ValueError:
+            raise asyncio.InvalidStateError(
+                f"{component!r} cannot be ended by hand while it waits for others: cancel it, or "
+                "wait for them"
+            ) from None
         if error is None:
             asyncio.Future.set_result(component, result)
         else:
             asyncio.Future.set_exception(component, fit_for_future(component, error))
         self._forget(component)
-        verdicts = self._graph.finish(component._number, done=error is None)
         if verdicts:
             self._follow(verdicts)
 
     def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
+        if component.done():
+            return  # while this was on its way from another thread
+        self._settle(component, result, error=error)
         if component._stage != "PENDING":
             self._services[component._number] = component
-        self._settle(component, result, error=error)
 
     def _forget(self, component: Component[Any]) -> None:
         """Let go of an ended component: from here on its future is all there is of it."""
@@ -538,7 +563,7 @@ class Scheduler:
         body = self._bodies.get(number)
         if body is not None and body is not asyncio.current_task(self.loop):
             body.cancel(msg)
-        if component._stage in _ON_BACKEND and isinstance(component, Task):
+        if _is_on_backend(component):
             self._cancel_on_backend(component)
         self._follow(self._graph.cancel(number))
 
@@ -555,7 +580,7 @@ class Scheduler:
 
     async def _cancel_and_wait(self, backend: Any, uid: str) -> None:
         try:
-            await backend.cancel_task(uid)
+            await registry.end_of(backend.cancel_task(uid))
         except Exception as error:
             self._complain(backend, uid, error)
 
@@ -566,8 +591,8 @@ class Scheduler:
     def _is_running(self, component: Component[Any]) -> bool:
         if component._stage != "LAUNCHED":
             return component._stage == "RUNNING"
-        is_running = getattr(component._template.backend, "is_running", None)
-        return is_running is not None and bool(is_running(component.uid))
+        backend = component._template.backend
+        return isinstance(backend, ExecutionBackend) and backend.is_running(component.uid)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -580,9 +605,11 @@ class Scheduler:
             body = self._bodies.get(number)
             if body is not None and body is not asyncio.current_task(self.loop):
                 body.cancel()
-            if service._stage in _ON_BACKEND and isinstance(service, Task):
+            if _is_on_backend(service):
                 self._cancel_on_backend(service)
         self._services.clear()
+        for submission in self._submissions:
+            submission.cancel()
         self._shutdown_begun.set()
 
     def _release_caller(self) -> None:
@@ -605,6 +632,11 @@ class Scheduler:
         quiet = self._quiet
         if quiet is not None and not quiet.done() and not self._bodies and not self._background:
             quiet.set_result(None)
+
+
+def _is_on_backend(component: Component[Any]) -> bool:
+    """Tell whether a backend has been given the component, which has not ended or is a service."""
+    return component._stage in _ON_BACKEND and isinstance(component, Task)
 
 
 def _cancelled_with(root: str) -> str:

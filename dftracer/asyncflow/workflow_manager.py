@@ -44,7 +44,8 @@ class WorkflowEngine(Scheduler):
         different names, the first being the one for tasks that name none. For :meth:`create` they
         need not have been awaited, and ``None`` is a :class:`RuntimeExecutionBackend` of its own.
     dry_run:
-        Run nothing: every task ends at once with a dummy result, whichever backend it names.
+        Run nothing: every task ends at once with a dummy result, whichever backend it names. The
+        backends that are given are neither used nor shut down.
     implicit_data:
         Let a task have the files of those it depends on, on backends that can do that.
     uid:
@@ -91,6 +92,8 @@ class WorkflowEngine(Scheduler):
             )
         _check_arguments(dry_run, implicit_data, uid, work_dir)
         backends = _as_list(backend)
+        if dry_run:
+            backends = [NoopExecutionBackend(each.name) for each in backends]
         super().__init__(loop, backends, uid or f"asyncflow.session.{uuid.uuid4().hex[:8]}")
         self.dry_run = dry_run
         self.implicit_data_mode = implicit_data
@@ -121,11 +124,10 @@ class WorkflowEngine(Scheduler):
         _running_loop()
         _check_arguments(dry_run, implicit_data, uid, work_dir)
         backends = [RuntimeExecutionBackend()] if backend is None else _as_list(backend)
-        if dry_run:
-            backends = [NoopExecutionBackend(each.name) for each in backends]
         registry.by_name(backends)  # before any of them starts
-        for each in backends:
-            await registry.start(each)
+        if not dry_run:
+            for each in backends:
+                await registry.start(each)
         try:
             return cls(backends, dry_run, implicit_data, uid, work_dir)
         except BaseException:
@@ -212,8 +214,23 @@ class WorkflowEngine(Scheduler):
     async def execute_block(
         self, block_fut: Component[Any], func: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Await ``func(*args, **kwargs)`` as the body of a block, which ends as it does."""
-        await self.loop.create_task(self._run_body(block_fut, func, args, kwargs))
+        """Await ``func(*args, **kwargs)`` as the body of a block, which ends as it does.
+
+        Raises
+        ------
+        asyncio.InvalidStateError
+            If the block has begun or ended, or waits for others.
+        """
+        if block_fut.done() or block_fut._stage != "PENDING":
+            raise asyncio.InvalidStateError(f"{block_fut!r} has begun already")
+        if not all(future.done() for future in block_fut._dependencies):
+            raise asyncio.InvalidStateError(f"{block_fut!r} still waits for others")
+        body = self._start_body(block_fut, self._run_body(block_fut, func, args, kwargs))
+        try:
+            await asyncio.shield(body)
+        except asyncio.CancelledError:
+            body.cancel()
+            raise
 
     def handle_task_success(self, task: dict[str, Any], task_fut: Component[Any]) -> None:
         """End a component with the result in ``task``; nothing happens if it has ended."""
@@ -285,7 +302,7 @@ class WorkflowEngine(Scheduler):
         backends = list(self._backends.values())
         errors: list[BaseException] = []
         if not skip_execution_backend:
-            ends = [backend.shutdown() for backend in backends]
+            ends = [_shut_down(backend) for backend in backends]
             ended = await asyncio.gather(*ends, return_exceptions=True)
             for backend, error in zip(backends, ended, strict=True):
                 if error is not None and isinstance(error, BaseException):
@@ -295,6 +312,10 @@ class WorkflowEngine(Scheduler):
             registry.detach(backend)
         if errors:
             raise errors[0]
+
+
+async def _shut_down(backend: Any) -> None:
+    await registry.end_of(backend.shutdown())
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -319,11 +340,11 @@ def _as_list(backend: Any) -> list[Any]:
 
 
 def _check_arguments(dry_run: Any, implicit_data: Any, uid: Any, work_dir: Any) -> None:
-    for name, value, kinds in (
-        ("dry_run", dry_run, bool),
-        ("implicit_data", implicit_data, bool),
-        ("uid", uid, (str, type(None))),
-        ("work_dir", work_dir, (str, os.PathLike, type(None))),
+    for name, value, kinds, meant in (
+        ("dry_run", dry_run, bool, "True or False"),
+        ("implicit_data", implicit_data, bool, "True or False"),
+        ("uid", uid, (str, type(None)), "a string or None"),
+        ("work_dir", work_dir, (str, os.PathLike, type(None)), "a path or None"),
     ):
         if not isinstance(value, kinds):
-            raise TypeError(f"{name} cannot be {type(value).__name__} {text_of(value)}")
+            raise TypeError(f"{name} must be {meant}, not {type(value).__name__} {text_of(value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,11 @@ def check(backend: Any) -> None:
         )
     if not isinstance(getattr(backend, "name", None), str):
         raise TypeError(f"backend {text_of(backend)} has no name, by which decorators choose it")
+
+
+async def end_of(work: Any) -> Any:
+    """Wait for what a method of a backend has begun; of a plain method, this is its result."""
+    return await work if inspect.isawaitable(work) else work
 
 
 async def start(backend: Any) -> None:
@@ -60,24 +66,28 @@ def state_names(backends: Sequence[Any]) -> dict[Any, str]:
 
 def attach(backend: Any, engine: str, callback: Callable[..., None], work_dir: str) -> None:
     """Let a backend serve an engine, and no other until that is shut down."""
-    attached_to = getattr(backend, "attached_to", None)
-    if attached_to is None:
-        attached_to = backend.attached_to = []
+    attached_to = list(getattr(backend, "attached_to", None) or ())
     if getattr(backend, "is_attached", False):
+        other = f"engine '{attached_to[-1]}'" if attached_to else "another engine"
         raise RuntimeError(
-            f"backend '{backend.name}' serves engine '{attached_to[-1]}': shut that engine down "
-            "first, or make one backend for each engine"
+            f"backend '{backend.name}' serves {other}: shut that engine down first, or make one "
+            "backend for each engine"
         )
-    attached_to.append(engine)
-    backend.is_attached = True
-    backend._work_dir = work_dir
     backend.register_callback(callback)
+    _note(backend, is_attached=True, attached_to=[*attached_to, engine], _work_dir=work_dir)
 
 
 def detach(backend: Any) -> None:
     """Let go of an engine that is shut down: of its late tasks nobody is told."""
-    backend.is_attached = False
+    _note(backend, is_attached=False)
     backend.register_callback(_ignore)
+
+
+def _note(backend: Any, **facts: Any) -> None:
+    """Set attributes of a backend, if it is an object that takes them."""
+    for name, fact in facts.items():
+        with contextlib.suppress(AttributeError):
+            setattr(backend, name, fact)
 
 
 def _ignore(_task: Any, _state: str, _service_callback: Any = None) -> None:
