@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+ValueOf = Callable[[asyncio.Future[Any]], Any]
+"""What is put in place of a future: its result."""
 
 _LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 
@@ -56,7 +59,7 @@ def find_futures(
 
 
 def resolve_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf = asyncio.Future.result
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the result of each future in its place."""
     containers = [
@@ -69,24 +72,27 @@ def resolve_call(
     new: dict[int, Any] = {}
     if containers:
         # Together, as they may share parts; but alone if there is one, which is quicker.
-        parts = resolve(tuple(containers)) if len(containers) > 1 else [resolve(containers[0])]
+        if len(containers) > 1:
+            parts = resolve(tuple(containers), value_of)
+        else:
+            parts = [resolve(containers[0], value_of)]
         new = {id(old): part for old, part in zip(containers, parts, strict=True)}
-    values = [v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
+    values = [value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
     named = {
-        key: v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v)
+        key: value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v)
         for key, v in kwargs.items()
     }
     return tuple(values), named
 
 
-def resolve(value: Any) -> Any:
+def resolve(value: Any, value_of: ValueOf = asyncio.Future.result) -> Any:
     """Return ``value`` with the result of each future in its place.
 
     Containers without futures are returned as they are; the others are copied, each once, so that
     what the caller holds does not change.
     """
     if isinstance(value, asyncio.Future):
-        return value.result()
+        return value_of(value)
     if type(value) is list or type(value) is tuple:
         holds_a_future = False
         for item in value:
@@ -97,11 +103,11 @@ def resolve(value: Any) -> Any:
         else:  # the common case: nothing is nested
             if not holds_a_future:
                 return value
-            parts = [item.result() if isinstance(item, asyncio.Future) else item for item in value]
+            parts = [value_of(item) if isinstance(item, asyncio.Future) else item for item in value]
             return parts if type(value) is list else tuple(parts)
     elif _items(value) is None:
         return value
-    return _replace(value, _find_holders(value), {})
+    return _replace(value, _find_holders(value), {}, value_of)
 
 
 def _items(value: Any) -> Iterable[Any] | None:
@@ -145,17 +151,17 @@ def _find_holders(root: Any) -> dict[int, Any]:
     return holders
 
 
-def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any:
+def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any], value_of: ValueOf) -> Any:
     """Return the result of a future, the copy of a container that holds one, or ``value``."""
     if isinstance(value, asyncio.Future):
-        return value.result()
+        return value_of(value)
     number = id(value)
     if number not in holders:
         return value
     if number in copies:
         return copies[number]
     if isinstance(value, tuple):
-        parts = [_replace(item, holders, copies) for item in tuple.__iter__(value)]
+        parts = [_replace(item, holders, copies, value_of) for item in tuple.__iter__(value)]
         # It may have been copied meanwhile, if it is in a list that is in it.
         if number not in copies:
             copies[number] = _like_tuple(value, parts)
@@ -165,15 +171,15 @@ def _replace(value: Any, holders: dict[int, Any], copies: dict[int, Any]) -> Any
     new = copies[number] = copy.copy(value)
     if isinstance(value, dict):
         for key, item in list(dict.items(value)):
-            dict.__setitem__(new, key, _replace(item, holders, copies))
+            dict.__setitem__(new, key, _replace(item, holders, copies, value_of))
     elif isinstance(value, list):
         for index, item in enumerate(list.__iter__(value)):
-            list.__setitem__(new, index, _replace(item, holders, copies))
+            list.__setitem__(new, index, _replace(item, holders, copies, value_of))
     else:
         for field in dataclasses.fields(value):
             if hasattr(value, field.name):
                 old = getattr(value, field.name)
-                part = _replace(old, holders, copies)
+                part = _replace(old, holders, copies, value_of)
                 if part is not old:
                     object.__setattr__(new, field.name, part)
     return new
