@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dftracer.asyncflow.data import File, names_of
 
 if TYPE_CHECKING:
+    from dftracer.asyncflow.backends.base import RemoteValue
     from dftracer.asyncflow.decorators import Template
     from dftracer.asyncflow.scheduler import Scheduler
 
@@ -54,6 +55,8 @@ class Component(asyncio.Future[T], Generic[T]):
     """The label of the component or future whose cancellation was the reason for this one's."""
     _body_released = False
     """Whether its body waits for the end of the engine, which therefore does not wait for it."""
+    _remote: RemoteValue | None = None
+    """Its result, as long as that is also, or only, where its backend has made it."""
 
     def __init__(
         self,
@@ -176,6 +179,71 @@ class Task(Component[T]):
     def task(self) -> dict[str, Any]:
         """The description that the backend was given or will be."""
         return self._describe()
+
+
+class RemoteTask(Task[T]):
+    """A task that has ended well, and whose result is only where its backend has made it.
+
+    For the engine it has ended. As a future it has not, until somebody asks: then the result is
+    fetched, and when that is done it is a :class:`Task` again. Every way to wait for a future adds
+    a callback to it; who looks again and again calls :meth:`done`.
+    """
+
+    __slots__ = ()
+
+    _is_fetching = False
+
+    @property
+    def state(self) -> str:
+        return "DONE"
+
+    def add_done_callback(
+        self, fn: Callable[[Any], object], /, *, context: Context | None = None
+    ) -> None:
+        super().add_done_callback(fn, context=context)
+        self._fetch()
+
+    def done(self) -> bool:
+        self._fetch()
+        return False
+
+    def result(self) -> T:
+        raise asyncio.InvalidStateError(f"the result of {self!r} is not here: await it first")
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Give the result up. Those that depend on it go on."""
+        self._become_task()
+        self._remote = None
+        return asyncio.Future.cancel(self, msg)
+
+    def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
+        raise asyncio.InvalidStateError(f"{self!r} has ended already")
+
+    def _fetch(self) -> None:
+        """Have the result fetched, if that has not been asked for."""
+        if threading.get_ident() != self._engine._thread:
+            self._engine.loop.call_soon_threadsafe(self._fetch)
+        elif not self._is_fetching and type(self) is RemoteTask and self._remote is not None:
+            self._is_fetching = True
+            fetching = asyncio.ensure_future(self._remote.fetch(), loop=self._engine.loop)
+            fetching.add_done_callback(self._fetched)
+
+    def _fetched(self, fetching: asyncio.Future[T]) -> None:
+        error = None if fetching.cancelled() else fetching.exception()
+        if type(self) is not RemoteTask:
+            return  # cancelled meanwhile
+        self._become_task()
+        if fetching.cancelled() or error is not None:
+            self._remote = None
+        if fetching.cancelled():
+            asyncio.Future.cancel(self)
+        elif error is not None:
+            asyncio.Future.set_exception(self, error)
+        else:
+            asyncio.Future.set_result(self, fetching.result())
+
+    def _become_task(self) -> None:
+        self.__class__ = Task  # type: ignore[assignment]
 
 
 class Block(Component[T]):

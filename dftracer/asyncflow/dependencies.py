@@ -14,6 +14,9 @@ from typing import Any
 
 from dftracer.asyncflow.data import File
 
+ValueOf = Callable[[asyncio.Future[Any]], Any]
+"""What is put in place of a future: its result."""
+
 _LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 
 Futures = dict[asyncio.Future[Any], None]
@@ -66,7 +69,7 @@ def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> N
 
 
 def resolve_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf = asyncio.Future.result
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the result of each future in its place."""
     containers = [
@@ -79,24 +82,27 @@ def resolve_call(
     new: dict[int, Any] = {}
     if containers:
         # Together, as they may share parts; but alone if there is one, which is quicker.
-        parts = resolve(tuple(containers)) if len(containers) > 1 else [resolve(containers[0])]
+        if len(containers) > 1:
+            parts = resolve(tuple(containers), value_of)
+        else:
+            parts = [resolve(containers[0], value_of)]
         new = {id(old): part for old, part in zip(containers, parts, strict=True)}
-    values = [v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
+    values = [value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
     named = {
-        key: v.result() if isinstance(v, asyncio.Future) else new.get(id(v), v)
+        key: value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v)
         for key, v in kwargs.items()
     }
     return tuple(values), named
 
 
-def resolve(value: Any) -> Any:
+def resolve(value: Any, value_of: ValueOf = asyncio.Future.result) -> Any:
     """Return ``value`` with the result of each future in its place.
 
     Containers without futures are returned as they are; the others are copied, each once, so that
     what the caller holds does not change.
     """
     if isinstance(value, asyncio.Future):
-        return value.result()
+        return value_of(value)
     if type(value) is list or type(value) is tuple:
         holds_a_future = False
         for item in value:
@@ -107,11 +113,11 @@ def resolve(value: Any) -> Any:
         else:  # the common case: nothing is nested
             if not holds_a_future:
                 return value
-            parts = [item.result() if isinstance(item, asyncio.Future) else item for item in value]
+            parts = [value_of(item) if isinstance(item, asyncio.Future) else item for item in value]
             return parts if type(value) is list else tuple(parts)
     elif _items(value) is None:
         return value
-    return _replace(value, _find_holders(value, asyncio.Future), {}, asyncio.Future, _result_of)
+    return _replace(value, _find_holders(value, asyncio.Future), {}, asyncio.Future, value_of)
 
 
 def place_files(
@@ -123,10 +129,6 @@ def place_files(
         call, _find_holders(call, File), {}, File, lambda file: places.get(file, file)
     )
     return placed
-
-
-def _result_of(future: asyncio.Future[Any]) -> Any:
-    return future.result()
 
 
 def _items(value: Any) -> Iterable[Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dftracer.asyncflow.commands import to_text
-from dftracer.asyncflow.components import Component
+from dftracer.asyncflow.components import Component, RemoteTask
 from dftracer.asyncflow.errors import (
     DependencyFailureError,
     ExecutableError,
@@ -38,7 +38,14 @@ def first_cancelled(futures: Sequence[asyncio.Future[Any]]) -> asyncio.Future[An
 
 def all_failed(futures: Sequence[asyncio.Future[Any]]) -> list[asyncio.Future[Any]]:
     """Return those of ``futures`` that have failed."""
-    return [f for f in futures if f.done() and not f.cancelled() and f.exception() is not None]
+    return [
+        f
+        for f in futures
+        if not isinstance(f, RemoteTask)  # it has not, and is not to be fetched for being asked
+        and f.done()
+        and not f.cancelled()
+        and f.exception() is not None
+    ]
 
 
 def dependency_failure(

@@ -24,15 +24,16 @@ import functools
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.backends import registry
-from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, RemoteValue, TaskStates
 from dftracer.asyncflow.commands import to_argv, to_prompt
-from dftracer.asyncflow.components import Block, Component, Task, number_of
+from dftracer.asyncflow.components import Block, Component, RemoteTask, Task, number_of
 from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.downloads import Downloads
 from dftracer.asyncflow.errors import EngineShutdownError, text_of
@@ -90,6 +91,8 @@ class Scheduler:
         """What in the background hands tasks to a backend, and may wait there for their ends."""
         self._bodies: dict[int, asyncio.Task[None]] = {}
         self._members: dict[int, dict[int, Component[Any]]] = {}
+        self._remote_tasks: weakref.WeakSet[RemoteTask[Any]] = weakref.WeakSet()
+        """Those that may be asked for their results, which nobody can fetch after the end."""
         self._services: dict[int, Component[Any]] = {}
         """What runs on though its future has been ended by hand, as a service's is when ready."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
@@ -125,7 +128,7 @@ class Scheduler:
         """Make a call a node of the graph; its future is the answer to the caller."""
         self._check_caller(template)
         futures, files = dependencies.find_in_call(args, kwargs)
-        waits_for = [self._node_of(future) for future in futures if not future.done()]
+        waits_for = [self._node_of(future) for future in futures if not self._has_ended(future)]
         self._numbers = number = self._numbers + 1
         kind: type[Component[Any]] = Block if template.kind == "block" else Task
         if options is None:
@@ -166,6 +169,10 @@ class Scheduler:
             raise EngineShutdownError(
                 f"cannot call '{template.name}': engine '{self.uid}' is shut down"
             )
+
+    def _has_ended(self, future: asyncio.Future[Any]) -> bool:
+        """Tell whether nobody needs to wait for a future, without having its result fetched."""
+        return (type(future) is RemoteTask and future._engine is self) or future.done()
 
     def _node_of(self, future: asyncio.Future[Any]) -> int:
         """Return the node of an unfinished future: a component, or any other one of this loop."""
@@ -221,13 +228,18 @@ class Scheduler:
     def _resolve(self, component: Component[Any]) -> bool:
         """Put values in place of futures. False if that has failed, and ``component`` with it."""
         # The graph knows neither what had ended before the call nor how foreign futures end.
+        value_of: Callable[[asyncio.Future[Any]], Any] = asyncio.Future.result
         for future in component._dependencies:
-            if future.cancelled() or future.exception() is not None:
+            if getattr(future, "_remote", None) is not None:
+                value_of = functools.partial(_value_for, component)
+            elif future.cancelled() or future.exception() is not None:
                 self._blame(component)
                 return False
+        if value_of is not asyncio.Future.result and self._fetch_for(component):
+            return False
         description = component._describe()
         try:
-            args, kwargs = dependencies.resolve_call(component._args, component._kwargs)
+            args, kwargs = dependencies.resolve_call(component._args, component._kwargs, value_of)
         except Exception as error:
             self._settle(component, error=error)
             return False
@@ -241,6 +253,18 @@ class Scheduler:
             ]
         component._dependencies = ()
         return True
+
+    def _fetch_for(self, component: Component[Any]) -> bool:
+        """Have the results fetched that ``component`` needs here; it is launched again then."""
+        absent = [
+            future
+            for future in component._dependencies
+            if type(future) is RemoteTask and not _can_stay(future, component)
+        ]
+        if absent:
+            fetched = asyncio.gather(*absent, return_exceptions=True)
+            fetched.add_done_callback(lambda _: self._enqueue(component))
+        return bool(absent)
 
     def _blame(self, component: Component[Any]) -> None:
         """End a component that cannot run, since not all of its dependencies have ended well."""
@@ -481,13 +505,24 @@ class Scheduler:
                 f"{component!r} cannot be ended by hand while it waits for others: cancel it, or "
                 "wait for them"
             ) from None
-        if error is None:
-            asyncio.Future.set_result(component, result)
-        else:
+        if error is not None:
             asyncio.Future.set_exception(component, fit_for_future(component, error))
+        elif isinstance(result, RemoteValue):
+            self._leave(component, result)
+        else:
+            asyncio.Future.set_result(component, result)
         self._forget(component)
         if verdicts:
             self._follow(verdicts)
+
+    def _leave(self, component: Component[Any], result: RemoteValue) -> None:
+        """End a component whose result stays where it is until somebody asks for it."""
+        component._remote = result
+        component.__class__ = RemoteTask
+        assert isinstance(component, RemoteTask)
+        self._remote_tasks.add(component)
+        if component._callbacks:  # somebody has
+            component._fetch()
 
     def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
         if component.done():
@@ -610,6 +645,9 @@ class Scheduler:
         self._services.clear()
         for submission in self._submissions:
             submission.cancel()
+        for task in list(self._remote_tasks):
+            if type(task) is RemoteTask:
+                task.cancel(f"engine '{self.uid}' is shut down, and nobody had awaited {task!r}")
         self._shutdown_begun.set()
 
     def _release_caller(self) -> None:
@@ -637,6 +675,23 @@ class Scheduler:
 def _is_on_backend(component: Component[Any]) -> bool:
     """Tell whether a backend has been given the component, which has not ended or is a service."""
     return component._stage in _ON_BACKEND and isinstance(component, Task)
+
+
+def _can_stay(task: Component[Any], asker: Component[Any]) -> bool:
+    """Tell whether ``asker`` can do with the result of ``task`` where it is."""
+    template = asker._template
+    return (
+        task._remote is not None
+        and template.kind == "function"
+        and template.backend is task._remote.backend
+    )
+
+
+def _value_for(asker: Component[Any], future: asyncio.Future[Any]) -> Any:
+    """Return the result of ``future`` as ``asker`` can have it without a copy being sent."""
+    if isinstance(future, Component) and _can_stay(future, asker):
+        return future._remote
+    return future.result()
 
 
 def _cancelled_with(root: str) -> str:

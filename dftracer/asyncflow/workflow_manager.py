@@ -205,7 +205,7 @@ class WorkflowEngine(Scheduler):
             if component is None or component._stage != "PENDING":
                 continue
             for future in component._dependencies:
-                if not future.done():
+                if not self._has_ended(future):
                     raise ValueError(f"{component!r} cannot be launched: it waits for {future!r}")
             pending.append(component)
         self._ready.extend(pending)

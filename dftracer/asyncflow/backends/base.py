@@ -34,7 +34,7 @@ The backend adds the outcome, then calls the callback with the task and a state,
 
 ``DONE``
     ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program;
-    ``stdout`` for a prompt.
+    ``stdout`` for a prompt. A ``return_value`` may be a :class:`RemoteValue`.
 ``FAILED``
     ``exception``, and for a program also ``stdout``, ``stderr`` and ``exit_code``.
 ``CANCELED``
@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 Task = dict[str, Any]
@@ -65,6 +65,31 @@ class TaskStates:
 
     terminal_states = frozenset({DONE, CANCELED, FAILED})
     all_states = terminal_states | {RUNNING}
+
+
+class RemoteValue:
+    """A result that its backend has left where it was made.
+
+    Function tasks on the same backend are given it in place of the value. For everybody else the
+    engine fetches the value, when it is first asked for.
+
+    Parameters
+    ----------
+    backend:
+        The backend that has it.
+    """
+
+    __slots__ = ("backend",)
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    def fetch(self) -> Awaitable[Any]:
+        """Bring the value here, or raise an ``Exception`` that says why that cannot be done.
+
+        Called in the engine's event loop, once.
+        """
+        raise NotImplementedError
 
 
 class ExecutionBackend(ABC):
