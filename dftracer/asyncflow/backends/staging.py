@@ -52,7 +52,7 @@ class StagesFiles:
         """
         if dst_task is None or not (file_path or (src_task and file_name)):
             raise ValueError("name the task that reads, and either a task and a file or a path")
-        options = dst_task["task_backend_specific_kwargs"]
+        options = dst_task.get("task_backend_specific_kwargs") or {}
         if file_path:
             source = os.path.abspath(file_path)
         else:
@@ -64,7 +64,7 @@ class StagesFiles:
             "source": source,
             "target": file_name or os.path.basename(source),
             "action": options.get("staging", _WAYS[0]),
-            "producer": None if file_path or src_task is None else src_task["name"],
+            "producer": None if file_path or src_task is None else src_task.get("name"),
         }
         dst_task.setdefault("staging", []).append(link)
         return link
