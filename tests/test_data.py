@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_server import CONTENT, FileServer, serving
+from files_support import CONTENT, FileServer, serving
 
 from dftracer.asyncflow import DataError, File, InputFile, OutputFile, downloads
 from dftracer.asyncflow.downloads import name_in

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from engine_support import assert_nothing_kept
+from files_support import Recorder
 
 from dftracer.asyncflow import (
     DataError,
@@ -19,50 +20,6 @@ from dftracer.asyncflow import (
     WorkflowEngine,
 )
 from dftracer.asyncflow.dependencies import find_in_call, place_files
-
-
-class Recorder:
-    """A foreign backend that runs nothing and writes down what it is told."""
-
-    def __init__(
-        self, *, implicit: bool = False, explicit: bool = False, name: str = "recorder"
-    ) -> None:
-        self.name = name
-        if implicit or explicit:  # a backend need not have the attributes
-            self.supports_implicit_data_linking = implicit
-            self.supports_explicit_data_linking = explicit
-        self.calls: list[tuple[Any, ...]] = []
-        self.tasks: list[dict[str, Any]] = []
-
-    def register_callback(self, func: Any) -> None:
-        self.report = func
-
-    async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
-        for task in tasks:
-            self.calls.append(("submit", task["uid"]))
-            self.tasks.append(task)
-            task.update(return_value=task["args"], stdout="text")
-            self.report(task, "DONE")
-
-    async def cancel_task(self, uid: str) -> bool:
-        return False
-
-    async def shutdown(self) -> None:
-        pass
-
-    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> None:
-        self.calls.append(("implicit", src_task["uid"], dst_task["uid"]))
-
-    def link_explicit_data_deps(
-        self,
-        src_task: Any = None,
-        dst_task: Any = None,
-        file_name: Any = None,
-        file_path: Any = None,
-    ) -> dict[str, Any]:
-        source = src_task["uid"] if src_task else None
-        self.calls.append(("explicit", source, dst_task["uid"], file_name, file_path))
-        return {"target": file_name}
 
 
 class AsyncRecorder(Recorder):

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from engine_support import GUARD_S, assert_nothing_kept, reached
-from file_server import CONTENT, FileServer, serving
-from test_linking import Recorder
+from files_support import CONTENT, FileServer, Recorder, serving
 
 from dftracer.asyncflow import DataError, InputFile, OutputFile, WorkflowEngine
 

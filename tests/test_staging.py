@@ -3,26 +3,22 @@
 import asyncio
 import os
 import re
-import shlex
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import GUARD_S, assert_nothing_kept, reached
+from engine_support import assert_nothing_kept
+from files_support import Tasks, engine, read, write
 
 from dftracer.asyncflow import (
     DataError,
-    DependencyFailureError,
-    ExecutableError,
     InputFile,
     OutputFile,
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-from dftracer.asyncflow.backends import staging
 from dftracer.utils import Runtime
 
 AWKWARD = 'it\'s a "test" & $HOME; (1).txt'
@@ -42,38 +38,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def work_dir(tmp_path: Path) -> Path:
     """Return where the engines of a test put their outputs."""
     return tmp_path / "work"
-
-
-async def engine(work_dir: Path, **options: Any) -> WorkflowEngine:
-    return await WorkflowEngine.create(work_dir=work_dir, uid="engine", **options)
-
-
-class Tasks:
-    """The tasks that most tests use."""
-
-    def __init__(self, flow: WorkflowEngine) -> None:
-        self.say = flow.executable_task(say)
-        self.upper = flow.executable_task(upper)
-        self.write = flow.function_task(write)
-        self.read = flow.function_task(read)
-
-
-def say(text: str, out: OutputFile, *dependencies: Any) -> str:
-    return f"echo {text} > {shlex.quote(out.filename)}"
-
-
-async def upper(source: InputFile, out: OutputFile, *dependencies: Any) -> list[str]:
-    return ["sh", "-c", 'tr a-z A-Z < "$1" > "$2"', "sh", source.filename, os.fspath(out)]
-
-
-def write(text: str, out: OutputFile, *dependencies: Any) -> Path:
-    Path(out).write_text(text)
-    assert out.filepath is not None
-    return out.filepath
-
-
-def read(source: InputFile, *dependencies: Any) -> str:
-    return Path(source).read_text()
 
 
 # --- from task to task --------------------------------------------------------------------------
@@ -277,102 +241,6 @@ async def test_files_are_in_the_cwd_when_the_description_names_one(
         assert (shared / "c.txt").read_text() == "precious"
         with pytest.raises(DataError, match="'read': its 'cwd' is no directory"):
             await tasks.read(InputFile("a.txt"), task_description={"cwd": "missing"})
-
-
-# --- what goes wrong ----------------------------------------------------------------------------
-
-
-async def test_task_fails_when_an_input_is_nowhere(work_dir: Path) -> None:
-    async with await engine(work_dir) as flow:
-        tasks = Tasks(flow)
-        other = tasks.write("text", OutputFile("b.txt"))
-        with pytest.raises(
-            DataError, match=r"'read': its input file 'a\.txt' is not at .*declares OutputFile"
-        ):
-            await tasks.read(InputFile("a.txt"), other)
-
-
-@pytest.mark.parametrize("kind", ["executable_task", "function_task"])
-async def test_task_fails_when_it_does_not_write_its_output(
-    work_dir: Path, elsewhere: Path, kind: str
-) -> None:
-    (elsewhere / "stale.txt").touch()
-    async with await engine(work_dir) as flow:
-        idle = getattr(flow, kind)(_idle)
-        with pytest.raises(DataError, match=r"'_idle' ended well without .*'a\.txt'") as caught:
-            await idle(OutputFile("a.txt"))
-        assert str(work_dir / "engine" / "task.000001" / "a.txt") in str(caught.value)
-        assert "filepath" not in str(caught.value)
-        with pytest.raises(DataError, match="write to the 'filepath'"):
-            await idle(OutputFile("stale.txt"))
-        consumer = Tasks(flow).read(InputFile("a.txt"), idle(OutputFile("a.txt")))
-        with pytest.raises(DependencyFailureError) as dependent:
-            await consumer
-        assert type(dependent.value.root_cause) is DataError
-        assert_nothing_kept(flow)
-
-
-def _idle(out: OutputFile) -> str:
-    return "true"
-
-
-async def test_consumer_fails_by_its_dependency_when_the_producer_fails(work_dir: Path) -> None:
-    async with await engine(work_dir) as flow:
-        failing = flow.executable_task(lambda out: f"echo text > {out.filename}; exit 3")
-        produced = failing(OutputFile("a.txt"))
-        with pytest.raises(DependencyFailureError) as caught:
-            await Tasks(flow).read(InputFile("a.txt"), produced)
-        assert type(caught.value.root_cause) is ExecutableError
-    assert os.listdir(work_dir / "engine") == ["task.000001"]
-
-
-async def test_only_the_task_fails_when_its_file_vanishes_or_cannot_be_read(
-    work_dir: Path,
-) -> None:
-    async with await engine(work_dir) as flow:
-        tasks = Tasks(flow)
-        first = tasks.write("text", OutputFile("a.txt"))
-        (await first).unlink()
-        with pytest.raises(DataError, match=r"is not at .*, where task 'write' was to write it"):
-            await tasks.read(InputFile("a.txt"), first)
-        whole = flow.function_task(lambda out: out.filepath.mkdir())(OutputFile("dir"))
-        with pytest.raises(DataError, match="cannot copy its input file 'dir'"):
-            await tasks.read(InputFile("dir"), whole, task_description={"staging": "copy"})
-
-
-async def test_task_fails_when_its_directory_cannot_be_made(elsewhere: Path) -> None:
-    (elsewhere / "file").touch()
-    async with await engine(elsewhere / "file") as flow:
-        with pytest.raises(NotADirectoryError):
-            await Tasks(flow).write("text", OutputFile("a.txt"))
-
-
-async def test_body_does_not_run_when_cancelled_while_staging(
-    work_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    make_ready = staging._make_ready
-
-    def slow(*args: Any) -> str:
-        begun.set()
-        assert go_on.wait(GUARD_S)
-        return make_ready(*args)
-
-    ran = []
-    async with await engine(work_dir) as flow:
-        first = Tasks(flow).write("text", OutputFile("a.txt"))
-        await first
-        monkeypatch.setattr(staging, "_make_ready", slow)
-        second = flow.function_task(ran.append)(InputFile("a.txt"), first)
-        await reached(begun)
-        try:
-            assert second.cancel()
-        finally:
-            go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await second
-    assert_nothing_kept(flow)
-    assert ran == []
 
 
 def test_example_runs_when_it_is_taken_from_the_page(run_script: Callable[..., str]) -> None:
