@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backend_support import make_pool
 from engine_support import assert_nothing_kept
 from files_support import Tasks, engine, read, write
 
 from dftracer.asyncflow import (
     DataError,
     InputFile,
+    LocalExecutionBackend,
     OutputFile,
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
+from dftracer.asyncflow.backends.base import ExecutionBackend
 from dftracer.utils import Runtime
 
 AWKWARD = 'it\'s a "test" & $HOME; (1).txt'
@@ -40,13 +43,21 @@ def work_dir(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+@pytest.fixture(params=["runtime", "threads", "processes"])
+def backend(request: pytest.FixtureRequest) -> ExecutionBackend:
+    """Run the tests that use this on every backend of ours that runs anything."""
+    if request.param == "runtime":
+        return RuntimeExecutionBackend()
+    return LocalExecutionBackend(make_pool(request.param, 1))
+
+
 # --- from task to task --------------------------------------------------------------------------
 
 
 async def test_files_reach_the_consumer_when_programs_form_a_chain(
-    work_dir: Path, elsewhere: Path
+    work_dir: Path, elsewhere: Path, backend: ExecutionBackend
 ) -> None:
-    async with await engine(work_dir) as flow:
+    async with await engine(work_dir, backend=backend) as flow:
         tasks = Tasks(flow)
         first = tasks.say("hello", OutputFile("a.txt"))
         second = tasks.upper(InputFile("a.txt"), OutputFile("b.txt"), first)
@@ -79,8 +90,10 @@ class Job:
     out: dict[str, OutputFile]
 
 
-async def test_files_are_placed_when_they_are_nested_in_arguments(work_dir: Path) -> None:
-    async with await engine(work_dir) as flow:
+async def test_files_are_placed_when_they_are_nested_in_arguments(
+    work_dir: Path, backend: ExecutionBackend
+) -> None:
+    async with await engine(work_dir, backend=backend) as flow:
         tasks = Tasks(flow)
 
         @flow.function_task
@@ -175,6 +188,45 @@ async def test_files_are_staged_when_the_runtime_was_given(work_dir: Path) -> No
         runtime.wait_all(raise_on_error=True)
 
 
+async def test_output_is_captured_when_a_program_has_files(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with await engine(Path("work")) as flow:
+
+        @flow.executable_task(capture_stdio=True)
+        def list_files(source: InputFile, out: OutputFile, after: Any) -> str:
+            return f"ls > {out.filename}; cat {out.filename}"
+
+        first = Tasks(flow).write("text", OutputFile("a.txt"))
+        listed = list_files(InputFile("a.txt"), OutputFile("b.txt"), first)
+        assert (tmp_path / await listed).read_text() == "a.txt\nb.txt\n"
+        assert await Tasks(flow).read(InputFile("b.txt"), listed) == "a.txt\nb.txt\n"
+
+
+async def test_block_hands_files_on_as_they_are_when_it_is_called_with_some(
+    work_dir: Path,
+) -> None:
+    async with await engine(work_dir) as flow:
+        tasks = Tasks(flow)
+
+        @flow.block
+        async def copy_of(text: str, source: InputFile, out: OutputFile) -> str:
+            assert out.filepath is None
+            return await tasks.read(source, tasks.write(text, out))
+
+        assert await copy_of("text", InputFile("a.txt"), OutputFile("a.txt")) == "text"
+
+
+async def test_files_cross_over_when_tasks_run_on_different_backends(work_dir: Path) -> None:
+    backends = [RuntimeExecutionBackend(), LocalExecutionBackend(name="local")]
+    async with await engine(work_dir, backend=backends) as flow:
+        tasks = Tasks(flow)
+        read_there = flow.function_task(backend="local")(read)
+        first = tasks.say("hello", OutputFile("a.txt"))
+        assert await read_there(InputFile("a.txt"), first) == "hello\n"
+
+
 # --- ways of staging ----------------------------------------------------------------------------
 
 
@@ -218,13 +270,13 @@ async def test_value_error_when_the_way_of_staging_is_unknown(work_dir: Path) ->
 
 
 async def test_files_are_in_the_cwd_when_the_description_names_one(
-    work_dir: Path, tmp_path: Path, elsewhere: Path
+    work_dir: Path, tmp_path: Path, elsewhere: Path, backend: ExecutionBackend
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     (elsewhere / "a.txt").write_text("text\n")
     options = {"cwd": shared}
-    async with await engine(work_dir) as flow:
+    async with await engine(work_dir, backend=backend) as flow:
         tasks = Tasks(flow)
         done = [
             tasks.upper(InputFile("a.txt"), OutputFile(f"b{n}"), task_description=options)
