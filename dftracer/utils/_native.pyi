@@ -407,7 +407,7 @@ class Mailbox:
 
     def drain(
         self, limit: int
-    ) -> list[tuple[Any, Literal["running", "done", "failed", "cancelled"], Any | None]]:
+    ) -> list[tuple[Any, Literal["running", "done", "failed", "cancelled"], Any]]:
         """Take what is oldest, at most ``limit``: token, state, and value or exception.
 
         For ``running`` the value is the time at which the task began, in seconds since the epoch.
