@@ -11,6 +11,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from dftracer.asyncflow.commands import SHELL
 from dftracer.asyncflow.components import Block, Component
 
 try:
@@ -76,7 +77,7 @@ class Telemetry:
         self.manager = manager
         self._engine = engine
         self._submitted: dict[int, float] = {}
-        self._started: dict[int, float] = {}
+        self._started = manager.started
         self._report_running(True)
         manager.life.add_done_callback(self._stopped)
 
@@ -175,8 +176,8 @@ class Telemetry:
         fields: dict[str, Any] | None = None,
         **attributes: Any,
     ) -> None:
-        template, description = component._template, component._description or {}
-        attributes["executable"] = description.get("executable") or template.name
+        template = component._template
+        attributes["executable"] = _program_of(component) or template.name
         attributes["task_type"] = template.kind
         if component._workflow_id is not None:
             attributes[WORKFLOW] = component._workflow_id
@@ -203,6 +204,11 @@ class _Manager(TelemetryManager):  # type: ignore[misc] # there is none to check
     session_context: otel_context.Context
     """With the session's span as the current one."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.started: dict[int, float] = {}
+        """The tasks that run, by their numbers, and since when."""
+
     async def start(self) -> None:
         self._stop_asked = asyncio.Event()
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -225,10 +231,24 @@ class _Manager(TelemetryManager):  # type: ignore[misc] # there is none to check
         await asyncio.shield(self.life)
         self.leave()
 
+    def task_count(self) -> dict[str, int]:
+        # RHAPSODY 0.6 takes one away for each task that ends, whether it had started or not.
+        return {**super().task_count(), "running": len(self.started)}
+
     def leave(self) -> None:
         """Make the session's span no longer the current one of the calling task."""
         if otel_context.get_current() is self.session_context:
             otel_context.attach(self._outer_context)
+
+
+def _program_of(component: Component[Any]) -> str | None:
+    """Return what an executable task runs: of a shell's command the first word."""
+    description = component._description or {}
+    program: str | None = description.get("executable")
+    if program == SHELL and description["arguments"][:1] == ["-c"]:
+        words = description["arguments"][1].split(None, 1)
+        return words[0] if words else program
+    return program
 
 
 def _workflow_of(event: Any) -> dict[str, Any]:
