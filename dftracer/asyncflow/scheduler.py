@@ -27,7 +27,8 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.backends import registry
@@ -49,6 +50,9 @@ from dftracer.asyncflow.failures import (
 )
 from dftracer.asyncflow.inspection import History
 from dftracer.utils.primitives import Graph
+
+if TYPE_CHECKING:
+    from dftracer.asyncflow.telemetry import Telemetry
 
 log = logging.getLogger("dftracer.asyncflow")
 
@@ -100,6 +104,7 @@ class Scheduler:
         self._is_closed = False
         self._shutdown_begun = asyncio.Event()
         self._quiet: asyncio.Future[None] | None = None
+        self._telemetry: Telemetry | None = None
         self._scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
             f"{uid}.scope", default=None
         )
@@ -147,6 +152,8 @@ class Scheduler:
             self._take_in(component, scope)
         if workflow_id is not None:
             component._workflow_id = workflow_id
+        if self._telemetry is not None:
+            self._telemetry.created(component)
         if ready:
             self._enqueue(component)
         return component
@@ -213,6 +220,8 @@ class Scheduler:
                 continue
             if component._dependencies and not self._resolve(component):
                 continue
+            if self._telemetry is not None:
+                self._telemetry.resolved(component)
             kind = component._template.kind
             if kind == "function" and not (component._files or component._producers):
                 component._stage = "LAUNCHED"
@@ -360,8 +369,10 @@ class Scheduler:
         block._stage = "RUNNING"
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(block, block.uid))
+        telemetry = self._telemetry
         try:
-            result = await function(*args, **kwargs)
+            with telemetry.scope("block", block.uid) if telemetry is not None else nullcontext():
+                result = await function(*args, **kwargs)
         except asyncio.CancelledError:
             self._cancel(block, None)
         except Exception as error:
@@ -374,6 +385,8 @@ class Scheduler:
 
     def _submit(self, components: list[Component[Any]]) -> None:
         """Hand tasks to their backends."""
+        if self._telemetry is not None:
+            self._telemetry.submitted(components)
         if len(self._backends) == 1:
             self._submit_to(self._default, [component._describe() for component in components])
             return
@@ -480,6 +493,8 @@ class Scheduler:
             self._cancel(component, None)
         elif outcome == TaskStates.RUNNING:
             component._stage = "RUNNING"
+            if self._telemetry is not None:
+                self._telemetry.started(component, record)
 
     async def _check_outputs(self, component: Component[Any], record: dict[str, Any]) -> None:
         """End a task that has ended well, unless it has not written what it declares to write."""
@@ -536,6 +551,8 @@ class Scheduler:
         number = component._number
         del self._unfinished[number]
         self._history.add(component)
+        if self._telemetry is not None:
+            self._telemetry.ended(component)
         component._context = None
         if component._description is not None:
             component._description["context"] = None

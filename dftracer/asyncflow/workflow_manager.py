@@ -6,7 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow import signals
@@ -20,7 +20,7 @@ from dftracer.asyncflow.decorators import (
     FunctionDecorator,
     make_decorator,
 )
-from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.errors import EngineShutdownError, text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 from dftracer.asyncflow.inspection import Components, Dependencies
 from dftracer.asyncflow.scheduler import Scheduler, Scope
@@ -175,10 +175,67 @@ class WorkflowEngine(Scheduler):
         workflow_id = workflow_id or f"wf-{uuid.uuid4().hex[:8]}"
         outer = self._scope.get()
         token = self._scope.set(Scope(outer.owner if outer else None, workflow_id))
+        telemetry = self._telemetry
         try:
-            yield workflow_id
+            with telemetry.scope("workflow", workflow_id) if telemetry else nullcontext():
+                yield workflow_id
         finally:
             self._scope.reset(token)
+
+    async def start_telemetry(
+        self,
+        resource_poll_interval: float = 5.0,
+        checkpoint_interval: float | None = None,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        span_processors: list[Any] | None = None,
+        metric_readers: list[Any] | None = None,
+        resource: Any = None,
+    ) -> Any:
+        """Begin to record what happens to tasks, until the engine or the manager is stopped.
+
+        Parameters
+        ----------
+        resource_poll_interval:
+            Seconds between looks at the resources of a backend, if RHAPSODY can see these.
+        checkpoint_interval:
+            Seconds between writes of metrics and spans; by default only at the end.
+        checkpoint_path:
+            The directory of the file, of JSON lines, that all is written to; by default none.
+        span_processors, metric_readers, resource:
+            What OpenTelemetry's providers shall have in addition.
+
+        Returns
+        -------
+        rhapsody.telemetry.manager.TelemetryManager
+            What gives events, metrics and spans; the names are in ``docs/telemetry.md``.
+
+        Raises
+        ------
+        ImportError
+            If the extra ``[telemetry]`` is not installed.
+        RuntimeError
+            If the engine has its telemetry already, or is shut down.
+        """
+        from dftracer.asyncflow import telemetry
+
+        if self._is_closed:
+            raise EngineShutdownError(
+                f"cannot start the telemetry of engine '{self.uid}': it is shut down"
+            )
+        if self._telemetry is not None:
+            raise RuntimeError(
+                f"engine '{self.uid}' has its telemetry already: stop that manager first"
+            )
+        self._telemetry = await telemetry.start(
+            self,
+            resource_poll_interval,
+            checkpoint_interval=checkpoint_interval,
+            checkpoint_path=checkpoint_path,
+            span_processors=span_processors,
+            metric_readers=metric_readers,
+            resource=resource,
+        )
+        return self._telemetry.manager
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -295,7 +352,10 @@ class WorkflowEngine(Scheduler):
         if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
             closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))
             closing.add_done_callback(lambda _: signals.unwatch(self))
+        telemetry = self._telemetry
         await asyncio.shield(closing)
+        if telemetry is not None:
+            telemetry.manager.leave()
 
     async def _end(self, skip_execution_backend: bool) -> None:
         await self._wait_until_quiet()
@@ -310,6 +370,8 @@ class WorkflowEngine(Scheduler):
                     errors.append(error)
         for backend in backends:
             registry.detach(backend)
+        if self._telemetry is not None:
+            await self._telemetry.stop()
         if errors:
             raise errors[0]
 

@@ -272,11 +272,13 @@ class Runtime:
         name: str | None = None,
         mailbox: Mailbox | None = None,
         token: Any | None = None,
+        tell_begin: bool = False,
     ) -> TaskHandle[ProcessResult]:
         """Run a program: what :meth:`dftracer.utils.Runtime.run_process` is made of.
 
         With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
-        business of its reader.
+        business of its reader. With ``tell_begin`` that it begins is posted too, as by
+        :meth:`Mailbox.post`.
         """
 
     def hash_files(
@@ -394,16 +396,22 @@ class ProcessResult:
 
 @final
 class Mailbox:
-    """Ended tasks on their way to an event loop, which is woken once per burst."""
+    """What becomes of tasks, on its way to an event loop, which is woken once per burst."""
 
     def __new__(cls) -> Mailbox: ...
     def fileno(self) -> int:
-        """Return the descriptor that is readable while outcomes wait."""
+        """Return the descriptor that is readable while something waits."""
+
+    def post(self, token: Any) -> None:
+        """Tell the reader, from any thread, that the task of ``token`` begins now."""
 
     def drain(
         self, limit: int
-    ) -> list[tuple[Any, Literal["done", "failed", "cancelled"], Any | None]]:
-        """Take the oldest outcomes, at most ``limit``: token, state, and value or exception."""
+    ) -> list[tuple[Any, Literal["running", "done", "failed", "cancelled"], Any]]:
+        """Take what is oldest, at most ``limit``: token, state, and value or exception.
+
+        For ``running`` the value is the time at which the task began, in seconds since the epoch.
+        """
 
 @final
 class Graph:

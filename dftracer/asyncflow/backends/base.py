@@ -40,7 +40,9 @@ The backend adds the outcome, then calls the callback with the task and a state,
 ``CANCELED``
     Nothing.
 
-It may call it with ``RUNNING`` before. The callback may be called in any thread, best in the event
+It may call it with ``RUNNING`` before, and does so for each task that begins if it has an attribute
+``report_running`` that is true. The task's ``started_at``, in seconds since the epoch, tells then
+since when it runs, if that is not now. The callback may be called in any thread, best in the event
 loop's, and ignores what it is told of a task that has ended.
 """
 
@@ -97,6 +99,8 @@ class ExecutionBackend(ABC):
 
     supports_implicit_data_linking = False
     supports_explicit_data_linking = False
+    report_running = False
+    """Whether somebody wants to know when tasks begin, at some cost. Set by the engine."""
 
     def __init__(self, name: str = "default") -> None:
         self.name = name

@@ -28,6 +28,7 @@ from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, text_of_error
+from dftracer.utils.primitives import Mailbox
 
 End = tuple[str, Any]
 """How a call ended, ``done``, ``failed`` or ``cancelled``, and its value or error."""
@@ -44,9 +45,13 @@ class Call:
         The backend's name, for messages.
     notes:
         Where workers in other processes note that they begin.
+    mailbox:
+        Where a worker in this process posts that it begins, if anybody wants to know that.
     """
 
-    def __init__(self, task: Task, backend: str, notes: Notes) -> None:
+    def __init__(
+        self, task: Task, backend: str, notes: Notes, mailbox: Mailbox | None = None
+    ) -> None:
         self.task: Task | None = task
         self.name = name_of(task)
         self.backend = backend
@@ -58,6 +63,7 @@ class Call:
         self._kwargs = task.get("kwargs") or {}
         self._context = task.get("context") or contextvars.copy_context()
         self._notes = notes
+        self._mailbox = mailbox
         self._position: int | None = None
         self._begun: float | None = None
         self._refusal: BaseException | None = None
@@ -70,6 +76,8 @@ class Call:
             self.end = ("cancelled", None)
             return
         self._begun = time.monotonic()
+        if self._mailbox is not None:
+            self._mailbox.post(self.task)
         try:
             self.end = ("done", self._context.run(self._run))
         except BaseException as error:
@@ -135,6 +143,11 @@ class Call:
             return self._notes.read(self._position)
         return self._begun
 
+    def began_at(self) -> float | None:
+        """As :meth:`begun`, in seconds since the epoch."""
+        begun = self.begun()
+        return None if begun is None else time.time() - (time.monotonic() - begun)
+
     @property
     def state(self) -> str:
         """``queued`` or ``running``, as of an unfinished call."""
@@ -167,6 +180,8 @@ class Call:
         except BaseException as error:  # of somebody's unpickling, if anything
             self.end = ("failed", error)
         if self._position is not None:
+            if self._mailbox is not None:
+                self._begun = self.begun()
             self._notes.release(self._position)
 
     def _end_of(self, future: Future[Any]) -> End:

@@ -178,7 +178,7 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
                 )
             if options_of(task):
                 self._ignore_unknown(task, "program", PROGRAM_OPTIONS | {"shell"})
-            running = start_program(task, runtime, mailbox, self._work_dir)
+            running = start_program(task, runtime, mailbox, self._work_dir, self.report_running)
         except Exception as error:
             self._fail(task, error)
         else:
@@ -212,8 +212,18 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         if self._mailbox is None:
             return
         for task, end, value in self._mailbox.drain(DELIVERIES_PER_TURN):
-            self._end(task, end, value)
+            if end == "running":
+                self._begin(task, value)
+            else:
+                self._end(task, end, value)
         self._tell_if_empty()
+
+    def _begin(self, task: Task, since: float) -> None:
+        """Report that a task has begun, unless it was given up or has ended."""
+        entry = self._unfinished.get(task["uid"])
+        if entry is not None and entry[0] is task:
+            task["started_at"] = since
+            self._tell(task, TaskStates.RUNNING)
 
     def _end(self, task: Task, end: str, value: Any) -> None:
         """Report how a task has ended, unless it was given up."""

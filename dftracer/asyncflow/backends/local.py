@@ -95,7 +95,9 @@ class LocalExecutionBackend(HostExecutionBackend):
 
     def _run_functions(self, tasks: list[Task]) -> None:
         for task in tasks:
-            call = Call(task, self.name, self._notes)
+            call = Call(
+                task, self.name, self._notes, self._mailbox if self.report_running else None
+            )
             try:
                 timeout = self._timeout_of_function(task)
                 future = call.begin(self.executor)
@@ -124,10 +126,19 @@ class LocalExecutionBackend(HostExecutionBackend):
         # Before looking, so that what comes after the last look wakes the loop again.
         self._is_woken = False
         for _ in range(min(len(self._ended), DELIVERIES_PER_TURN)):
-            self._end(*self._ended.popleft().take_end())
+            call = self._ended.popleft()
+            if self.report_running:
+                self._begin_late(call)
+            self._end(*call.take_end())
         if self._ended:
             self._wake()
         self._tell_if_empty()
+
+    def _begin_late(self, call: Call) -> None:
+        """Report that a call has begun if only its end tells, as in another process."""
+        since = call.began_at()
+        if since is not None and call.task is not None and "started_at" not in call.task:
+            self._begin(call.task, since)
 
     def cancel_nowait(self, uid: str) -> bool:
         entry = self._unfinished.get(uid)

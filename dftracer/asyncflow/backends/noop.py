@@ -19,6 +19,8 @@ class NoopExecutionBackend(ExecutionBackend):
         for task in tasks:
             output = "Dummy Prompt Output" if task.get("prompt") else "Dummy Output"
             task.update(stdout=output, return_value=output, exit_code=0)
+            if self.report_running:
+                self._callback_func(task, TaskStates.RUNNING)
             self._callback_func(task, TaskStates.DONE)
 
     async def cancel_task(self, uid: str) -> bool:

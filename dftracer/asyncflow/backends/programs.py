@@ -55,9 +55,11 @@ def argv_of(task: Task) -> list[str]:
 
 
 def start_program(
-    task: Task, runtime: Runtime, mailbox: Mailbox, work_dir: str
+    task: Task, runtime: Runtime, mailbox: Mailbox, work_dir: str, tell_begin: bool
 ) -> TaskHandle[ProcessResult]:
     """Start the program of a task; its end is posted to ``mailbox`` under the task.
+
+    So is its beginning, with ``tell_begin``.
 
     Raises
     ------
@@ -88,6 +90,7 @@ def start_program(
         name=name_of(task),
         mailbox=mailbox,
         token=task,
+        tell_begin=tell_begin,
     )
 
 

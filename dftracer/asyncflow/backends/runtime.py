@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -57,6 +58,8 @@ class RuntimeExecutionBackend(HostExecutionBackend):
                 except (TypeError, ValueError) as error:
                     self._fail(task, error)
                     continue
+            if self.report_running:
+                function = _noting(function, functools.partial(self._mailbox.post, task))
             accepted.append(task)
             calls.append(
                 (task, function, task["args"], task["kwargs"], task["name"], task.get("context"))
@@ -79,18 +82,18 @@ class RuntimeExecutionBackend(HostExecutionBackend):
             return function
         begun: list[float] = []
         limits.append((task, timeout, lambda: begun[0] if begun else None))
-        return _noting(function, begun)
+        return _noting(function, lambda: begun.append(time.monotonic()))
 
 
-def _noting(function: Callable[..., Any], begun: list[float]) -> Callable[..., Any]:
-    """Return ``function`` in a form that notes when it begins, of the same kind."""
+def _noting(function: Callable[..., Any], note: Callable[[], object]) -> Callable[..., Any]:
+    """Return ``function`` in a form that calls ``note`` when it begins, of the same kind."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        begun.append(time.monotonic())
+        note()
         return function(*args, **kwargs)
 
     async def call_async(*args: Any, **kwargs: Any) -> Any:
-        begun.append(time.monotonic())
+        note()
         return await function(*args, **kwargs)
 
     return call_async if inspect.iscoroutinefunction(function) else call

@@ -1,6 +1,7 @@
-//! Finished tasks on their way to an event loop.
+//! What becomes of tasks, on its way to an event loop.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use pyo3::prelude::*;
@@ -8,10 +9,24 @@ use pyo3::types::PyList;
 
 use crate::handle::TaskHandle;
 
-/// One finished task and the object that its submitter gave to recognise it by.
+/// One task, by the object that its submitter gave to recognise it by, and what is new of it.
 pub(crate) struct Delivery {
     pub(crate) token: Py<PyAny>,
-    pub(crate) handle: Py<TaskHandle>,
+    pub(crate) news: News,
+}
+
+pub(crate) enum News {
+    /// It has begun, at this time.
+    Begun(SystemTime),
+    /// It has ended.
+    Ended(Py<TaskHandle>),
+}
+
+impl Delivery {
+    /// That the task of `token` begins now.
+    pub(crate) fn begun(token: Py<PyAny>) -> Self {
+        Self { token, news: News::Begun(SystemTime::now()) }
+    }
 }
 
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
@@ -30,12 +45,24 @@ impl Mailbox {
         self.core.fileno()
     }
 
+    fn post(&self, token: Py<PyAny>) {
+        self.core.post(Delivery::begun(token));
+    }
+
     fn drain<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
         let deliveries = self.core.drain(limit);
         let items = PyList::empty(py);
-        for Delivery { token, handle } in deliveries {
-            let (state, value) = handle.get().report(py);
-            items.append((token, state, value))?;
+        for Delivery { token, news } in deliveries {
+            match news {
+                News::Begun(at) => {
+                    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+                    items.append((token, "running", seconds))?;
+                }
+                News::Ended(handle) => {
+                    let (state, value) = handle.get().report(py);
+                    items.append((token, state, value))?;
+                }
+            }
         }
         Ok(items)
     }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec, Sink, Source};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -11,6 +12,7 @@ use pyo3::types::{PyBytes, PyString, PyType};
 
 use crate::fork::apart_from_forks;
 use crate::handle::{Content, Outcome, TaskHandle, seconds, state};
+use crate::mailbox::Delivery;
 use crate::native::{NativeOutcome, os_error};
 use crate::shared::Shared;
 
@@ -47,6 +49,8 @@ pub(crate) struct Request {
     pub(crate) name: Option<Py<PyString>>,
     /// Whether `wait_all` and `get_failed` speak of it.
     pub(crate) tracked: bool,
+    /// Who is told that it begins.
+    pub(crate) begun: Option<(Arc<CoreMailbox<Delivery>>, Py<PyAny>)>,
 }
 
 /// Starts the process on the I/O lane and returns its handle, which is not yet begun to be waited
@@ -76,6 +80,7 @@ pub(crate) fn submit<'py>(
         stderr: request.stderr,
         timeout: shared.shorter_timeout(timeout),
     };
+    let begun = request.begun;
     let kill = Kill::default();
     shared.task_begins()?;
     let content = Content::Native(Some(kill.clone()));
@@ -90,6 +95,9 @@ pub(crate) fn submit<'py>(
             apart_from_forks(|| {
                 let claimed = claimer.get().claim();
                 drop(claimer);
+                if let (true, Some((mailbox, token))) = (claimed, begun) {
+                    mailbox.post(Delivery::begun(token));
+                }
                 claimed
             })
         };

@@ -196,7 +196,7 @@ impl Runtime {
 
     /// `stdin` is bytes, the path of a file, or `None`; `stdout` and `stderr` are the path of a
     /// file, `False` to discard, or `None` to capture.
-    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None))]
+    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
     fn start_process<'py>(
         &self,
@@ -211,7 +211,10 @@ impl Runtime {
         name: Option<Bound<'py, PyString>>,
         mailbox: Option<&Mailbox>,
         token: Option<Py<PyAny>>,
+        tell_begin: bool,
     ) -> PyResult<Bound<'py, TaskHandle>> {
+        let token = token.unwrap_or_else(|| py.None());
+        let begun = mailbox.filter(|_| tell_begin);
         let request = Request {
             argv,
             cwd,
@@ -222,10 +225,10 @@ impl Runtime {
             timeout,
             name: name.map(Bound::unbind),
             tracked: mailbox.is_none(),
+            begun: begun.map(|mailbox| (mailbox.core.clone(), token.clone_ref(py))),
         };
         process::submit(py, &self.shared, request, |handle| {
             if let Some(mailbox) = mailbox {
-                let token = token.unwrap_or_else(|| py.None());
                 TaskHandle::deliver_to(handle, &mailbox.core, token);
             }
         })

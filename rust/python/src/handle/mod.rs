@@ -17,7 +17,7 @@ use dftracer_core::watchdog::Alarm;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::mailbox::Delivery;
+use crate::mailbox::{Delivery, News};
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::{signals, worker};
@@ -333,7 +333,7 @@ impl TaskHandle {
         mailbox: &Arc<CoreMailbox<Delivery>>,
         token: Py<PyAny>,
     ) {
-        let delivery = Delivery { token, handle: self_.clone().unbind() };
+        let delivery = Delivery { token, news: News::Ended(self_.clone().unbind()) };
         Self::tell(self_, Waiter::Mailbox { mailbox: mailbox.clone(), delivery });
     }
 
