@@ -14,6 +14,7 @@ mod graph;
 mod handle;
 mod mailbox;
 mod native;
+mod origin;
 mod process;
 mod progress;
 mod runtime;

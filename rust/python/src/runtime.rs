@@ -10,8 +10,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
-use crate::call::copy_context;
-use crate::coroutine::code_of;
+use crate::call::Call;
 use crate::files;
 use crate::handle::{Content, Outcome, TaskHandle};
 use crate::mailbox::Mailbox;
@@ -46,7 +45,7 @@ type MailboxCall<'py> = (
 );
 
 /// A call that is to become a task.
-struct Call<'py> {
+struct Submission<'py> {
     callable: Bound<'py, PyAny>,
     args: Bound<'py, PyTuple>,
     kwargs: Option<Bound<'py, PyDict>>,
@@ -61,8 +60,11 @@ struct Call<'py> {
 
 impl Runtime {
     /// Makes a task of a call, accepted but not queued, and says for which lane.
-    fn accept<'py>(&self, call: Call<'py>) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Call { callable, args, kwargs, name, context, lane, tracked } = call;
+    fn accept<'py>(
+        &self,
+        submission: Submission<'py>,
+    ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
+        let Submission { callable, args, kwargs, name, context, lane, tracked } = submission;
         let py = callable.py();
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
@@ -71,28 +73,23 @@ impl Runtime {
                  pass the function itself, without calling it"
             )));
         }
-        let (code, is_coroutine) = code_of(&callable);
+        let origin = self.shared.origins.of(&callable);
+        let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
         let lane = if is_coroutine { LaneKind::Coroutine } else { lane };
-        let content = Content::Call {
-            context: match context {
-                Some(context) => context.into_any().unbind(),
-                None => copy_context(py)?,
-            },
-            callable: callable.unbind(),
-            args: args.unbind(),
-            kwargs: kwargs.map(Bound::unbind),
-        };
+        let context = context.map(|context| context.into_any().unbind());
+        let call = Call::new(callable, args, kwargs, context)?;
         self.shared.task_begins()?;
         let task = TaskHandle::new(
             py,
             self.shared.clone(),
             name.map(Bound::unbind),
-            content,
+            Content::Call(call),
             Some(lane),
-            code.map(Bound::unbind),
+            origin,
             tracked,
         );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
+        TaskHandle::untrack(&handle);
         TaskHandle::enter_ledger(&handle);
         Ok((lane, handle))
     }
@@ -126,8 +123,15 @@ impl Runtime {
         }
         let callable = task_or_fn.clone();
         let lane = LaneKind::Python;
-        let (lane, handle) =
-            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
+        let (lane, handle) = self.accept(Submission {
+            callable,
+            args,
+            kwargs,
+            name,
+            context: None,
+            lane,
+            tracked: true,
+        })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -142,8 +146,15 @@ impl Runtime {
     ) -> PyResult<Bound<'py, TaskHandle>> {
         let callable = function.clone();
         let lane = LaneKind::Io;
-        let (lane, handle) =
-            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
+        let (lane, handle) = self.accept(Submission {
+            callable,
+            args,
+            kwargs,
+            name,
+            context: None,
+            lane,
+            tracked: true,
+        })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -162,8 +173,9 @@ impl Runtime {
         for (token, callable, args, kwargs, name, context) in calls {
             let lane = LaneKind::Python;
             let name = Some(name);
-            let call = Call { callable, args, kwargs, name, context, lane, tracked: false };
-            match self.accept(call) {
+            let submission =
+                Submission { callable, args, kwargs, name, context, lane, tracked: false };
+            match self.accept(submission) {
                 Ok((lane, handle)) => {
                     TaskHandle::deliver_to(&handle, &mailbox.core, token);
                     match lane {

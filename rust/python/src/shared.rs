@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 
 use crate::deadlines::Deadlines;
 use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
+use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
 use crate::{callbacks, coroutine, signals, worker};
 
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     io: Mutex<OnceCell<IoLane>>,
     compute: Mutex<OnceCell<ComputeLane>>,
     pub(crate) deadlines: Deadlines,
+    pub(crate) origins: Origins,
     /// Every handle that is alive.
     pub(crate) ledger: Ledger<HandleAddress>,
     /// The workers that run Python code and are alive.
@@ -128,6 +130,7 @@ impl Shared {
             io: Mutex::default(),
             compute: Mutex::default(),
             deadlines: Deadlines::default(),
+            origins: Origins::default(),
             ledger: Ledger::new(),
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::call::{call_in_context, panic_error, panic_text};
+use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
@@ -155,13 +155,13 @@ fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers)
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
 fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let this = handle.get();
-    let Content::Call { callable, args, kwargs, context } = this.take_content() else {
+    let Content::Call(call) = this.take_content() else {
         return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
     };
     // Nobody but the queue holds the handle: nobody will ask for its name.
     // SAFETY: attached; the handle is a live object.
     if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
-        this.keep_name(callable.bind(py));
+        this.keep_name(call.callable().bind(py));
     }
     let outer = begin_body(py, handle);
     if this.is_cancel_requested() {
@@ -169,22 +169,25 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         end_body(py, outer);
         return Some(Outcome::Cancelled);
     }
-    let result = call_in_context(py, &context, &callable, &args, kwargs.as_ref());
+    let result = call.context(py).and_then(|context| {
+        let value = in_context(context.bind(py), || call.here(py))?;
+        Ok((value, context))
+    });
     let interrupted = end_body(py, outer);
     if result.is_err() {
-        this.keep_name(callable.bind(py));
+        this.keep_name(call.callable().bind(py));
     }
     // The arguments go before the outcome is told: who waits for it sees them released.
-    drop((args, kwargs, callable));
+    drop(call);
     match result {
-        Ok(value) if is_coroutine(&value) => {
+        Ok((value, context)) if is_coroutine(&value) => {
             this.become_(Content::Coroutine { coroutine: value.unbind(), context });
             if let Some(shared) = this.shared() {
                 shared.pass_on(py, handle);
             }
             None
         }
-        Ok(value) => Some(Outcome::Value(value.unbind())),
+        Ok((value, _)) => Some(Outcome::Value(value.unbind())),
         Err(error) if interrupted && error.is_instance(py, interruption(py).as_any()) => {
             Some(Outcome::Cancelled)
         }
@@ -372,7 +375,7 @@ pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc
     };
     // A task of another runtime has a number that means something else here.
     let is_ours = task.get().shared().is_some_and(|own| Arc::ptr_eq(own, shared));
-    is_ours.then(|| task.get().family().clone())
+    is_ours.then(|| task.get().family())
 }
 
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.
