@@ -61,6 +61,22 @@ pub(crate) struct FullCall {
 }
 
 impl Call {
+    /// `callable(argument)` in a copy of the current context.
+    pub(crate) fn with_one(
+        callable: Bound<'_, PyAny>,
+        argument: Borrowed<'_, '_, PyAny>,
+    ) -> PyResult<Self> {
+        let py = callable.py();
+        let (callable, argument) = (callable.unbind(), argument.to_owned().unbind());
+        Ok(match copy_context(py)? {
+            None => Self::One { callable, argument },
+            Some(context) => {
+                let args = PyTuple::new(py, [argument])?.unbind();
+                Self::Full(Box::new(FullCall { callable, args, kwargs: None, context }))
+            }
+        })
+    }
+
     /// A call in `context`, or in a copy of the current one.
     pub(crate) fn new(
         callable: Bound<'_, PyAny>,

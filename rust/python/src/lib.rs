@@ -20,6 +20,7 @@ mod progress;
 mod runtime;
 mod shared;
 mod signals;
+mod submit;
 mod worker;
 
 use pyo3::prelude::*;
@@ -53,6 +54,7 @@ mod _native {
         // Fails only if another extension has set a logger already; then that one is used.
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
+        crate::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -17,6 +17,7 @@ use crate::mailbox::Mailbox;
 use crate::process::{self, Request};
 use crate::progress;
 use crate::shared::{LaneKind, Shared};
+use crate::submit::Arguments;
 
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
@@ -46,12 +47,8 @@ type MailboxCall<'py> = (
 
 /// A call that is to become a task.
 struct Submission<'py> {
-    callable: Bound<'py, PyAny>,
-    args: Bound<'py, PyTuple>,
-    kwargs: Option<Bound<'py, PyDict>>,
+    call: Call,
     name: Option<Bound<'py, PyString>>,
-    /// What it runs in; a copy of the caller's context if `None`.
-    context: Option<Bound<'py, PyContext>>,
     /// Where it goes if it is no coroutine function.
     lane: LaneKind,
     /// Whether `wait_all` and `get_failed` speak of it.
@@ -62,10 +59,11 @@ impl Runtime {
     /// Makes a task of a call, accepted but not queued, and says for which lane.
     fn accept<'py>(
         &self,
+        py: Python<'py>,
         submission: Submission<'py>,
     ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Submission { callable, args, kwargs, name, context, lane, tracked } = submission;
-        let py = callable.py();
+        let Submission { call, name, lane, tracked } = submission;
+        let callable = call.callable().bind(py);
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
             return Err(PyTypeError::new_err(format!(
@@ -73,11 +71,9 @@ impl Runtime {
                  pass the function itself, without calling it"
             )));
         }
-        let origin = self.shared.origins.of(&callable);
+        let origin = self.shared.origins.of(callable);
         let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
         let lane = if is_coroutine { LaneKind::Coroutine } else { lane };
-        let context = context.map(|context| context.into_any().unbind());
-        let call = Call::new(callable, args, kwargs, context)?;
         self.shared.task_begins()?;
         let task = TaskHandle::new(
             py,
@@ -92,6 +88,31 @@ impl Runtime {
         TaskHandle::untrack(&handle);
         TaskHandle::enter_ledger(&handle);
         Ok((lane, handle))
+    }
+
+    /// Queues a call, or gives back a handle that is submitted again.
+    pub(crate) fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        let Some(task_or_fn) = arguments.first() else {
+            return Err(PyTypeError::new_err("submit() takes a callable or a TaskHandle to run"));
+        };
+        if let Ok(handle) = task_or_fn.cast_exact::<TaskHandle>() {
+            return Ok(handle.to_owned());
+        }
+        let callable = task_or_fn.to_owned();
+        let call = match (arguments.only_other(), arguments.kwargs.as_ref()) {
+            (Some(argument), None) => Call::with_one(callable, argument),
+            (_, kwargs) => Call::new(callable, arguments.others()?, kwargs.cloned(), None),
+        };
+        let (lane, handle) = self.accept(
+            py,
+            Submission { call: call?, name: arguments.name, lane: LaneKind::Python, tracked: true },
+        )?;
+        self.shared.push(lane, &handle);
+        Ok(handle)
     }
 }
 
@@ -110,51 +131,18 @@ impl Runtime {
         Ok(Self { shared })
     }
 
-    #[pyo3(signature = (task_or_fn, /, *args, name=None, **kwargs))]
-    fn submit<'py>(
-        &self,
-        task_or_fn: &Bound<'py, PyAny>,
-        args: Bound<'py, PyTuple>,
-        name: Option<Bound<'py, PyString>>,
-        kwargs: Option<Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, TaskHandle>> {
-        if let Ok(handle) = task_or_fn.cast::<TaskHandle>() {
-            return Ok(handle.clone());
-        }
-        let callable = task_or_fn.clone();
-        let lane = LaneKind::Python;
-        let (lane, handle) = self.accept(Submission {
-            callable,
-            args,
-            kwargs,
-            name,
-            context: None,
-            lane,
-            tracked: true,
-        })?;
-        self.shared.push(lane, &handle);
-        Ok(handle)
-    }
-
     #[pyo3(signature = (function, /, *args, name=None, **kwargs))]
     fn submit_io<'py>(
         &self,
+        py: Python<'py>,
         function: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
         name: Option<Bound<'py, PyString>>,
         kwargs: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
-        let callable = function.clone();
-        let lane = LaneKind::Io;
-        let (lane, handle) = self.accept(Submission {
-            callable,
-            args,
-            kwargs,
-            name,
-            context: None,
-            lane,
-            tracked: true,
-        })?;
+        let call = Call::new(function.clone(), args, kwargs, None)?;
+        let (lane, handle) =
+            self.accept(py, Submission { call, name, lane: LaneKind::Io, tracked: true })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -171,11 +159,12 @@ impl Runtime {
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         let mut failure = None;
         for (token, callable, args, kwargs, name, context) in calls {
-            let lane = LaneKind::Python;
-            let name = Some(name);
-            let submission =
-                Submission { callable, args, kwargs, name, context, lane, tracked: false };
-            match self.accept(submission) {
+            let context = context.map(|context| context.into_any().unbind());
+            let accepted = Call::new(callable, args, kwargs, context).and_then(|call| {
+                let lane = LaneKind::Python;
+                self.accept(py, Submission { call, name: Some(name), lane, tracked: false })
+            });
+            match accepted {
                 Ok((lane, handle)) => {
                     TaskHandle::deliver_to(&handle, &mailbox.core, token);
                     match lane {

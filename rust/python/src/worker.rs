@@ -17,7 +17,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::call::{in_context, panic_error, panic_text};
-use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
+use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 
@@ -58,6 +58,8 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
         let mut sleepers = Sleepers::new();
+        // The end of the last task, where it is the beginning of the next.
+        let mut last_end = None;
         loop {
             if owner.is_copy() {
                 // A body has forked and returned in the child: that was all there is to do here.
@@ -68,13 +70,19 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
             let _ = owner.obey(kind, order);
             match job {
                 Some(handle) => {
-                    wake(&mut sleepers);
-                    if handle.get().claim() {
-                        run_claimed(py, &handle, &mut sleepers);
+                    if !sleepers.is_empty() {
+                        wake(&mut sleepers);
+                        last_end = None;
+                    }
+                    let now = last_end.take().unwrap_or_else(nanos_now);
+                    if handle.get().claim_at(now) {
+                        let end = run_claimed(py, &handle, &mut sleepers);
+                        last_end = end.filter(|end| end.unheard).map(|end| end.at);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
                     Rest::Sleep => {
+                        last_end = None;
                         py.detach(|| {
                             wake(&mut sleepers);
                             parker.park_until_notified();
@@ -140,16 +148,17 @@ fn take_leave(py: Python<'_>) {
     });
 }
 
-fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
+/// Runs a task. `None` if it has not ended now.
+fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) -> Option<End> {
     if let Some(shared) = handle.get().shared() {
         shared.arm(handle.get());
     }
     let outcome = match catch_unwind(AssertUnwindSafe(|| run_body(py, handle))) {
         Ok(Some(outcome)) => outcome,
-        Ok(None) => return, // it goes on elsewhere
+        Ok(None) => return None, // it goes on elsewhere
         Err(panic) => Outcome::Error(panic_error(&panic_text(panic.as_ref()))),
     };
-    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers);
+    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers)
 }
 
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
@@ -211,7 +220,8 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
     with_current(|current| {
         let Some(current) = current else { return Outer { task: None, id: IDLE } };
         let task = current.task.replace(handle.clone_ref(py));
-        current.slot.since.store(nanos_now(), Ordering::Relaxed);
+        let since = handle.get().times.started.load(Ordering::Relaxed);
+        current.slot.since.store(since, Ordering::Relaxed);
         let id = replace_task(&current.slot, handle.get().task_id);
         Outer { task, id }
     })

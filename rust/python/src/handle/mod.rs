@@ -142,13 +142,21 @@ impl Look {
     }
 }
 
-/// When things happened, in nanoseconds since the process's own beginning of time; 0 means not yet.
+/// When things happened, as `nanos_now` counts; 0 means not yet.
 /// Relaxed: written by one thread each, and only shown.
 #[derive(Default)]
 pub(crate) struct Times {
     pub(crate) submitted: AtomicU64,
     pub(crate) started: AtomicU64,
     pub(crate) ended: AtomicU64,
+}
+
+/// That a task has ended just now.
+pub(crate) struct End {
+    /// As `nanos_now`.
+    pub(crate) at: u64,
+    /// Nobody was told, which could have taken any time since.
+    pub(crate) unheard: bool,
 }
 
 impl TaskHandle {
@@ -273,12 +281,17 @@ impl TaskHandle {
 
     /// Makes the caller the one who runs this task; false if somebody else is, or it was cancelled.
     pub(crate) fn claim(&self) -> bool {
+        self.claim_at(nanos_now())
+    }
+
+    /// As `claim`, when the time is known already.
+    pub(crate) fn claim_at(&self, now: u64) -> bool {
         let claimed = self
             .state
             .compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
         if claimed {
-            self.times.started.store(nanos_now(), Ordering::Relaxed);
+            self.times.started.store(now, Ordering::Relaxed);
         }
         claimed
     }
@@ -347,12 +360,12 @@ impl TaskHandle {
     /// Ends the task and wakes who waits for it; false if it had ended already.
     pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Option<Python<'_>>) -> bool {
         let mut sleepers = Sleepers::new();
-        let settled = Self::settle_quietly(self_, outcome, py, &mut sleepers);
+        let end = Self::settle_quietly(self_, outcome, py, &mut sleepers);
         wake(&mut sleepers);
-        settled
+        end.is_some()
     }
 
-    /// Ends the task, once: false if it had ended already, and then `outcome` is dropped. Outcomes
+    /// Ends the task, once: `None` if it had ended already, and then `outcome` is dropped. Outcomes
     /// that hold Python objects are settled only by attached threads. Who waits for the task is
     /// added to `sleepers`, for the caller to wake soon: one that wakes while this thread still
     /// holds the interpreter would only fall asleep again to wait for that.
@@ -361,7 +374,7 @@ impl TaskHandle {
         outcome: Outcome,
         py: Option<Python<'_>>,
         sleepers: &mut Sleepers,
-    ) -> bool {
+    ) -> Option<End> {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
         // Held before anything is locked: it may take the interpreter.
@@ -373,7 +386,7 @@ impl TaskHandle {
         if this.is_settled() {
             drop(cell);
             drop((content, failure));
-            return false;
+            return None;
         }
         // Whoever sees that it has failed finds it among the failures.
         let failed = failure.is_some();
@@ -385,7 +398,8 @@ impl TaskHandle {
         }
         let left_over = std::mem::replace(&mut cell.content, content);
         let (waiters, alarm, parent) = cell.end_extras();
-        this.times.ended.store(nanos_now(), Ordering::Relaxed);
+        let at = nanos_now();
+        this.times.ended.store(at, Ordering::Relaxed);
         if let Some(shared) = &this.shared {
             shared.count_end(state);
         }
@@ -405,11 +419,12 @@ impl TaskHandle {
                 shared.tell_failure(self_);
             }
         }
+        let unheard = !failed && matches!(waiters, Waiters::None);
         waiters.deliver(self_, sleepers);
         if let Some(shared) = &this.shared {
             shared.task_ended(sleepers);
         }
-        true
+        Some(End { at, unheard })
     }
 
     /// Posts `token` to `mailbox` when the task has ended; at once if it has.
