@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dftracer_core::lane::Rest;
 use dftracer_core::park::{Parker, Unpark};
+use dftracer_core::patience::Patience;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -20,6 +21,7 @@ use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::signals;
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
 /// each level takes native stack and a part of Python's recursion limit.
@@ -54,6 +56,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let parker = Arc::new(Parker::default());
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = owner.lane(kind);
+        let mut patience = Patience::NONE;
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
@@ -85,7 +88,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                         last_end = None;
                         py.detach(|| {
                             wake(&mut sleepers);
-                            parker.park_until_notified();
+                            signals::park_worker(&parker, &mut patience);
                         });
                         lane.awake();
                     }
