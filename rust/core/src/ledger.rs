@@ -24,6 +24,19 @@ impl<T> Entries<T> {
     fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
+
+    fn add(&mut self, item: T) -> Option<Entry> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                let place = u32::try_from(self.places.len()).ok()?;
+                self.places.push(None);
+                place
+            }
+        };
+        self.places[place as usize] = Some(item);
+        Some(Entry(place))
+    }
 }
 
 /// A list that has once held more than this gives its memory back when it is empty.
@@ -37,17 +50,21 @@ impl<T: Copy> Ledger<T> {
 
     /// Adds an entry; `None` if there are 2^32 already.
     pub fn enter(&self, item: T) -> Option<Entry> {
+        self.lock().add(item)
+    }
+
+    /// Adds entries, and tells where each of them stands; beyond 2^32 they are left out.
+    pub fn enter_all(
+        &self,
+        items: impl IntoIterator<Item = T>,
+        mut tell: impl FnMut(usize, Entry),
+    ) {
         let mut entries = self.lock();
-        let place = match entries.free.pop() {
-            Some(place) => place,
-            None => {
-                let place = u32::try_from(entries.places.len()).ok()?;
-                entries.places.push(None);
-                place
+        for (index, item) in items.into_iter().enumerate() {
+            if let Some(entry) = entries.add(item) {
+                tell(index, entry);
             }
-        };
-        entries.places[place as usize] = Some(item);
-        Some(Entry(place))
+        }
     }
 
     /// Removes an entry; after this no reader sees it.

@@ -101,6 +101,29 @@ impl Call {
         Ok(Self::Full(Box::new(FullCall { callable, args, kwargs, context })))
     }
 
+    /// `function(item)`, or `function(*item)` to `spread`, for each of the items, each in its own
+    /// copy of the current context.
+    pub(crate) fn each(
+        function: &Bound<'_, PyAny>,
+        spread: bool,
+        items: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Self>> {
+        let py = function.py();
+        let in_empty_context = copy_context(py)?.is_none();
+        let callable = || function.clone().unbind();
+        let calls = items.into_iter().map(|item| {
+            Ok(match (spread, in_empty_context) {
+                (false, true) => Self::One { callable: callable(), argument: item.unbind() },
+                (false, false) => Self::with_one(function.clone(), item.as_borrowed())?,
+                (true, true) => {
+                    Self::Plain { callable: callable(), args: item.cast_into()?.unbind() }
+                }
+                (true, false) => Self::new(function.clone(), item.cast_into()?, None, None)?,
+            })
+        });
+        calls.collect()
+    }
+
     pub(crate) fn callable(&self) -> &Py<PyAny> {
         match self {
             Self::One { callable, .. } | Self::Plain { callable, .. } => callable,

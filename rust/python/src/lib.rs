@@ -17,6 +17,7 @@ mod native;
 mod origin;
 mod process;
 mod progress;
+mod results;
 mod runtime;
 mod shared;
 mod signals;
@@ -43,6 +44,8 @@ mod _native {
     use crate::mailbox::Mailbox;
     #[pymodule_export]
     use crate::process::ProcessResult;
+    #[pymodule_export]
+    use crate::results::Results;
     #[pymodule_export]
     use crate::runtime::Runtime;
     #[pymodule_export]

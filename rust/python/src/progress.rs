@@ -34,8 +34,8 @@ impl Family {
         Self { parent, total: AtomicU32::new(0), completed: AtomicU32::new(0) }
     }
 
-    pub(crate) fn begun(&self) {
-        self.total.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn begun(&self, count: usize) {
+        self.total.fetch_add(count as u32, Ordering::Relaxed);
     }
 
     pub(crate) fn ended(&self) {

@@ -12,8 +12,9 @@ use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
 use crate::call::Call;
 use crate::files;
-use crate::handle::{Content, Outcome, TaskHandle};
+use crate::handle::{Birth, Content, Outcome, TaskHandle};
 use crate::mailbox::Mailbox;
+use crate::origin::Origin;
 use crate::process::{self, Request};
 use crate::progress;
 use crate::shared::{LaneKind, Shared};
@@ -56,14 +57,12 @@ struct Submission<'py> {
 }
 
 impl Runtime {
-    /// Makes a task of a call, accepted but not queued, and says for which lane.
-    fn accept<'py>(
+    /// What is known of a callable, and where it goes: to the coroutine lane, or to `lane`.
+    fn look_at(
         &self,
-        py: Python<'py>,
-        submission: Submission<'py>,
-    ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Submission { call, name, lane, tracked } = submission;
-        let callable = call.callable().bind(py);
+        callable: &Bound<'_, PyAny>,
+        lane: LaneKind,
+    ) -> PyResult<(LaneKind, Option<Py<Origin>>)> {
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
             return Err(PyTypeError::new_err(format!(
@@ -73,7 +72,17 @@ impl Runtime {
         }
         let origin = self.shared.origins.of(callable);
         let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
-        let lane = if is_coroutine { LaneKind::Coroutine } else { lane };
+        Ok((if is_coroutine { LaneKind::Coroutine } else { lane }, origin))
+    }
+
+    /// Makes a task of a call, accepted but not queued, and says for which lane.
+    fn accept<'py>(
+        &self,
+        py: Python<'py>,
+        submission: Submission<'py>,
+    ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
+        let Submission { call, name, lane, tracked } = submission;
+        let (lane, origin) = self.look_at(call.callable().bind(py), lane)?;
         self.shared.task_begins()?;
         let task = TaskHandle::new(
             py,
@@ -86,8 +95,46 @@ impl Runtime {
         );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
         TaskHandle::untrack(&handle);
-        TaskHandle::enter_ledger(&handle);
+        TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
         Ok((lane, handle))
+    }
+
+    /// Queues `function(item)`, or `function(*item)` to `spread`, for each of the items.
+    pub(crate) fn submit_each<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        spread: bool,
+        items: Vec<Bound<'py, PyAny>>,
+    ) -> PyResult<Vec<Py<TaskHandle>>> {
+        let py = function.py();
+        let count = items.len();
+        let calls = Call::each(function, spread, items)?;
+        let (lane, origin) = self.look_at(function, LaneKind::Python)?;
+        self.shared.tasks_begin(count)?;
+        let birth = Birth::now(py, &self.shared, count);
+        let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
+        for (number, call) in calls.into_iter().enumerate() {
+            let task = TaskHandle::of_birth(
+                &birth,
+                number,
+                self.shared.clone(),
+                None,
+                Content::Call(call),
+                Some(lane),
+                origin.as_ref().map(|origin| origin.clone_ref(py)),
+                true,
+            );
+            let handle = Bound::new(py, task).inspect_err(|_| {
+                // Those before it are run, although nobody will have their handles.
+                self.shared.push_each(lane, &handles);
+                self.shared.tasks_refused(count - number);
+            })?;
+            TaskHandle::untrack(&handle);
+            handles.push(handle);
+        }
+        TaskHandle::enter_ledger(&self.shared, &handles);
+        self.shared.push_each(lane, &handles);
+        Ok(handles.into_iter().map(Bound::unbind).collect())
     }
 
     /// Queues a call, or gives back a handle that is submitted again.

@@ -151,6 +151,25 @@ pub(crate) struct Times {
     pub(crate) ended: AtomicU64,
 }
 
+/// What tasks that are submitted together have in common.
+pub(crate) struct Birth {
+    first_id: i64,
+    /// As `nanos_now`.
+    at: u64,
+    parent: Option<Arc<Family>>,
+}
+
+impl Birth {
+    /// Of so many tasks, which the parent counts as begun.
+    pub(crate) fn now(py: Python<'_>, shared: &Arc<Shared>, count: usize) -> Self {
+        let parent = worker::current_family(py, shared);
+        if let Some(parent) = &parent {
+            parent.begun(count);
+        }
+        Self { first_id: shared.next_task_ids(count), at: nanos_now(), parent }
+    }
+}
+
 /// That a task has ended just now.
 pub(crate) struct End {
     /// As `nanos_now`.
@@ -169,13 +188,26 @@ impl TaskHandle {
         origin: Option<Py<Origin>>,
         tracked: bool,
     ) -> Self {
-        let task_id = shared.next_task_id();
-        let parent = worker::current_family(py, &shared);
-        if let Some(parent) = &parent {
-            parent.begun();
-        }
-        let times = Times { submitted: AtomicU64::new(nanos_now()), ..Times::default() };
-        let extras = parent.map(|parent| Extras { parent: Some(parent), ..Extras::default() });
+        let birth = Birth::now(py, &shared, 1);
+        Self::of_birth(&birth, 0, shared, name, content, lane, origin, tracked)
+    }
+
+    /// The task of that number among those that are born together.
+    #[allow(clippy::too_many_arguments)] // what a task begins with
+    pub(crate) fn of_birth(
+        birth: &Birth,
+        number: usize,
+        shared: Arc<Shared>,
+        name: Option<Py<PyString>>,
+        content: Content,
+        lane: Option<LaneKind>,
+        origin: Option<Py<Origin>>,
+        tracked: bool,
+    ) -> Self {
+        let task_id = birth.first_id + number as i64;
+        let times = Times { submitted: AtomicU64::new(birth.at), ..Times::default() };
+        let extras =
+            birth.parent.clone().map(|parent| Extras { parent: Some(parent), ..Extras::default() });
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
@@ -209,15 +241,12 @@ impl TaskHandle {
         }
     }
 
-    /// Makes the task visible to `get_progress` for as long as the handle lives. Called once, when
-    /// it has its final address.
-    pub(crate) fn enter_ledger(self_: &Bound<'_, Self>) {
-        let this = self_.get();
-        if let Some(shared) = &this.shared
-            && let Some(Entry(place)) = shared.ledger.enter(HandleAddress::of(self_))
-        {
-            this.entry.store(place, Ordering::Relaxed);
-        }
+    /// Makes tasks of this runtime visible to `get_progress` for as long as their handles live.
+    /// Called once, when they have their final addresses.
+    pub(crate) fn enter_ledger(shared: &Shared, handles: &[Bound<'_, Self>]) {
+        shared.ledger.enter_all(handles.iter().map(HandleAddress::of), |index, Entry(place)| {
+            handles[index].get().entry.store(place, Ordering::Relaxed);
+        });
     }
 
     pub(crate) fn entry(&self) -> Option<Entry> {
@@ -258,6 +287,10 @@ impl TaskHandle {
 
     pub(crate) fn is_settled(&self) -> bool {
         self.state() >= DONE
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.state() != QUEUED
     }
 
     pub(crate) fn is_cancel_requested(&self) -> bool {
