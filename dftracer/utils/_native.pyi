@@ -1,6 +1,6 @@
 """The Rust module. Users reach these names through :mod:`dftracer.utils`."""
 
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any, Generic, Literal, TypeVar, final, overload
 
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 from dftracer.utils.handle import Cancellation
 from dftracer.utils.runtime import RuntimeProgress
@@ -23,6 +23,7 @@ __all__ = [
     "Graph",
     "Mailbox",
     "ProcessResult",
+    "Results",
     "Runtime",
     "TaskHandle",
     "__version__",
@@ -168,6 +169,24 @@ class TaskHandle(Generic[_T_co]):
     def __class_getitem__(cls, key: Any) -> GenericAlias: ...
 
 @disjoint_base
+class Results(Generic[_T]):
+    """The results of one call for each item, in order; see :meth:`dftracer.utils.Runtime.map`."""
+
+    def __new__(
+        cls,
+        runtime: Runtime,
+        function: Callable[..., _T],
+        items: Iterable[Any],
+        spread: bool,
+        buffersize: int | None,
+    ) -> Self: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> _T: ...
+    def close(self) -> None:
+        """Cancel the calls that have not begun."""
+
 class Runtime:
     """The native part of :class:`dftracer.utils.Runtime`, where it is documented."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 # Native code imports these when it needs them. They are imported here so that no thread is in the
@@ -207,10 +205,9 @@ class Runtime(_native.Runtime):
             raise TypeError("map() takes at least one iterable")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1, not {buffersize}")
-        calls = zip(*iterables, strict=False)
-        first = calls if buffersize is None else itertools.islice(calls, buffersize)
-        handles = collections.deque(self.submit(fn, *args) for args in first)
-        return _Results(handles, (self.submit(fn, *args) for args in calls))
+        spread = len(iterables) > 1
+        items = zip(*iterables, strict=False) if spread else iterables[0]
+        return _Results(self, fn, items, spread, buffersize)
 
     def executor(self) -> RuntimeExecutor:
         """Return a :class:`concurrent.futures.Executor` that runs calls on this runtime."""
@@ -267,35 +264,8 @@ class Runtime(_native.Runtime):
         self.shutdown()
 
 
-class _Results(Iterator[T]):
-    """The results of :meth:`Runtime.map`, in order. Each item of ``refill`` is one more call."""
-
-    def __init__(
-        self,
-        handles: collections.deque[TaskHandle[T]],
-        refill: Iterator[TaskHandle[T]],
-    ) -> None:
-        self._handles = handles
-        self._refill = refill
-
-    def __next__(self) -> T:
-        if not self._handles:
-            raise StopIteration
-        try:
-            result = self._handles[0].get()
-            self._handles.popleft()
-            self._handles.extend(itertools.islice(self._refill, 1))
-        except BaseException:
-            self.close()
-            raise
-        return result
-
-    def close(self) -> None:
-        """Cancel the calls that have not begun."""
-        for handle in self._handles:
-            if handle.state == "queued":
-                handle.cancel()
-        self._handles.clear()
+class _Results(_native.Results[T]):
+    """The results of :meth:`Runtime.map`: dropped, it is closed."""
 
     def __del__(self) -> None:
         self.close()

@@ -2,15 +2,41 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use slab::Slab;
-
 /// Where an entry stands, to leave by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry(usize);
+pub struct Entry(pub u32);
 
 /// Entries of a small, copyable kind: numbers or addresses of what is alive.
 pub struct Ledger<T> {
-    entries: Mutex<Slab<T>>,
+    entries: Mutex<Entries<T>>,
+}
+
+/// Eight bytes for each living address, and four for each place that waits for its next one.
+struct Entries<T> {
+    places: Vec<Option<T>>,
+    /// The places that are empty.
+    free: Vec<u32>,
+}
+
+impl<T> Entries<T> {
+    const EMPTY: Self = Self { places: Vec::new(), free: Vec::new() };
+
+    fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    fn add(&mut self, item: T) -> Option<Entry> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                let place = u32::try_from(self.places.len()).ok()?;
+                self.places.push(None);
+                place
+            }
+        };
+        self.places[place as usize] = Some(item);
+        Some(Entry(place))
+    }
 }
 
 /// A list that has once held more than this gives its memory back when it is empty.
@@ -19,33 +45,49 @@ const KEPT_CAPACITY: usize = 1_024;
 impl<T: Copy> Ledger<T> {
     /// An empty list.
     pub fn new() -> Self {
-        Self { entries: Mutex::new(Slab::new()) }
+        Self { entries: Mutex::new(Entries::EMPTY) }
     }
 
-    /// Adds an entry.
-    pub fn enter(&self, item: T) -> Entry {
-        Entry(self.lock().insert(item))
+    /// Adds an entry; `None` if there are 2^32 already.
+    pub fn enter(&self, item: T) -> Option<Entry> {
+        self.lock().add(item)
+    }
+
+    /// Adds entries, and tells where each of them stands; beyond 2^32 they are left out.
+    pub fn enter_all(
+        &self,
+        items: impl IntoIterator<Item = T>,
+        mut tell: impl FnMut(usize, Entry),
+    ) {
+        let mut entries = self.lock();
+        for (index, item) in items.into_iter().enumerate() {
+            if let Some(entry) = entries.add(item) {
+                tell(index, entry);
+            }
+        }
     }
 
     /// Removes an entry; after this no reader sees it.
-    pub fn leave(&self, entry: Entry) -> T {
+    pub fn leave(&self, Entry(place): Entry) -> Option<T> {
         let mut entries = self.lock();
-        let item = entries.remove(entry.0);
-        if entries.is_empty() && entries.capacity() > KEPT_CAPACITY {
-            *entries = Slab::new();
+        let item = entries.places.get_mut(place as usize)?.take()?;
+        entries.free.push(place);
+        if entries.len() == 0 && entries.places.capacity() > KEPT_CAPACITY {
+            *entries = Entries::EMPTY;
         }
-        item
+        Some(item)
     }
 
     /// Reads one entry. It does not leave while `read` runs, see [`for_each`](Self::for_each).
-    pub fn with<R>(&self, entry: Entry, read: impl FnOnce(T) -> R) -> Option<R> {
-        self.lock().get(entry.0).map(|item| read(*item))
+    pub fn with<R>(&self, Entry(place): Entry, read: impl FnOnce(T) -> R) -> Option<R> {
+        let entries = self.lock();
+        entries.places.get(place as usize).copied().flatten().map(read)
     }
 
     /// Reads every entry. None of them leaves while `read` runs, so it must not call anything that
     /// could enter or leave.
     pub fn for_each(&self, read: impl FnMut(T)) {
-        self.lock().iter().map(|(_, item)| *item).for_each(read);
+        self.lock().places.iter().copied().flatten().for_each(read);
     }
 
     /// The number of entries.
@@ -58,7 +100,7 @@ impl<T: Copy> Ledger<T> {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slab<T>> {
+    fn lock(&self) -> MutexGuard<'_, Entries<T>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

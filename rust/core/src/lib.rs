@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod mailbox;
 pub mod notify;
 pub mod park;
+pub mod patience;
 pub mod process;
 pub mod sizes;
 mod sync;

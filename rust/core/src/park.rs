@@ -83,7 +83,12 @@ mod imp {
             }
         }
 
-        fn take_notification(&self) -> bool {
+        /// Consumes a notification if there is one. Cheap enough to be asked in a loop.
+        pub(crate) fn take_notification(&self) -> bool {
+            // Relaxed: only to leave the cache line to the notifier until there is something.
+            if self.state.load(Ordering::Relaxed) != NOTIFIED {
+                return false;
+            }
             self.state
                 .compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
@@ -127,6 +132,11 @@ mod imp {
     }
 
     impl Parker {
+        /// Consumes a notification if there is one.
+        pub(crate) fn take_notification(&self) -> bool {
+            std::mem::take(&mut *self.notified.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+
         /// Sleeps until notified, a possible signal, or the end of `timeout`.
         pub fn park(&self, timeout: Option<Duration>) -> Wakeup {
             let deadline = timeout.and_then(|t| Instant::now().checked_add(t));

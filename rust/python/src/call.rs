@@ -8,7 +8,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-// PyO3 declares this function as one that never unwinds. It does: until CPython 3.13 a thread that
+// PyO3 declares these functions as some that never unwind. They do: until CPython 3.13 a thread that
 // wants the interpreter while it shuts down is ended by a forced unwind through our frames.
 unsafe extern "C-unwind" {
     fn PyObject_Call(
@@ -21,6 +21,12 @@ unsafe extern "C-unwind" {
         argument: *mut ffi::PyObject,
         result: *mut *mut ffi::PyObject,
     ) -> c_int;
+    fn PyObject_VectorcallDict(
+        callable: *mut ffi::PyObject,
+        args: *const *mut ffi::PyObject,
+        nargs: usize,
+        kwargs: *mut ffi::PyObject,
+    ) -> *mut ffi::PyObject;
 }
 
 /// Dropped only by a forced unwind: stops it here, before it runs destructors that would touch an
@@ -35,34 +41,156 @@ impl Drop for HangOnUnwind {
     }
 }
 
-/// A copy of the calling thread's current context.
-pub(crate) fn copy_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
-    // SAFETY: attached; a new reference or null with an exception set.
-    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }.map(Bound::unbind)
+/// What a task calls, and in which context. Most calls have few parts, and are kept small: without a
+/// tuple for a single argument, and without a context where that of the submission is empty.
+pub(crate) enum Call {
+    /// `callable(argument)` in an empty context.
+    One { callable: Py<PyAny>, argument: Py<PyAny> },
+    /// `callable(*args)` in an empty context.
+    Plain { callable: Py<PyAny>, args: Py<PyTuple> },
+    /// `callable(*args, **kwargs)` in a context.
+    Full(Box<FullCall>),
 }
 
-/// Calls `callable(*args, **kwargs)` with `context` as the current context. A Rust panic below the
-/// call becomes an exception.
-pub(crate) fn call_in_context<'py>(
-    py: Python<'py>,
-    context: &Py<PyAny>,
-    callable: &Py<PyAny>,
-    args: &Py<PyTuple>,
-    kwargs: Option<&Py<PyDict>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let kwargs = kwargs.map_or(std::ptr::null_mut(), Py::as_ptr);
-    // SAFETY: attached, all pointers are live objects of the right types held by the caller, and
-    // the context is exited on the thread that entered it, before the error is looked at.
-    let result = unsafe {
-        if ffi::PyContext_Enter(context.as_ptr()) < 0 {
-            std::ptr::null_mut()
-        } else {
-            let result = guarded_call(callable.as_ptr(), args.as_ptr(), kwargs);
-            ffi::PyContext_Exit(context.as_ptr());
-            result
+/// All that a call can have.
+pub(crate) struct FullCall {
+    callable: Py<PyAny>,
+    args: Py<PyTuple>,
+    kwargs: Option<Py<PyDict>>,
+    context: Py<PyAny>,
+}
+
+impl Call {
+    /// `callable(argument)` in a copy of the current context.
+    pub(crate) fn with_one(
+        callable: Bound<'_, PyAny>,
+        argument: Borrowed<'_, '_, PyAny>,
+    ) -> PyResult<Self> {
+        let py = callable.py();
+        let (callable, argument) = (callable.unbind(), argument.to_owned().unbind());
+        Ok(match copy_context(py)? {
+            None => Self::One { callable, argument },
+            Some(context) => {
+                let args = PyTuple::new(py, [argument])?.unbind();
+                Self::Full(Box::new(FullCall { callable, args, kwargs: None, context }))
+            }
+        })
+    }
+
+    /// A call in `context`, or in a copy of the current one.
+    pub(crate) fn new(
+        callable: Bound<'_, PyAny>,
+        args: Bound<'_, PyTuple>,
+        kwargs: Option<Bound<'_, PyDict>>,
+        context: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let py = callable.py();
+        let context = match context {
+            Some(context) => Some(context),
+            None => copy_context(py)?,
+        };
+        let callable = callable.unbind();
+        if kwargs.is_none() && context.is_none() {
+            if args.len() == 1 {
+                return Ok(Self::One { callable, argument: args.get_item(0)?.unbind() });
+            }
+            return Ok(Self::Plain { callable, args: args.unbind() });
         }
-    };
-    owned(py, result)
+        let context = context.map_or_else(|| new_context(py), Ok)?;
+        let (args, kwargs) = (args.unbind(), kwargs.map(Bound::unbind));
+        Ok(Self::Full(Box::new(FullCall { callable, args, kwargs, context })))
+    }
+
+    /// `function(item)`, or `function(*item)` to `spread`, for each of the items, each in its own
+    /// copy of the current context.
+    pub(crate) fn each(
+        function: &Bound<'_, PyAny>,
+        spread: bool,
+        items: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Self>> {
+        let py = function.py();
+        let in_empty_context = copy_context(py)?.is_none();
+        let callable = || function.clone().unbind();
+        let calls = items.into_iter().map(|item| {
+            Ok(match (spread, in_empty_context) {
+                (false, true) => Self::One { callable: callable(), argument: item.unbind() },
+                (false, false) => Self::with_one(function.clone(), item.as_borrowed())?,
+                (true, true) => {
+                    Self::Plain { callable: callable(), args: item.cast_into()?.unbind() }
+                }
+                (true, false) => Self::new(function.clone(), item.cast_into()?, None, None)?,
+            })
+        });
+        calls.collect()
+    }
+
+    pub(crate) fn callable(&self) -> &Py<PyAny> {
+        match self {
+            Self::One { callable, .. } | Self::Plain { callable, .. } => callable,
+            Self::Full(call) => &call.callable,
+        }
+    }
+
+    /// What it is to run in.
+    pub(crate) fn context(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self {
+            Self::Full(call) => Ok(call.context.clone_ref(py)),
+            _ => new_context(py),
+        }
+    }
+
+    /// Calls in the context that is current. A Rust panic below becomes an exception.
+    pub(crate) fn here<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        // SAFETY: attached, and all parts are held by `self`.
+        owned(py, unsafe { self.guarded() })
+    }
+
+    /// # Safety
+    ///
+    /// Attached; the answer is a new reference, or null with an exception set.
+    unsafe fn guarded(&self) -> *mut ffi::PyObject {
+        let null = std::ptr::null_mut();
+        match self {
+            Self::One { callable, argument } => {
+                // The free place before the argument is for the `self` of a bound method.
+                let mut arguments = [null, argument.as_ptr()];
+                let guard = HangOnUnwind;
+                // SAFETY: live objects; one argument stands where the pointer says, and the place
+                // before it may be written to.
+                let result = unsafe {
+                    PyObject_VectorcallDict(
+                        callable.as_ptr(),
+                        arguments.as_mut_ptr().add(1),
+                        1 | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+                        null,
+                    )
+                };
+                std::mem::forget(guard);
+                result
+            }
+            // SAFETY: live objects of the right types.
+            Self::Plain { callable, args } => unsafe {
+                guarded_call(callable.as_ptr(), args.as_ptr(), null)
+            },
+            Self::Full(call) => {
+                let kwargs = call.kwargs.as_ref().map_or(null, Py::as_ptr);
+                // SAFETY: live objects of the right types.
+                unsafe { guarded_call(call.callable.as_ptr(), call.args.as_ptr(), kwargs) }
+            }
+        }
+    }
+}
+
+/// A copy of the calling thread's current context; `None` if that is empty.
+fn copy_context(py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    // SAFETY: attached; a new reference or null with an exception set.
+    let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?;
+    Ok((context.len()? > 0).then(|| context.unbind()))
+}
+
+fn new_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    // SAFETY: attached; a new reference or null with an exception set.
+    unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_New()) }.map(Bound::unbind)
 }
 
 /// What a call has returned, or the error that is set.
@@ -71,18 +199,6 @@ fn owned(py: Python<'_>, result: *mut ffi::PyObject) -> PyResult<Bound<'_, PyAny
     // SAFETY: a new reference or null with an exception set.
     catch_unwind(AssertUnwindSafe(|| unsafe { Bound::from_owned_ptr_or_err(py, result) }))
         .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))))
-}
-
-/// As [`call_in_context`], in the context that is current.
-pub(crate) fn call_here<'py>(
-    callable: &Bound<'py, PyAny>,
-    args: &Bound<'py, PyTuple>,
-    kwargs: Option<&Bound<'py, PyDict>>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let kwargs = kwargs.map_or(std::ptr::null_mut(), Bound::as_ptr);
-    // SAFETY: attached, all pointers are live objects of the right types.
-    let result = unsafe { guarded_call(callable.as_ptr(), args.as_ptr(), kwargs) };
-    owned(callable.py(), result)
 }
 
 /// What a step of a coroutine has come to.

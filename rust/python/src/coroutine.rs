@@ -12,9 +12,9 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTraceback, PyTuple};
+use pyo3::types::PyTraceback;
 
-use crate::call::{Step, begin_coroutine, call_for_life, call_here, in_context};
+use crate::call::{Call, Step, begin_coroutine, call_for_life, in_context};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
 use crate::progress::{IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
@@ -64,7 +64,7 @@ type Suspended = (Py<TaskHandle>, Py<PyAny>, Py<PyAny>, Py<PyAny>);
 
 /// What is to be run of a claimed task.
 enum Body {
-    Call { callable: Py<PyAny>, args: Py<PyTuple>, kwargs: Option<Py<PyDict>> },
+    Call(Call),
     Coroutine(Py<PyAny>),
 }
 
@@ -219,9 +219,15 @@ impl CoroutineWorker {
     fn body_of(&self, py: Python<'_>, handle: &Py<TaskHandle>) -> Option<(Body, Py<PyAny>)> {
         let this = handle.get();
         match this.take_content() {
-            Content::Call { callable, args, kwargs, context } => {
-                this.keep_name(callable.bind(py));
-                Some((Body::Call { callable, args, kwargs }, context))
+            Content::Call(call) => {
+                this.keep_name(call.callable().bind(py));
+                match call.context(py) {
+                    Ok(context) => Some((Body::Call(call), context)),
+                    Err(error) => {
+                        TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+                        None
+                    }
+                }
             }
             Content::Coroutine { coroutine, context } => {
                 Some((Body::Coroutine(coroutine), context))
@@ -298,10 +304,7 @@ impl Shared {
 fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
     static AWAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let coroutine = match body {
-        Body::Call { callable, args, kwargs } => {
-            let kwargs = kwargs.as_ref().map(|kwargs| kwargs.bind(py));
-            call_here(callable.bind(py), args.bind(py), kwargs)?
-        }
+        Body::Call(call) => call.here(py)?,
         Body::Coroutine(coroutine) => coroutine.into_bound(py),
     };
     // SAFETY: attached, a live object; `PyCoro_CheckExact` only compares its type.
@@ -327,18 +330,4 @@ fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
 fn cancellation(py: Python<'_>) -> &Bound<'_, PyAny> {
     static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     CLASS.import(py, "asyncio", "CancelledError").expect("asyncio has been imported")
-}
-
-/// The code object of a callable, if it is a plain function or method, and whether calling it gives
-/// a coroutine, as far as can be told without calling it.
-pub(crate) fn code_of<'py>(callable: &Bound<'py, PyAny>) -> (Option<Bound<'py, PyAny>>, bool) {
-    /// `inspect.CO_COROUTINE`.
-    const CO_COROUTINE: u32 = 0x80;
-    let py = callable.py();
-    let Ok(code) = callable.getattr(pyo3::intern!(py, "__code__")) else { return (None, false) };
-    let is_coroutine = code
-        .getattr(pyo3::intern!(py, "co_flags"))
-        .and_then(|flags| flags.extract::<u32>())
-        .is_ok_and(|flags| flags & CO_COROUTINE != 0);
-    (Some(code), is_coroutine)
 }

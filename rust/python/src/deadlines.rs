@@ -186,6 +186,9 @@ fn run_out(py: Python<'_>, handle: &Py<TaskHandle>, what: &str) {
     let begun = !this.claim();
     let stopper = this.stopper(py);
     let error = timeout_error(py, this, what).unwrap_or_else(|error| error);
+    // Made now: it takes Python code, in which a body that sees the request could come to its end
+    // before it has run out of time.
+    error.value(py);
     this.request_cancel();
     let ours = TaskHandle::settle(handle, Outcome::Error(error), Some(py));
     if ours

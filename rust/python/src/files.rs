@@ -63,7 +63,7 @@ fn prepare<'py>(
     let content = Content::Native(None);
     let task = TaskHandle::new(py, shared.clone(), Some(name.unbind()), content, None, None, true);
     let handle = Bound::new(py, task).inspect_err(|_| shared.task_refused())?;
-    TaskHandle::enter_ledger(&handle);
+    TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
     let (runner, owner) = (handle.clone().unbind(), shared.clone());
     let job = move || {
         let begun = apart_from_forks(|| {

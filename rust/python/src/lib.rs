@@ -14,11 +14,14 @@ mod graph;
 mod handle;
 mod mailbox;
 mod native;
+mod origin;
 mod process;
 mod progress;
+mod results;
 mod runtime;
 mod shared;
 mod signals;
+mod submit;
 mod worker;
 
 use pyo3::prelude::*;
@@ -42,6 +45,8 @@ mod _native {
     #[pymodule_export]
     use crate::process::ProcessResult;
     #[pymodule_export]
+    use crate::results::Results;
+    #[pymodule_export]
     use crate::runtime::Runtime;
     #[pymodule_export]
     use crate::worker::PyBlocked;
@@ -52,6 +57,7 @@ mod _native {
         // Fails only if another extension has set a logger already; then that one is used.
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
+        crate::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -87,7 +87,7 @@ pub(crate) fn submit<'py>(
     let handle =
         TaskHandle::new(py, shared.clone(), Some(name), content, None, None, request.tracked);
     let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
-    TaskHandle::enter_ledger(&handle);
+    TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
     before_start(&handle);
     let (claimer, runner) = (handle.clone().unbind(), handle.clone().unbind());
     let started = shared.with_io_lane(|lane| {

@@ -2,24 +2,24 @@
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
-use std::time::Instant;
 
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
+use rustix::time::{ClockId, clock_gettime};
 
-use crate::handle::{TaskHandle, state};
+use crate::handle::{Look, TaskHandle, state};
+use crate::origin::Origin;
 use crate::shared::{LaneKind, Shared};
 
-/// Nanoseconds since this process first asked, and at least 1.
+/// Nanoseconds on a clock that never goes back, and at least 1. Read twice for each task, so not
+/// through `Instant`, which adds a third to what the clock itself takes.
 pub(crate) fn nanos_now() -> u64 {
-    static BEGINNING: OnceLock<Instant> = OnceLock::new();
-    let elapsed = BEGINNING.get_or_init(Instant::now).elapsed();
+    let now = clock_gettime(ClockId::Monotonic);
     // 2^64 ns are 584 years.
-    elapsed.as_nanos() as u64 + 1
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 1
 }
 
 /// A task and the count of those that it has submitted. Relaxed throughout: only shown.
@@ -34,8 +34,8 @@ impl Family {
         Self { parent, total: AtomicU32::new(0), completed: AtomicU32::new(0) }
     }
 
-    pub(crate) fn begun(&self) {
-        self.total.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn begun(&self, count: usize) {
+        self.total.fetch_add(count as u32, Ordering::Relaxed);
     }
 
     pub(crate) fn ended(&self) {
@@ -109,9 +109,18 @@ pub(crate) fn derive_name<'py>(callable: &Bound<'py, PyAny>) -> Bound<'py, PyStr
             _ => callable.get_type().qualname().unwrap_or_else(|_| PyString::new(py, "callable")),
         };
     };
-    match text("__module__") {
+    qualified_name(py, text("__module__"), &base)
+}
+
+/// `module.base`, or only `base` in the main module.
+pub(crate) fn qualified_name<'py>(
+    py: Python<'py>,
+    module: Option<String>,
+    base: &str,
+) -> Bound<'py, PyString> {
+    match module {
         Some(module) if module != "__main__" => PyString::new(py, &format!("{module}.{base}")),
-        _ => PyString::new(py, &base),
+        _ => PyString::new(py, base),
     }
 }
 
@@ -171,9 +180,8 @@ impl Slot {
 /// One task, as it was at one moment.
 struct Row {
     id: i64,
-    name: Option<Py<PyString>>,
-    callable: Option<Py<PyAny>>,
-    code: Option<Py<PyAny>>,
+    look: Look,
+    origin: Option<Py<Origin>>,
     state: u8,
     state_name: &'static str,
     queued_ns: u64,
@@ -184,35 +192,32 @@ struct Row {
 
 impl Row {
     fn of(py: Python<'_>, handle: &TaskHandle, now: u64) -> Self {
-        let (state, name, callable) = handle.look(py);
+        let look = handle.look(py);
         let load = |time: &std::sync::atomic::AtomicU64| time.load(Ordering::Relaxed);
         let (submitted, started, ended) =
             (load(&handle.times.submitted), load(&handle.times.started), load(&handle.times.ended));
         let end = if ended == 0 { now } else { ended };
         let start = if started == 0 { end } else { started };
-        let children = handle.family_if_any().map_or((0, 0), |family| {
+        let (parent, family) = handle.relations();
+        let children = family.map_or((0, 0), |family| {
             (family.total.load(Ordering::Relaxed), family.completed.load(Ordering::Relaxed))
         });
+        let state = look.state;
         Self {
             id: handle.task_id,
-            name,
-            callable,
-            code: handle.code.as_ref().map(|code| code.clone_ref(py)),
+            look,
+            origin: handle.origin.as_ref().map(|origin| origin.clone_ref(py)),
             state,
             state_name: state::name(state),
             queued_ns: start.saturating_sub(submitted),
             running_ns: end.saturating_sub(start),
-            parent: handle.parent.as_ref().map(|family| family.parent),
+            parent: parent.map(|family| family.parent),
             children,
         }
     }
 
     fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
-        match (&self.name, &self.callable) {
-            (Some(name), _) => name.bind(py).clone(),
-            (None, Some(callable)) => derive_name(callable.bind(py)),
-            (None, None) => PyString::new(py, "task"),
-        }
+        self.look.name(py, self.origin.as_ref())
     }
 
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -232,7 +237,10 @@ impl Row {
         dict.set_item("total_subtasks", total)?;
         dict.set_item("completed_subtasks", completed)?;
         dict.set_item("progress_pct", percent)?;
-        dict.set_item("location", location(self.code.as_ref().map(|code| code.bind(py))))?;
+        dict.set_item(
+            "location",
+            location(self.origin.as_ref().map(|origin| origin.get().code.bind(py))),
+        )?;
         dict.set_item("children", PyList::empty(py))?;
         Ok(dict)
     }

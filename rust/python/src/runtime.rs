@@ -10,14 +10,15 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
-use crate::call::copy_context;
-use crate::coroutine::code_of;
+use crate::call::Call;
 use crate::files;
-use crate::handle::{Content, Outcome, TaskHandle};
+use crate::handle::{Birth, Content, Outcome, TaskHandle};
 use crate::mailbox::Mailbox;
+use crate::origin::Origin;
 use crate::process::{self, Request};
 use crate::progress;
 use crate::shared::{LaneKind, Shared};
+use crate::submit::Arguments;
 
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
@@ -46,13 +47,9 @@ type MailboxCall<'py> = (
 );
 
 /// A call that is to become a task.
-struct Call<'py> {
-    callable: Bound<'py, PyAny>,
-    args: Bound<'py, PyTuple>,
-    kwargs: Option<Bound<'py, PyDict>>,
+struct Submission<'py> {
+    call: Call,
     name: Option<Bound<'py, PyString>>,
-    /// What it runs in; a copy of the caller's context if `None`.
-    context: Option<Bound<'py, PyContext>>,
     /// Where it goes if it is no coroutine function.
     lane: LaneKind,
     /// Whether `wait_all` and `get_failed` speak of it.
@@ -60,10 +57,12 @@ struct Call<'py> {
 }
 
 impl Runtime {
-    /// Makes a task of a call, accepted but not queued, and says for which lane.
-    fn accept<'py>(&self, call: Call<'py>) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Call { callable, args, kwargs, name, context, lane, tracked } = call;
-        let py = callable.py();
+    /// What is known of a callable, and where it goes: to the coroutine lane, or to `lane`.
+    fn look_at(
+        &self,
+        callable: &Bound<'_, PyAny>,
+        lane: LaneKind,
+    ) -> PyResult<(LaneKind, Option<Py<Origin>>)> {
         if !callable.is_callable() {
             let kind = callable.get_type().qualname()?;
             return Err(PyTypeError::new_err(format!(
@@ -71,30 +70,96 @@ impl Runtime {
                  pass the function itself, without calling it"
             )));
         }
-        let (code, is_coroutine) = code_of(&callable);
-        let lane = if is_coroutine { LaneKind::Coroutine } else { lane };
-        let content = Content::Call {
-            context: match context {
-                Some(context) => context.into_any().unbind(),
-                None => copy_context(py)?,
-            },
-            callable: callable.unbind(),
-            args: args.unbind(),
-            kwargs: kwargs.map(Bound::unbind),
-        };
+        let origin = self.shared.origins.of(callable);
+        let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
+        Ok((if is_coroutine { LaneKind::Coroutine } else { lane }, origin))
+    }
+
+    /// Makes a task of a call, accepted but not queued, and says for which lane.
+    fn accept<'py>(
+        &self,
+        py: Python<'py>,
+        submission: Submission<'py>,
+    ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
+        let Submission { call, name, lane, tracked } = submission;
+        let (lane, origin) = self.look_at(call.callable().bind(py), lane)?;
         self.shared.task_begins()?;
         let task = TaskHandle::new(
             py,
             self.shared.clone(),
             name.map(Bound::unbind),
-            content,
+            Content::Call(call),
             Some(lane),
-            code.map(Bound::unbind),
+            origin,
             tracked,
         );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
-        TaskHandle::enter_ledger(&handle);
+        TaskHandle::untrack(&handle);
+        TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
         Ok((lane, handle))
+    }
+
+    /// Queues `function(item)`, or `function(*item)` to `spread`, for each of the items.
+    pub(crate) fn submit_each<'py>(
+        &self,
+        function: &Bound<'py, PyAny>,
+        spread: bool,
+        items: Vec<Bound<'py, PyAny>>,
+    ) -> PyResult<Vec<Py<TaskHandle>>> {
+        let py = function.py();
+        let count = items.len();
+        let calls = Call::each(function, spread, items)?;
+        let (lane, origin) = self.look_at(function, LaneKind::Python)?;
+        self.shared.tasks_begin(count)?;
+        let birth = Birth::now(py, &self.shared, count);
+        let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
+        for (number, call) in calls.into_iter().enumerate() {
+            let task = TaskHandle::of_birth(
+                &birth,
+                number,
+                self.shared.clone(),
+                None,
+                Content::Call(call),
+                Some(lane),
+                origin.as_ref().map(|origin| origin.clone_ref(py)),
+                true,
+            );
+            let handle = Bound::new(py, task).inspect_err(|_| {
+                // Those before it are run, although nobody will have their handles.
+                self.shared.push_each(lane, &handles);
+                self.shared.tasks_refused(count - number);
+            })?;
+            TaskHandle::untrack(&handle);
+            handles.push(handle);
+        }
+        TaskHandle::enter_ledger(&self.shared, &handles);
+        self.shared.push_each(lane, &handles);
+        Ok(handles.into_iter().map(Bound::unbind).collect())
+    }
+
+    /// Queues a call, or gives back a handle that is submitted again.
+    pub(crate) fn submit<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: Arguments<'_, 'py>,
+    ) -> PyResult<Bound<'py, TaskHandle>> {
+        let Some(task_or_fn) = arguments.first() else {
+            return Err(PyTypeError::new_err("submit() takes a callable or a TaskHandle to run"));
+        };
+        if let Ok(handle) = task_or_fn.cast_exact::<TaskHandle>() {
+            return Ok(handle.to_owned());
+        }
+        let callable = task_or_fn.to_owned();
+        let call = match (arguments.only_other(), arguments.kwargs.as_ref()) {
+            (Some(argument), None) => Call::with_one(callable, argument),
+            (_, kwargs) => Call::new(callable, arguments.others()?, kwargs.cloned(), None),
+        };
+        let (lane, handle) = self.accept(
+            py,
+            Submission { call: call?, name: arguments.name, lane: LaneKind::Python, tracked: true },
+        )?;
+        self.shared.push(lane, &handle);
+        Ok(handle)
     }
 }
 
@@ -113,37 +178,18 @@ impl Runtime {
         Ok(Self { shared })
     }
 
-    #[pyo3(signature = (task_or_fn, /, *args, name=None, **kwargs))]
-    fn submit<'py>(
-        &self,
-        task_or_fn: &Bound<'py, PyAny>,
-        args: Bound<'py, PyTuple>,
-        name: Option<Bound<'py, PyString>>,
-        kwargs: Option<Bound<'py, PyDict>>,
-    ) -> PyResult<Bound<'py, TaskHandle>> {
-        if let Ok(handle) = task_or_fn.cast::<TaskHandle>() {
-            return Ok(handle.clone());
-        }
-        let callable = task_or_fn.clone();
-        let lane = LaneKind::Python;
-        let (lane, handle) =
-            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
-        self.shared.push(lane, &handle);
-        Ok(handle)
-    }
-
     #[pyo3(signature = (function, /, *args, name=None, **kwargs))]
     fn submit_io<'py>(
         &self,
+        py: Python<'py>,
         function: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
         name: Option<Bound<'py, PyString>>,
         kwargs: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
-        let callable = function.clone();
-        let lane = LaneKind::Io;
+        let call = Call::new(function.clone(), args, kwargs, None)?;
         let (lane, handle) =
-            self.accept(Call { callable, args, kwargs, name, context: None, lane, tracked: true })?;
+            self.accept(py, Submission { call, name, lane: LaneKind::Io, tracked: true })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -160,10 +206,12 @@ impl Runtime {
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         let mut failure = None;
         for (token, callable, args, kwargs, name, context) in calls {
-            let lane = LaneKind::Python;
-            let name = Some(name);
-            let call = Call { callable, args, kwargs, name, context, lane, tracked: false };
-            match self.accept(call) {
+            let context = context.map(|context| context.into_any().unbind());
+            let accepted = Call::new(callable, args, kwargs, context).and_then(|call| {
+                let lane = LaneKind::Python;
+                self.accept(py, Submission { call, name: Some(name), lane, tracked: false })
+            });
+            match accepted {
                 Ok((lane, handle)) => {
                     TaskHandle::deliver_to(&handle, &mailbox.core, token);
                     match lane {

@@ -20,6 +20,7 @@ use pyo3::prelude::*;
 
 use crate::deadlines::Deadlines;
 use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
+use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
 use crate::{callbacks, coroutine, signals, worker};
 
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     io: Mutex<OnceCell<IoLane>>,
     compute: Mutex<OnceCell<ComputeLane>>,
     pub(crate) deadlines: Deadlines,
+    pub(crate) origins: Origins,
     /// Every handle that is alive.
     pub(crate) ledger: Ledger<HandleAddress>,
     /// The workers that run Python code and are alive.
@@ -128,6 +130,7 @@ impl Shared {
             io: Mutex::default(),
             compute: Mutex::default(),
             deadlines: Deadlines::default(),
+            origins: Origins::default(),
             ledger: Ledger::new(),
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
@@ -150,9 +153,10 @@ impl Shared {
         shared
     }
 
-    pub(crate) fn next_task_id(&self) -> i64 {
+    /// The first of so many numbers for tasks.
+    pub(crate) fn next_task_ids(&self, count: usize) -> i64 {
         // Relaxed: only the numbers must differ.
-        self.next_task_id.fetch_add(1, Ordering::Relaxed)
+        self.next_task_id.fetch_add(count as i64, Ordering::Relaxed)
     }
 
     pub(crate) fn lane(&self, kind: LaneKind) -> &Lane<Py<TaskHandle>> {
@@ -182,15 +186,20 @@ impl Shared {
 
     /// Accepts one task. Each success is followed by one `task_ended`.
     pub(crate) fn task_begins(&self) -> PyResult<()> {
+        self.tasks_begin(1)
+    }
+
+    /// Accepts so many tasks, or none.
+    pub(crate) fn tasks_begin(&self, count: usize) -> PyResult<()> {
         self.check_process()?;
         // SeqCst on both sides: `shutdown` closes, then counts; we count, then look. So either it
         // waits for this task or we see that it is closed.
-        self.unfinished.fetch_add(1, Ordering::SeqCst);
+        self.unfinished.fetch_add(count, Ordering::SeqCst);
         let exiting = EXITING.load(Ordering::SeqCst);
         if self.open.load(Ordering::SeqCst) && !exiting {
             return Ok(());
         }
-        self.task_refused();
+        self.tasks_refused(count);
         if exiting {
             return Err(PyRuntimeError::new_err("cannot submit: the interpreter is exiting"));
         }
@@ -201,8 +210,14 @@ impl Shared {
 
     /// Takes back a `task_begins` that no task came of.
     pub(crate) fn task_refused(&self) {
+        self.tasks_refused(1);
+    }
+
+    pub(crate) fn tasks_refused(&self, count: usize) {
         let mut sleepers = Sleepers::new();
-        self.task_ended(&mut sleepers);
+        for _ in 0..count {
+            self.task_ended(&mut sleepers);
+        }
         wake(&mut sleepers);
     }
 
@@ -358,6 +373,16 @@ impl Shared {
         let (sleeper, order) = self.lane(kind).push_all(jobs);
         if let Some(sleeper) = sleeper {
             py.detach(|| sleeper.unpark());
+        }
+        self.obey_or_fail(kind, order, handles);
+    }
+
+    /// As `push` for many, of a submitter that goes on submitting or is about to wait.
+    pub(crate) fn push_each(self: &Arc<Self>, kind: LaneKind, handles: &[Bound<'_, TaskHandle>]) {
+        let jobs = handles.iter().map(|handle| handle.clone().unbind());
+        let (sleeper, order) = self.lane(kind).push_all(jobs);
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
         }
         self.obey_or_fail(kind, order, handles);
     }

@@ -1,24 +1,63 @@
 //! Waiting in a way that lets Ctrl-C through.
 
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use dftracer_core::park::{Parker, Wakeup};
+use dftracer_core::patience::{self, Patience};
 use pyo3::prelude::*;
 
 /// How long the main thread sleeps at a time. A signal ends a sleep that has begun; but one that
 /// arrives in the moment before is only marked, and nothing ends the sleep that follows.
 const SIGNAL_SLICE: Duration = Duration::from_millis(100);
 
+/// How often a thread has let go of the interpreter to wait. Relaxed: only a hint that it is free.
+static LET_GO: AtomicU32 = AtomicU32::new(0);
+
+/// How long a worker that was found looking waits for the one who woke it to let go of the
+/// interpreter. To ask for it sooner would put the worker to sleep: the interpreter's own lock does
+/// not look. Long enough for `submit(...)` to return and `get()` to be called.
+const HAND_OVER: Duration = Duration::from_micros(5);
+
+thread_local! {
+    static PATIENCE: Cell<Patience> = const { Cell::new(Patience::NONE) };
+}
+
 /// Lets go of the interpreter and sleeps until notified, for at most `left`. Where it answers
 /// `Interrupted`, the caller checks for signals and sleeps again.
 pub(crate) fn park(py: Python<'_>, parker: &Parker, left: Option<Duration>) -> Wakeup {
+    py.detach(|| {
+        LET_GO.fetch_add(1, Ordering::Relaxed);
+        let mut patience = PATIENCE.get();
+        let wakeup = if left.is_none_or(|left| left >= SIGNAL_SLICE) && patience.look(parker) {
+            Wakeup::Notified
+        } else {
+            sleep(&mut patience, parker, left)
+        };
+        PATIENCE.set(patience);
+        wakeup
+    })
+}
+
+fn sleep(patience: &mut Patience, parker: &Parker, left: Option<Duration>) -> Wakeup {
     if !is_main_thread() {
-        return py.detach(|| parker.park(left)); // Python handles signals in the main thread
+        return patience.sleep(parker, left); // Python handles signals in the main thread
     }
     let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
-    match py.detach(|| parker.park(Some(slice))) {
+    match patience.sleep(parker, Some(slice)) {
         Wakeup::TimedOut if left.is_none_or(|left| left > slice) => Wakeup::Interrupted,
         wakeup => wakeup,
+    }
+}
+
+/// Sleeps, as a worker without the interpreter, until notified.
+pub(crate) fn park_worker(parker: &Parker, patience: &mut Patience) {
+    let before = LET_GO.load(Ordering::Relaxed);
+    if patience.look(parker) {
+        patience::until(HAND_OVER, || LET_GO.load(Ordering::Relaxed) != before);
+    } else {
+        while patience.sleep(parker, None) != Wakeup::Notified {}
     }
 }
 

@@ -10,16 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dftracer_core::lane::Rest;
 use dftracer_core::park::{Parker, Unpark};
+use dftracer_core::patience::Patience;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
-use crate::call::{call_in_context, panic_error, panic_text};
-use crate::handle::{Content, Outcome, Sleepers, TaskHandle, wake};
+use crate::call::{in_context, panic_error, panic_text};
+use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::signals;
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
 /// each level takes native stack and a part of Python's recursion limit.
@@ -54,10 +56,13 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let parker = Arc::new(Parker::default());
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = owner.lane(kind);
+        let mut patience = Patience::NONE;
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
         let mut sleepers = Sleepers::new();
+        // The end of the last task, where it is the beginning of the next.
+        let mut last_end = None;
         loop {
             if owner.is_copy() {
                 // A body has forked and returned in the child: that was all there is to do here.
@@ -68,16 +73,22 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
             let _ = owner.obey(kind, order);
             match job {
                 Some(handle) => {
-                    wake(&mut sleepers);
-                    if handle.get().claim() {
-                        run_claimed(py, &handle, &mut sleepers);
+                    if !sleepers.is_empty() {
+                        wake(&mut sleepers);
+                        last_end = None;
+                    }
+                    let now = last_end.take().unwrap_or_else(nanos_now);
+                    if handle.get().claim_at(now) {
+                        let end = run_claimed(py, &handle, &mut sleepers);
+                        last_end = end.filter(|end| end.unheard).map(|end| end.at);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
                     Rest::Sleep => {
+                        last_end = None;
                         py.detach(|| {
                             wake(&mut sleepers);
-                            parker.park_until_notified();
+                            signals::park_worker(&parker, &mut patience);
                         });
                         lane.awake();
                     }
@@ -140,28 +151,29 @@ fn take_leave(py: Python<'_>) {
     });
 }
 
-fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
+/// Runs a task. `None` if it has not ended now.
+fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) -> Option<End> {
     if let Some(shared) = handle.get().shared() {
         shared.arm(handle.get());
     }
     let outcome = match catch_unwind(AssertUnwindSafe(|| run_body(py, handle))) {
         Ok(Some(outcome)) => outcome,
-        Ok(None) => return, // it goes on elsewhere
+        Ok(None) => return None, // it goes on elsewhere
         Err(panic) => Outcome::Error(panic_error(&panic_text(panic.as_ref()))),
     };
-    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers);
+    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers)
 }
 
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
 fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let this = handle.get();
-    let Content::Call { callable, args, kwargs, context } = this.take_content() else {
+    let Content::Call(call) = this.take_content() else {
         return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
     };
     // Nobody but the queue holds the handle: nobody will ask for its name.
     // SAFETY: attached; the handle is a live object.
     if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
-        this.keep_name(callable.bind(py));
+        this.keep_name(call.callable().bind(py));
     }
     let outer = begin_body(py, handle);
     if this.is_cancel_requested() {
@@ -169,22 +181,25 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         end_body(py, outer);
         return Some(Outcome::Cancelled);
     }
-    let result = call_in_context(py, &context, &callable, &args, kwargs.as_ref());
+    let result = call.context(py).and_then(|context| {
+        let value = in_context(context.bind(py), || call.here(py))?;
+        Ok((value, context))
+    });
     let interrupted = end_body(py, outer);
     if result.is_err() {
-        this.keep_name(callable.bind(py));
+        this.keep_name(call.callable().bind(py));
     }
     // The arguments go before the outcome is told: who waits for it sees them released.
-    drop((args, kwargs, callable));
+    drop(call);
     match result {
-        Ok(value) if is_coroutine(&value) => {
+        Ok((value, context)) if is_coroutine(&value) => {
             this.become_(Content::Coroutine { coroutine: value.unbind(), context });
             if let Some(shared) = this.shared() {
                 shared.pass_on(py, handle);
             }
             None
         }
-        Ok(value) => Some(Outcome::Value(value.unbind())),
+        Ok((value, _)) => Some(Outcome::Value(value.unbind())),
         Err(error) if interrupted && error.is_instance(py, interruption(py).as_any()) => {
             Some(Outcome::Cancelled)
         }
@@ -208,7 +223,8 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
     with_current(|current| {
         let Some(current) = current else { return Outer { task: None, id: IDLE } };
         let task = current.task.replace(handle.clone_ref(py));
-        current.slot.since.store(nanos_now(), Ordering::Relaxed);
+        let since = handle.get().times.started.load(Ordering::Relaxed);
+        current.slot.since.store(since, Ordering::Relaxed);
         let id = replace_task(&current.slot, handle.get().task_id);
         Outer { task, id }
     })
@@ -372,7 +388,7 @@ pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc
     };
     // A task of another runtime has a number that means something else here.
     let is_ours = task.get().shared().is_some_and(|own| Arc::ptr_eq(own, shared));
-    is_ours.then(|| task.get().family().clone())
+    is_ours.then(|| task.get().family())
 }
 
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.

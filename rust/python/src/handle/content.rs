@@ -6,15 +6,16 @@ use dftracer_core::process::Kill;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTraceback, PyTuple, PyType};
+use pyo3::types::{PyTraceback, PyType};
 
 use super::state;
+use crate::call::Call;
 use crate::native::NativeOutcome;
 
 /// The one slot of a task. It goes down this list, never up.
 pub(crate) enum Content {
-    /// `callable(*args, **kwargs)`, not begun.
-    Call { callable: Py<PyAny>, args: Py<PyTuple>, kwargs: Option<Py<PyDict>>, context: Py<PyAny> },
+    /// A call, not begun.
+    Call(Call),
     /// A native job, not begun or begun; a child process can be killed.
     Native(Option<Kill>),
     /// A plain body that runs.

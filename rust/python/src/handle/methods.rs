@@ -104,7 +104,7 @@ impl TaskHandle {
     }
 
     #[pyo3(signature = (timeout=None))]
-    fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         Self::wait(self_, timeout)?;
         self_.get().outcome(self_.py())
     }

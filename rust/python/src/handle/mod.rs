@@ -6,18 +6,20 @@ mod content;
 mod methods;
 mod waiter;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dftracer_core::ledger::Entry;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::park::{Parker, Wakeup};
 use dftracer_core::watchdog::Alarm;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::mailbox::{Delivery, News};
+use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::{signals, worker};
@@ -61,39 +63,119 @@ pub(crate) struct TaskHandle {
     cancel_requested: AtomicBool,
     #[pyo3(get)]
     pub(crate) task_id: i64,
-    /// The code object of its callable, where there is one: tells where it is defined.
-    pub(crate) code: Option<Py<PyAny>>,
+    /// What is known of its callable, if that has a code object.
+    pub(crate) origin: Option<Py<Origin>>,
     pub(crate) times: Times,
-    /// The task that submitted it.
-    pub(crate) parent: Option<Arc<Family>>,
-    /// Made when it submits its first child.
-    family: OnceLock<Arc<Family>>,
     /// Values and exceptions are put here and taken from here only by attached threads, so the
     /// garbage collector, which runs while all of these stand still, finds it unlocked or without
     /// any. No Python code runs while it is locked.
     cell: Mutex<Cell>,
     /// `None` for a handle around somebody else's task.
     shared: Option<Arc<Shared>>,
-    entry: OnceLock<Entry>,
+    /// Its place in the ledger, or `NO_ENTRY`. Relaxed: written once, before anybody else has it.
+    entry: AtomicU32,
 }
 
+const NO_ENTRY: u32 = u32::MAX;
+
 struct Cell {
-    /// Given, or derived when the task starts and somebody still holds the handle.
+    /// Given, or, if its origin has none, derived when the task starts and somebody still holds the
+    /// handle.
     name: Option<Py<PyString>>,
     content: Content,
+    extras: Option<Box<Extras>>,
+}
+
+/// What few tasks have.
+#[derive(Default)]
+struct Extras {
     /// Emptied once, when the state becomes terminal.
     waiters: Waiters,
     /// Its deadline, while it runs.
     alarm: Option<Alarm>,
+    /// The task that submitted it.
+    parent: Option<Arc<Family>>,
+    /// Made when it submits its first child.
+    family: Option<Arc<Family>>,
 }
 
-/// When things happened, in nanoseconds since the process's own beginning of time; 0 means not yet.
+impl Cell {
+    fn extras(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
+    /// Takes out who waits for the task and its deadline, and looks who is its parent.
+    fn end_extras(&mut self) -> (Waiters, Option<Alarm>, Option<Arc<Family>>) {
+        let Some(extras) = &mut self.extras else { return (Waiters::None, None, None) };
+        let ended =
+            (std::mem::take(&mut extras.waiters), extras.alarm.take(), extras.parent.clone());
+        if extras.parent.is_none() && extras.family.is_none() {
+            self.extras = None;
+        }
+        ended
+    }
+}
+
+/// What a task was at one moment.
+pub(crate) struct Look {
+    pub(crate) state: u8,
+    name: Option<Py<PyString>>,
+    /// To derive the name from.
+    callable: Option<Py<PyAny>>,
+}
+
+impl Look {
+    /// The name, as well as it is known.
+    pub(crate) fn name<'py>(
+        &self,
+        py: Python<'py>,
+        origin: Option<&Py<Origin>>,
+    ) -> Bound<'py, PyString> {
+        if let Some(name) = &self.name {
+            return name.bind(py).clone();
+        }
+        let of_origin = origin.and_then(|origin| origin.get().name(py));
+        of_origin.unwrap_or_else(|| match &self.callable {
+            Some(callable) => derive_name(callable.bind(py)),
+            None => PyString::new(py, "task"),
+        })
+    }
+}
+
+/// When things happened, as `nanos_now` counts; 0 means not yet.
 /// Relaxed: written by one thread each, and only shown.
 #[derive(Default)]
 pub(crate) struct Times {
     pub(crate) submitted: AtomicU64,
     pub(crate) started: AtomicU64,
     pub(crate) ended: AtomicU64,
+}
+
+/// What tasks that are submitted together have in common.
+pub(crate) struct Birth {
+    first_id: i64,
+    /// As `nanos_now`.
+    at: u64,
+    parent: Option<Arc<Family>>,
+}
+
+impl Birth {
+    /// Of so many tasks, which the parent counts as begun.
+    pub(crate) fn now(py: Python<'_>, shared: &Arc<Shared>, count: usize) -> Self {
+        let parent = worker::current_family(py, shared);
+        if let Some(parent) = &parent {
+            parent.begun(count);
+        }
+        Self { first_id: shared.next_task_ids(count), at: nanos_now(), parent }
+    }
+}
+
+/// That a task has ended just now.
+pub(crate) struct End {
+    /// As `nanos_now`.
+    pub(crate) at: u64,
+    /// Nobody was told, which could have taken any time since.
+    pub(crate) unheard: bool,
 }
 
 impl TaskHandle {
@@ -103,63 +185,95 @@ impl TaskHandle {
         name: Option<Py<PyString>>,
         content: Content,
         lane: Option<LaneKind>,
-        code: Option<Py<PyAny>>,
+        origin: Option<Py<Origin>>,
         tracked: bool,
     ) -> Self {
-        let task_id = shared.next_task_id();
-        let parent = worker::current_family(py, &shared);
-        if let Some(parent) = &parent {
-            parent.begun();
-        }
-        let times = Times { submitted: AtomicU64::new(nanos_now()), ..Times::default() };
-        let cell = Cell { name, content, waiters: Waiters::None, alarm: None };
+        let birth = Birth::now(py, &shared, 1);
+        Self::of_birth(&birth, 0, shared, name, content, lane, origin, tracked)
+    }
+
+    /// The task of that number among those that are born together.
+    #[allow(clippy::too_many_arguments)] // what a task begins with
+    pub(crate) fn of_birth(
+        birth: &Birth,
+        number: usize,
+        shared: Arc<Shared>,
+        name: Option<Py<PyString>>,
+        content: Content,
+        lane: Option<LaneKind>,
+        origin: Option<Py<Origin>>,
+        tracked: bool,
+    ) -> Self {
+        let task_id = birth.first_id + number as i64;
+        let times = Times { submitted: AtomicU64::new(birth.at), ..Times::default() };
+        let extras =
+            birth.parent.clone().map(|parent| Extras { parent: Some(parent), ..Extras::default() });
+        let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
             lane,
             tracked,
             cancel_requested: AtomicBool::new(false),
             task_id,
-            code,
+            origin,
             times,
-            parent,
-            family: OnceLock::new(),
             cell: Mutex::new(cell),
             shared: Some(shared),
-            entry: OnceLock::new(),
+            entry: AtomicU32::new(NO_ENTRY),
         }
     }
 
     /// A handle around a task of somebody else, or around nothing.
     pub(crate) fn foreign(name: Py<PyString>, task_id: i64, cancel: Option<Py<PyAny>>) -> Self {
         let content = cancel.map_or(Content::Running, |cancel| Content::Foreign { cancel });
-        let cell = Cell { name: Some(name), content, waiters: Waiters::None, alarm: None };
+        let cell = Cell { name: Some(name), content, extras: None };
         Self {
             state: AtomicU8::new(RUNNING),
             lane: None,
             tracked: false,
             cancel_requested: AtomicBool::new(false),
             task_id,
-            code: None,
+            origin: None,
             times: Times::default(),
-            parent: None,
-            family: OnceLock::new(),
             cell: Mutex::new(cell),
             shared: None,
-            entry: OnceLock::new(),
+            entry: AtomicU32::new(NO_ENTRY),
         }
     }
 
-    /// Makes the task visible to `get_progress` for as long as the handle lives. Called once, when
-    /// it has its final address.
-    pub(crate) fn enter_ledger(self_: &Bound<'_, Self>) {
-        let this = self_.get();
-        if let Some(shared) = &this.shared {
-            let _ = this.entry.set(shared.ledger.enter(HandleAddress::of(self_)));
-        }
+    /// Makes tasks of this runtime visible to `get_progress` for as long as their handles live.
+    /// Called once, when they have their final addresses.
+    pub(crate) fn enter_ledger(shared: &Shared, handles: &[Bound<'_, Self>]) {
+        shared.ledger.enter_all(handles.iter().map(HandleAddress::of), |index, Entry(place)| {
+            handles[index].get().entry.store(place, Ordering::Relaxed);
+        });
     }
 
     pub(crate) fn entry(&self) -> Option<Entry> {
-        self.entry.get().copied()
+        let place = self.entry.load(Ordering::Relaxed);
+        (place != NO_ENTRY).then_some(Entry(place))
+    }
+
+    /// Takes a new task off the garbage collector's list, which it would look through again and
+    /// again: what a task needs in order to run it does not visit anyway.
+    pub(crate) fn untrack(self_: &Bound<'_, Self>) {
+        // SAFETY: attached; a live object that has been tracked since its allocation.
+        unsafe { ffi::PyObject_GC_UnTrack(self_.as_ptr().cast()) };
+    }
+
+    /// Puts it back on the list before it gets an outcome that could lead to the task itself.
+    fn track_for(self_: &Py<Self>, content: &Content, _py: Python<'_>) {
+        let may_lead_here = match content {
+            Content::Value(value) => may_refer(value),
+            Content::Error { .. } => true,
+            _ => false,
+        };
+        // SAFETY: attached; live objects of a type that is garbage collected.
+        unsafe {
+            if may_lead_here && ffi::PyObject_GC_IsTracked(self_.as_ptr()) == 0 {
+                ffi::PyObject_GC_Track(self_.as_ptr().cast());
+            }
+        }
     }
 
     pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
@@ -175,26 +289,42 @@ impl TaskHandle {
         self.state() >= DONE
     }
 
+    pub(crate) fn has_begun(&self) -> bool {
+        self.state() != QUEUED
+    }
+
     pub(crate) fn is_cancel_requested(&self) -> bool {
         self.cancel_requested.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn family(&self) -> &Arc<Family> {
-        self.family.get_or_init(|| Arc::new(Family::new(self.task_id)))
+    /// The tasks that this one submits.
+    pub(crate) fn family(&self) -> Arc<Family> {
+        let mut cell = self.lock();
+        let family = &mut cell.extras().family;
+        family.get_or_insert_with(|| Arc::new(Family::new(self.task_id))).clone()
     }
 
-    pub(crate) fn family_if_any(&self) -> Option<&Arc<Family>> {
-        self.family.get()
+    /// The task that submitted this one, and those that this one has submitted, as families.
+    pub(crate) fn relations(&self) -> (Option<Arc<Family>>, Option<Arc<Family>>) {
+        let cell = self.lock();
+        cell.extras
+            .as_ref()
+            .map_or((None, None), |extras| (extras.parent.clone(), extras.family.clone()))
     }
 
     /// Makes the caller the one who runs this task; false if somebody else is, or it was cancelled.
     pub(crate) fn claim(&self) -> bool {
+        self.claim_at(nanos_now())
+    }
+
+    /// As `claim`, when the time is known already.
+    pub(crate) fn claim_at(&self, now: u64) -> bool {
         let claimed = self
             .state
             .compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire)
             .is_ok();
         if claimed {
-            self.times.started.store(nanos_now(), Ordering::Relaxed);
+            self.times.started.store(now, Ordering::Relaxed);
         }
         claimed
     }
@@ -221,7 +351,8 @@ impl TaskHandle {
 
     /// Names the task after its callable if it has no name.
     pub(crate) fn keep_name(&self, callable: &Bound<'_, PyAny>) {
-        if self.lock().name.is_none() {
+        let has_name = self.origin.as_ref().is_some_and(|origin| origin.get().has_name());
+        if !has_name && self.lock().name.is_none() {
             // Unlocked, because `__qualname__` may be a property.
             let name = derive_name(callable).unbind();
             self.lock().name.get_or_insert(name);
@@ -229,26 +360,24 @@ impl TaskHandle {
     }
 
     /// The state, and the name or the callable to derive it from.
-    pub(crate) fn look(&self, py: Python<'_>) -> (u8, Option<Py<PyString>>, Option<Py<PyAny>>) {
+    pub(crate) fn look(&self, py: Python<'_>) -> Look {
         let cell = self.lock();
-        let state = self.state();
-        match (&cell.name, &cell.content) {
-            (Some(name), _) => (state, Some(name.clone_ref(py)), None),
-            (None, Content::Call { callable, .. }) => (state, None, Some(callable.clone_ref(py))),
-            _ => (state, None, None),
-        }
+        let name = cell.name.as_ref().map(|name| name.clone_ref(py));
+        let callable = match &cell.content {
+            Content::Call(call) if name.is_none() => Some(call.callable().clone_ref(py)),
+            _ => None,
+        };
+        Look { state: self.state(), name, callable }
     }
 
     /// The name, as well as it is known now.
     pub(crate) fn name_now<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
-        match self.look(py) {
-            (_, Some(name), _) => name.into_bound(py),
-            (_, None, Some(callable)) => {
-                self.keep_name(callable.bind(py));
-                self.name_now(py)
-            }
-            (_, None, None) => PyString::new(py, "task"),
+        let look = self.look(py);
+        if let Some(callable) = &look.callable {
+            self.keep_name(callable.bind(py));
+            return self.look(py).name(py, self.origin.as_ref());
         }
+        look.name(py, self.origin.as_ref())
     }
 
     /// Remembers the deadline of the running task, or gives it back if the task has ended.
@@ -257,19 +386,19 @@ impl TaskHandle {
         if self.is_settled() {
             return Err(alarm);
         }
-        cell.alarm = Some(alarm);
+        cell.extras().alarm = Some(alarm);
         Ok(())
     }
 
     /// Ends the task and wakes who waits for it; false if it had ended already.
     pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Option<Python<'_>>) -> bool {
         let mut sleepers = Sleepers::new();
-        let settled = Self::settle_quietly(self_, outcome, py, &mut sleepers);
+        let end = Self::settle_quietly(self_, outcome, py, &mut sleepers);
         wake(&mut sleepers);
-        settled
+        end.is_some()
     }
 
-    /// Ends the task, once: false if it had ended already, and then `outcome` is dropped. Outcomes
+    /// Ends the task, once: `None` if it had ended already, and then `outcome` is dropped. Outcomes
     /// that hold Python objects are settled only by attached threads. Who waits for the task is
     /// added to `sleepers`, for the caller to wake soon: one that wakes while this thread still
     /// holds the interpreter would only fall asleep again to wait for that.
@@ -278,7 +407,7 @@ impl TaskHandle {
         outcome: Outcome,
         py: Option<Python<'_>>,
         sleepers: &mut Sleepers,
-    ) -> bool {
+    ) -> Option<End> {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
         // Held before anything is locked: it may take the interpreter.
@@ -290,17 +419,20 @@ impl TaskHandle {
         if this.is_settled() {
             drop(cell);
             drop((content, failure));
-            return false;
+            return None;
         }
         // Whoever sees that it has failed finds it among the failures.
         let failed = failure.is_some();
         if let (Some(shared), Some(failure)) = (&this.shared, failure) {
             shared.record_failure(failure);
         }
+        if let Some(py) = py {
+            Self::track_for(self_, &content, py);
+        }
         let left_over = std::mem::replace(&mut cell.content, content);
-        let waiters = std::mem::replace(&mut cell.waiters, Waiters::None);
-        let alarm = cell.alarm.take();
-        this.times.ended.store(nanos_now(), Ordering::Relaxed);
+        let (waiters, alarm, parent) = cell.end_extras();
+        let at = nanos_now();
+        this.times.ended.store(at, Ordering::Relaxed);
         if let Some(shared) = &this.shared {
             shared.count_end(state);
         }
@@ -309,7 +441,7 @@ impl TaskHandle {
         drop(cell);
         drop(left_over);
 
-        if let Some(parent) = &this.parent {
+        if let Some(parent) = parent {
             parent.ended();
         }
         if let Some(shared) = &this.shared {
@@ -320,11 +452,12 @@ impl TaskHandle {
                 shared.tell_failure(self_);
             }
         }
+        let unheard = !failed && matches!(waiters, Waiters::None);
         waiters.deliver(self_, sleepers);
         if let Some(shared) = &this.shared {
             shared.task_ended(sleepers);
         }
-        true
+        Some(End { at, unheard })
     }
 
     /// Posts `token` to `mailbox` when the task has ended; at once if it has.
@@ -350,14 +483,20 @@ impl TaskHandle {
         if self.is_settled() {
             return Err(waiter);
         }
-        cell.waiters.add(waiter);
+        cell.extras().waiters.add(waiter);
         Ok(())
+    }
+
+    fn remove_waiter(&self, parker: &Arc<Parker>) {
+        if let Some(extras) = &mut self.lock().extras {
+            extras.waiters.remove_thread(parker);
+        }
     }
 
     /// Nobody who was promised this task's end will hear of it.
     pub(crate) fn forget_waiters(&self) {
-        let waiters = std::mem::replace(&mut self.lock().waiters, Waiters::None);
-        drop(waiters);
+        let extras = self.lock().extras.as_mut().map(|extras| std::mem::take(&mut extras.waiters));
+        drop(extras);
     }
 
     /// Waits for the end of the task; false if `timeout` came first.
@@ -384,12 +523,12 @@ impl TaskHandle {
             match signals::park(py, &parker, left) {
                 Wakeup::Notified => return Ok(true),
                 Wakeup::TimedOut => {
-                    this.lock().waiters.remove_thread(&parker);
+                    this.remove_waiter(&parker);
                     return Ok(this.is_settled());
                 }
                 Wakeup::Interrupted => {
                     if let Err(error) = py.check_signals() {
-                        this.lock().waiters.remove_thread(&parker);
+                        this.remove_waiter(&parker);
                         return Err(error);
                     }
                 }
@@ -457,8 +596,19 @@ impl TaskHandle {
 impl Drop for TaskHandle {
     fn drop(&mut self) {
         // Before any field goes: a reader of the ledger holds its lock while it reads them.
-        if let (Some(shared), Some(entry)) = (&self.shared, self.entry.get()) {
-            shared.leave_ledger(*entry);
+        if let (Some(shared), Some(entry)) = (&self.shared, self.entry()) {
+            shared.leave_ledger(entry);
         }
+    }
+}
+
+/// Whether an object could refer to others, now or later. A tuple could not if the collector has
+/// found that none of its items can.
+fn may_refer(value: &Py<PyAny>) -> bool {
+    // SAFETY: the caller is attached, a live object.
+    unsafe {
+        ffi::PyObject_IS_GC(value.as_ptr()) != 0
+            && (ffi::PyTuple_CheckExact(value.as_ptr()) == 0
+                || ffi::PyObject_GC_IsTracked(value.as_ptr()) != 0)
     }
 }

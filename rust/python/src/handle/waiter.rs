@@ -34,7 +34,9 @@ pub(crate) enum Waiter {
 }
 
 /// The waiters of a task; nearly always none or one.
+#[derive(Default)]
 pub(crate) enum Waiters {
+    #[default]
     None,
     One(Waiter),
     Many(Vec<Waiter>),

@@ -1,0 +1,169 @@
+//! Whether a thread looks for its wake-up for a moment before it sleeps.
+//!
+//! To fall asleep and be woken takes a thread some 10 to 50 µs; two threads that hand small tasks to
+//! each other would do nothing else. But a thread that looks in vain keeps a CPU from others. So it
+//! looks only where its sleeps have been short lately, for a moment, and lets others pass meanwhile.
+//! Having looked in vain it tries again after one short sleep, then after two, four, and so on.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crate::park::{Parker, Wakeup};
+use crate::sizes::available_cpus;
+
+/// How long it looks at a time.
+const MOMENT: Duration = Duration::from_micros(20);
+
+/// A sleep below this would not have been one, or would have been much shorter, had both sides
+/// looked.
+const SHORT: Duration = Duration::from_micros(100);
+
+/// How often in a row it looks in vain before it gives up, where it looked with success before, and
+/// where it tries again: twice, because both sides must look at the same time.
+const LOOKS: u8 = 8;
+const LOOKS_OF_A_TRY: u8 = 2;
+
+/// The most short sleeps between two tries.
+const MAX_INTERVAL: u8 = 16;
+
+/// What one thread has learned about its sleeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How often it may look in vain before it gives up.
+    left: u8,
+    /// Short sleeps from here to the next try; counts when `left` is 0.
+    until_try: u8,
+    /// Short sleeps between the last try and the next.
+    interval: u8,
+}
+
+impl Patience {
+    /// That of a thread that has not slept yet: it does not look.
+    pub const NONE: Self = Self { left: 0, until_try: 1, interval: 1 };
+
+    /// Looks for a notification, if that is worth it; true if there was one.
+    pub fn look(&mut self, parker: &Parker) -> bool {
+        if self.left == 0 || !has_company() {
+            return false;
+        }
+        let found = until(MOMENT, || parker.take_notification());
+        if found {
+            *self = Self { left: LOOKS, ..Self::NONE };
+            return true;
+        }
+        self.left -= 1;
+        if self.left == 0 {
+            self.until_try = self.interval;
+            self.interval = (self.interval * 2).min(MAX_INTERVAL);
+        }
+        false
+    }
+
+    /// Sleeps as [`Parker::park`] does, and learns from it.
+    pub fn sleep(&mut self, parker: &Parker, timeout: Option<Duration>) -> Wakeup {
+        let begin = Instant::now();
+        let wakeup = parker.park(timeout);
+        if self.left == 0 && wakeup == Wakeup::Notified && begin.elapsed() < SHORT {
+            self.until_try -= 1;
+            if self.until_try == 0 {
+                self.left = LOOKS_OF_A_TRY;
+            }
+        }
+        wakeup
+    }
+}
+
+/// Looks until `found` says true, for at most `limit`; whether it did.
+pub fn until(limit: Duration, mut found: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        for _ in 0..16 {
+            if found() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if begin.elapsed() >= limit {
+            return false;
+        }
+        // Whoever is to notify may be waiting for this very CPU.
+        std::thread::yield_now();
+    }
+}
+
+/// Whether somebody else can run while this thread looks.
+fn has_company() -> bool {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(available_cpus) > 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::park::Unpark;
+
+    fn wait(patience: &mut Patience, parker: &Parker) {
+        while !patience.look(parker) && patience.sleep(parker, None) != Wakeup::Notified {}
+    }
+
+    #[test]
+    fn every_notification_ends_one_wait_when_looks_and_sleeps_alternate() {
+        let (ping, pong) = (Arc::new(Parker::default()), Arc::new(Parker::default()));
+        let echo = {
+            let (ping, pong) = (ping.clone(), pong.clone());
+            std::thread::spawn(move || {
+                let mut patience = Patience::NONE;
+                for round in 0..20_000 {
+                    wait(&mut patience, &ping);
+                    if round % 1_000 == 0 {
+                        std::thread::sleep(Duration::from_micros(200)); // past every look
+                    }
+                    pong.unpark();
+                }
+            })
+        };
+        let mut patience = Patience::NONE;
+        for _ in 0..20_000 {
+            ping.unpark();
+            wait(&mut patience, &pong);
+        }
+        echo.join().expect("echo thread");
+        assert!(!patience.look(&pong), "a notification was counted twice");
+    }
+
+    #[test]
+    fn tries_ever_more_seldom_when_it_looks_in_vain() {
+        let parker = Parker::default();
+        let mut patience = Patience::NONE;
+        let mut intervals = Vec::new();
+        let mut sleeps = 0;
+        for _ in 0..100 {
+            // In vain: the notification comes only after the look.
+            let tries = patience.left == LOOKS_OF_A_TRY;
+            assert!(!patience.look(&parker));
+            if tries {
+                intervals.push(sleeps);
+                sleeps = 0;
+            }
+            sleeps += 1;
+            parker.unpark();
+            assert_eq!(patience.sleep(&parker, None), Wakeup::Notified);
+        }
+        if has_company() {
+            // More where the system has made a sleep longer.
+            let least = [1, 2, 3, 5, 9];
+            assert!(intervals.iter().zip(least).all(|(sleeps, least)| *sleeps >= least));
+            assert!((5..=9).contains(&intervals.len()), "{intervals:?}");
+        }
+    }
+
+    #[test]
+    fn learns_nothing_from_a_sleep_that_nobody_ended() {
+        let parker = Parker::default();
+        let mut patience = Patience::NONE;
+        assert_eq!(patience.sleep(&parker, Some(Duration::ZERO)), Wakeup::TimedOut);
+        assert_eq!(patience.left, 0);
+    }
+}

@@ -1,0 +1,140 @@
+//! What is known of a callable before it is called. Of a plain function it is kept for its next
+//! submission: a campaign submits few functions, many times.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use crate::progress::qualified_name;
+
+/// `inspect.CO_COROUTINE`.
+const CO_COROUTINE: u32 = 0x80;
+
+/// Shared by all tasks that call the same function.
+#[pyclass(frozen, module = "dftracer.utils._native")]
+pub(crate) struct Origin {
+    /// The code object: tells where the callable is defined.
+    pub(crate) code: Py<PyAny>,
+    /// Whether calling it gives a coroutine, as far as can be told without calling it.
+    pub(crate) is_coroutine: bool,
+    /// Of a plain function.
+    names: Option<Names>,
+    name: OnceLock<Py<PyString>>,
+}
+
+/// `__qualname__` and `__module__`.
+struct Names {
+    qualname: Py<PyAny>,
+    module: Option<Py<PyAny>>,
+}
+
+/// The parts of a plain function that an [`Origin`] is made of.
+struct Parts<'a, 'py> {
+    code: Borrowed<'a, 'py, PyAny>,
+    qualname: Borrowed<'a, 'py, PyAny>,
+    module: Option<Borrowed<'a, 'py, PyAny>>,
+}
+
+impl Origin {
+    /// The name of a task that calls this; `None` if the callable itself must be asked.
+    pub(crate) fn name<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyString>> {
+        let names = self.names.as_ref()?;
+        let name = self.name.get_or_init(|| {
+            let text = |object: &Py<PyAny>| object.bind(py).extract::<String>().ok();
+            let qualname = text(&names.qualname).unwrap_or_default();
+            qualified_name(py, names.module.as_ref().and_then(text), &qualname).unbind()
+        });
+        Some(name.bind(py).clone())
+    }
+
+    pub(crate) fn has_name(&self) -> bool {
+        self.names.is_some()
+    }
+
+    fn is_of(&self, parts: &Parts<'_, '_>) -> bool {
+        let Some(names) = &self.names else { return false };
+        self.code.as_ptr() == parts.code.as_ptr()
+            && names.qualname.as_ptr() == parts.qualname.as_ptr()
+            && names.module.as_ref().map(Py::as_ptr) == parts.module.map(|module| module.as_ptr())
+    }
+
+    fn new(code: Bound<'_, PyAny>, names: Option<Names>) -> PyResult<Py<Self>> {
+        let py = code.py();
+        let is_coroutine = code
+            .getattr(pyo3::intern!(py, "co_flags"))
+            .and_then(|flags| flags.extract::<u32>())
+            .is_ok_and(|flags| flags & CO_COROUTINE != 0);
+        Py::new(py, Self { code: code.unbind(), is_coroutine, names, name: OnceLock::new() })
+    }
+}
+
+const KEPT: usize = 16;
+
+/// The functions that were submitted lately, each in the place that its code's address gives it.
+#[derive(Default)]
+pub(crate) struct Origins([Mutex<Option<Py<Origin>>>; KEPT]);
+
+impl Origins {
+    /// What is known of `callable`; `None` if it has no code object.
+    pub(crate) fn of(&self, callable: &Bound<'_, PyAny>) -> Option<Py<Origin>> {
+        let py = callable.py();
+        let Some(parts) = parts_of_function(callable) else {
+            let code = callable.getattr(pyo3::intern!(py, "__code__")).ok()?;
+            return Origin::new(code, None).ok();
+        };
+        let place = &self.0[(parts.code.as_ptr() as usize >> 4) % KEPT];
+        let kept = place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some(origin) if origin.get().is_of(&parts) => return Some(origin.clone_ref(py)),
+            _ => drop(kept),
+        }
+        let names = Names {
+            qualname: parts.qualname.to_owned().unbind(),
+            module: parts.module.map(|module| module.to_owned().unbind()),
+        };
+        let origin = Origin::new(parts.code.to_owned(), Some(names)).ok()?;
+        let newest = Some(origin.clone_ref(py));
+        let unneeded =
+            std::mem::replace(&mut *place.lock().unwrap_or_else(PoisonError::into_inner), newest);
+        drop(unneeded);
+        Some(origin)
+    }
+}
+
+#[cfg(not(Py_GIL_DISABLED))]
+unsafe extern "C" {
+    static mut PyMethod_Type: ffi::PyTypeObject;
+    /// A borrowed reference.
+    fn PyMethod_Function(method: *mut ffi::PyObject) -> *mut ffi::PyObject;
+}
+
+/// The parts of a plain function, and of the one that a bound method calls.
+#[cfg(not(Py_GIL_DISABLED))]
+fn parts_of_function<'a, 'py>(callable: &'a Bound<'py, PyAny>) -> Option<Parts<'a, 'py>> {
+    let py = callable.py();
+    // SAFETY: attached, live objects, each looked at as what its type says. Nobody can change the
+    // function meanwhile, since no Python code runs here, and it holds what is borrowed from it.
+    unsafe {
+        let mut function = callable.as_ptr();
+        if ffi::Py_IS_TYPE(function, &raw mut PyMethod_Type) != 0 {
+            function = PyMethod_Function(function);
+        }
+        if ffi::PyFunction_Check(function) == 0 {
+            return None;
+        }
+        let object = &*function.cast::<ffi::PyFunctionObject>();
+        Some(Parts {
+            code: Borrowed::from_ptr_or_opt(py, object.func_code)?,
+            qualname: Borrowed::from_ptr_or_opt(py, object.func_qualname)?,
+            module: Borrowed::from_ptr_or_opt(py, object.func_module),
+        })
+    }
+}
+
+/// Without a lock around the interpreter, another thread could change the function meanwhile.
+#[cfg(Py_GIL_DISABLED)]
+fn parts_of_function<'a, 'py>(_callable: &'a Bound<'py, PyAny>) -> Option<Parts<'a, 'py>> {
+    None
+}
