@@ -201,7 +201,6 @@ class OpenAIBackend(ExecutionBackend):
                 f"{', '.join(_KEYS)}; what only this server knows goes into extra_body"
             )
         timeout = _seconds(options.pop("timeout", self._timeout), f"{who}: timeout")
-        system = options.pop("system", None)
         messages = [{"role": "user", "content": task["prompt"]}]
         if (system := options.pop("system", None)) is not None:
             messages.insert(0, {"role": "system", "content": system})
