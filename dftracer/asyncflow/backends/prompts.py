@@ -69,6 +69,8 @@ class OpenAIBackend(ExecutionBackend):
     ``response``, the whole answer.
     """
 
+    keeps_timeouts = True
+
     def __init__(
         self,
         base_url: str,
