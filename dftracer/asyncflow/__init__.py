@@ -12,6 +12,10 @@
 81
 """
 
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 import dftracer.utils as _utils
 
 if not hasattr(_utils, "available_cpus"):
@@ -32,10 +36,32 @@ from dftracer.asyncflow.errors import (
     DependencyFailureError,
     EngineShutdownError,
     ExecutableError,
+    PromptError,
     WorkerDiedError,
 )
 from dftracer.asyncflow.workflow_manager import WorkflowEngine
 from dftracer.utils.primitives import __version__
+
+if _TYPE_CHECKING:
+    from dftracer.asyncflow.backends.prompts import OpenAIBackend as OpenAIBackend
+
+_EXTRAS = {"OpenAIBackend": ("dftracer.asyncflow.backends.prompts", "prompt")}
+"""What is imported when it is first asked for, from where, and the extra that it needs."""
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _EXTRAS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, extra = _EXTRAS[name]
+    try:
+        value = getattr(_importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{name} needs {error.name!r}: pip install 'dftracer-asyncflow[{extra}]'"
+        ) from error
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "CommandError",
@@ -49,6 +75,7 @@ __all__ = [
     "LocalExecutionBackend",
     "NoopExecutionBackend",
     "OutputFile",
+    "PromptError",
     "RuntimeExecutionBackend",
     "WorkerDiedError",
     "WorkflowEngine",

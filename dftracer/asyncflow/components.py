@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from dftracer.asyncflow.data import File, names_of
 
 if TYPE_CHECKING:
+    from dftracer.asyncflow.attempts import Attempts
     from dftracer.asyncflow.backends.base import RemoteValue
     from dftracer.asyncflow.decorators import Template
     from dftracer.asyncflow.scheduler import Scheduler
@@ -53,6 +54,8 @@ class Component(asyncio.Future[T], Generic[T]):
     """The descriptions of its dependencies, from their end until its files are linked."""
     _root = ""
     """The label of the component or future whose cancellation was the reason for this one's."""
+    _attempts: Attempts | None = None
+    """What is kept of its attempts, if its decorator allows several or limits their time."""
     _body_released = False
     """Whether its body waits for the end of the engine, which therefore does not wait for it."""
     _remote: RemoteValue | None = None
@@ -260,6 +263,9 @@ class Block(Component[T]):
 
 
 def number_of(uid: Any) -> int:
-    """Return the number of the component with that identifier; -1 for what is no identifier."""
-    digits = uid.rpartition(".")[2] if isinstance(uid, str) else ""
+    """Return the number of the component with that identifier; -1 for what is no identifier.
+
+    An attempt after the first has its number behind that, as in ``task.000042-2``.
+    """
+    digits = uid.rpartition(".")[2].partition("-")[0] if isinstance(uid, str) else ""
     return int(digits) if digits.isdecimal() else -1

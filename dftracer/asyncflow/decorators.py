@@ -8,10 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
 from dftracer.asyncflow.components import Block, Task
 from dftracer.asyncflow.errors import text_of
 
 if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
     from dftracer.asyncflow.scheduler import Scheduler
 
 P = ParamSpec("P")
@@ -19,6 +22,19 @@ R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
 
 Kind = Literal["function", "executable", "prompt", "block"]
+
+if TYPE_CHECKING:
+
+    class Options(TypedDict, total=False):
+        """What all four decorators take."""
+
+        service: bool
+        backend: str | None
+        capture_stdio: bool
+        retries: int
+        retry_on: RetryOn
+        backoff: Backoff
+        timeout: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +51,8 @@ class Template:
     """The name by which the decorator chose it, if it did."""
     service: bool
     capture_stdio: bool
+    policy: Policy | None
+    """How often and for how long its calls are tried, if that is not once and without end."""
     task_description: Mapping[str, Any]
     """The default of the parameter of that name, which a call may override key by key."""
     workflow_id_is_argument: bool
@@ -61,9 +79,7 @@ class FunctionDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
     @overload
-    def __call__(
-        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
-    ) -> FunctionDecorator: ...
+    def __call__(self, **options: Unpack[Options]) -> FunctionDecorator: ...
 
 
 class ExecutableDecorator(Protocol):
@@ -73,9 +89,7 @@ class ExecutableDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, Any], /) -> Call[P, Task[str]]: ...
     @overload
-    def __call__(
-        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
-    ) -> ExecutableDecorator: ...
+    def __call__(self, **options: Unpack[Options]) -> ExecutableDecorator: ...
 
 
 class BlockDecorator(Protocol):
@@ -84,9 +98,7 @@ class BlockDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Block[R]]: ...
     @overload
-    def __call__(
-        self, *, service: bool = ..., backend: str | None = ..., capture_stdio: bool = ...
-    ) -> BlockDecorator: ...
+    def __call__(self, **options: Unpack[Options]) -> BlockDecorator: ...
 
 
 def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
@@ -97,6 +109,10 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         service: bool = False,
         backend: str | None = None,
         capture_stdio: bool = False,
+        retries: int = 0,
+        retry_on: RetryOn = Exception,
+        backoff: Backoff = 0.1,
+        timeout: float | None = None,
     ) -> Callable[..., Any]:
         attribute = _attribute(kind)
         if len(functions) > 1:
@@ -107,11 +123,19 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                     f"@flow.{attribute}: {option} must be True or False, "
                     f"not {type(value).__name__} {text_of(value)}"
                 )
+        policy = policy_of(f"@flow.{attribute}", retries, retry_on, backoff, timeout)
         target = engine._backend_named(backend, f"@flow.{attribute}")
 
         if not functions:
             return functools.partial(
-                decorator, service=service, backend=backend, capture_stdio=capture_stdio
+                decorator,
+                service=service,
+                backend=backend,
+                capture_stdio=capture_stdio,
+                retries=retries,
+                retry_on=retry_on,
+                backoff=backoff,
+                timeout=timeout,
             )
 
         function = functions[0]
@@ -126,6 +150,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             backend_name=backend,
             service=service,
             capture_stdio=capture_stdio,
+            policy=policy,
             task_description=_default_description(name, parameters),
             workflow_id_is_argument="workflow_id" in parameters,
         )

@@ -85,6 +85,30 @@ class ExecutableError(RuntimeError):
         return "\n".join(lines)
 
 
+class PromptError(RuntimeError):
+    """A prompt got no answer.
+
+    Attributes
+    ----------
+    task, backend, model : str
+        The names of the task, of the backend that asked, and of the model that it asked.
+    status : int | None
+        The HTTP status that the server answered with, if it was an error's.
+    """
+
+    def __init__(
+        self, message: str, task: str, backend: str, model: str, status: int | None
+    ) -> None:
+        super().__init__(message, task, backend, model, status)
+        self.task = task
+        self.backend = backend
+        self.model = model
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class DataError(RuntimeError):
     """A file is not where a task needs it: an input cannot be had, or an output was not written."""
 

@@ -31,6 +31,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
+from dftracer.asyncflow.attempts import Attempts, Policy
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.base import ExecutionBackend, RemoteValue, TaskStates
 from dftracer.asyncflow.commands import to_argv, to_prompt
@@ -222,6 +223,8 @@ class Scheduler:
                 continue
             if self._telemetry is not None:
                 self._telemetry.resolved(component)
+            if component._template.policy is not None:
+                self._begin_attempt(component, component._template.policy)
             kind = component._template.kind
             if kind == "function" and not (component._files or component._producers):
                 component._stage = "LAUNCHED"
@@ -283,6 +286,11 @@ class Scheduler:
             failed = all_failed(component._dependencies)
             self._settle(component, error=dependency_failure(component, failed))
 
+    def _begin_attempt(self, component: Component[Any], policy: Policy) -> None:
+        if component._attempts is None:
+            component._attempts = Attempts(component, policy)
+        component._attempts.begin()
+
     def _start_body(
         self, component: Component[Any], body: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:
@@ -307,7 +315,7 @@ class Scheduler:
 
     async def _prepare(self, component: Component[Any]) -> None:
         """See to the files of a task, ask what it runs if it is no function, and submit it."""
-        template, order = component._template, None
+        template, attempts, order = component._template, component._attempts, None
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(component, component._workflow_id))
         try:
@@ -316,7 +324,7 @@ class Scheduler:
             if template.kind != "function":
                 order = template.function(*component._args, **component._kwargs)
                 if template.is_async:
-                    order = await order
+                    order = await (order if attempts is None else attempts.limit(order))
             if template.kind == "prompt":
                 order = {"prompt": to_prompt(template.name, order)}
             elif template.kind == "executable":
@@ -325,7 +333,7 @@ class Scheduler:
         except asyncio.CancelledError:
             self._cancel(component, None)
         except Exception as error:
-            self._settle(component, error=error)
+            self._fail(component, error)
         except (SystemExit, KeyboardInterrupt) as error:
             self._settle(component, error=error)
             raise
@@ -372,11 +380,12 @@ class Scheduler:
         telemetry = self._telemetry
         try:
             with telemetry.scope("block", block.uid) if telemetry is not None else nullcontext():
-                result = await function(*args, **kwargs)
+                work, attempts = function(*args, **kwargs), block._attempts
+                result = await (work if attempts is None else attempts.limit(work))
         except asyncio.CancelledError:
             self._cancel(block, None)
         except Exception as error:
-            self._settle(block, error=error)
+            self._fail(block, error)
         except (SystemExit, KeyboardInterrupt) as error:
             self._settle(block, error=error)
             raise
@@ -385,6 +394,9 @@ class Scheduler:
 
     def _submit(self, components: list[Component[Any]]) -> None:
         """Hand tasks to their backends."""
+        for component in components:
+            if component._attempts is not None:
+                component._attempts.hand_over()
         if self._telemetry is not None:
             self._telemetry.submitted(components)
         if len(self._backends) == 1:
@@ -478,6 +490,8 @@ class Scheduler:
             return
         if component._stage not in _ON_BACKEND:
             return  # no backend has been given it yet
+        if component._attempts is not None and not component._attempts.takes(record["uid"]):
+            return  # of an attempt that has run out of time
         if service_callback is not None:
             service_callback(component, task, state)
             if component.done():
@@ -488,7 +502,7 @@ class Scheduler:
             else:
                 self._settle(component, result_on_backend(component, record))
         elif outcome == TaskStates.FAILED:
-            self._settle(component, error=failure_on_backend(component, record))
+            self._fail(component, failure_on_backend(component, record))
         elif outcome == TaskStates.CANCELED:
             self._cancel(component, None)
         elif outcome == TaskStates.RUNNING:
@@ -508,6 +522,15 @@ class Scheduler:
     def _component_of(self, uid: str) -> Component[Any] | None:
         """Return the unfinished component of that identifier."""
         return self._unfinished.get(number_of(uid))
+
+    def _fail(self, component: Component[Any], error: Any) -> None:
+        """End an attempt of a component, and the component too if there is no other attempt."""
+        attempts = component._attempts
+        if attempts is not None:
+            error = attempts.fail(fit_for_future(component, error))
+            if error is None:
+                return
+        self._settle(component, error=error)
 
     def _settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
         """End a component with a result or an error, and tell the graph."""
@@ -554,6 +577,8 @@ class Scheduler:
         if self._telemetry is not None:
             self._telemetry.ended(component)
         component._context = None
+        if component._attempts is not None:
+            component._attempts.end()
         if component._description is not None:
             component._description["context"] = None
         if component._dependencies:
@@ -620,15 +645,15 @@ class Scheduler:
         self._follow(self._graph.cancel(number))
 
     def _cancel_on_backend(self, component: Component[Any]) -> None:
-        backend = component._template.backend
+        backend, uid = component._template.backend, component._describe()["uid"]
         cancel_nowait: Callable[[str], bool] | None = getattr(backend, "cancel_nowait", None)
         if cancel_nowait is None:
-            self._run_in_background(self._cancel_and_wait(backend, component.uid))
+            self._run_in_background(self._cancel_and_wait(backend, uid))
             return
         try:
-            cancel_nowait(component.uid)
+            cancel_nowait(uid)
         except Exception as error:
-            self._complain(backend, component.uid, error)
+            self._complain(backend, uid, error)
 
     async def _cancel_and_wait(self, backend: Any, uid: str) -> None:
         try:
@@ -644,7 +669,9 @@ class Scheduler:
         if component._stage != "LAUNCHED":
             return component._stage == "RUNNING"
         backend = component._template.backend
-        return isinstance(backend, ExecutionBackend) and backend.is_running(component.uid)
+        return isinstance(backend, ExecutionBackend) and backend.is_running(
+            component._describe()["uid"]
+        )
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -68,7 +68,11 @@ class WorkflowEngine(Scheduler):
 
     All four decorators take the same options. ``backend=`` names where the calls run.
     ``capture_stdio=True`` sends a program's output to files, whose path is then the result.
-    ``service=True`` marks a task that runs until the engine ends.
+    ``service=True`` marks a task that runs until the engine ends. ``retries=`` is how often a call
+    that has failed is tried again, for errors that ``retry_on=`` (an exception type, several in a
+    tuple, or a function of the error) covers, after ``backoff=`` seconds (doubled each time) or
+    what a function of the attempt's number returns. ``timeout=`` is how many seconds each attempt
+    may take.
     """
     executable_task: ExecutableDecorator
     """Decorates a function that returns a command; the result is what the program writes."""

@@ -27,6 +27,9 @@ A *task* is a dict. The engine fills in:
 ``context``
     What its function runs in, if the backend can do that: a :class:`contextvars.Context` that
     nothing else runs in, copied at the call.
+``attempt``
+    The number of the attempt, from 1, if the decorator allows several or limits their time. Each
+    attempt is another task, with a ``uid`` of its own.
 ``engine``
     The engine's name. Identifiers repeat between engines.
 
@@ -101,6 +104,10 @@ class ExecutionBackend(ABC):
     supports_explicit_data_linking = False
     report_running = False
     """Whether somebody wants to know when tasks begin, at some cost. Set by the engine."""
+    keeps_timeouts = False
+    """Whether it ends a task itself that runs for longer than the ``timeout`` in its
+    ``task_backend_specific_kwargs``, counted from when it begins to run. For other backends the
+    engine does, counted from when it hands the task over."""
 
     def __init__(self, name: str = "default") -> None:
         self.name = name
