@@ -31,9 +31,12 @@ class Component(asyncio.Future[T], Generic[T]):
     __slots__ = (
         "_args",
         "_context",
+        "_depended_on",
         "_dependencies",
         "_description",
         "_engine",
+        "_is_call",
+        "_is_node",
         "_kwargs",
         "_number",
         "_options",
@@ -71,7 +74,7 @@ class Component(asyncio.Future[T], Generic[T]):
         options: Mapping[str, Any],
         context: Context,
     ) -> None:
-        super().__init__(loop=engine.loop)
+        asyncio.Future.__init__(self, loop=engine.loop)
         self._engine = engine
         self._number = number
         self._template = template
@@ -80,6 +83,12 @@ class Component(asyncio.Future[T], Generic[T]):
         self._options = options
         self._context: Context | None = context
         self._dependencies: Sequence[asyncio.Future[Any]] = ()
+        self._depended_on: Sequence[tuple[str, str]] = ()
+        """The identifiers and names of its dependencies, once it does not hold them any more."""
+        self._is_node = False
+        """Whether the graph knows it."""
+        self._is_call = False
+        """Whether its backend was given it as a plain call."""
         self._description: dict[str, Any] | None = None
         self._stage = "PENDING"
 
@@ -158,9 +167,7 @@ class Component(asyncio.Future[T], Generic[T]):
                 "workflow_id": self._workflow_id,
                 "metadata": {
                     "dependencies": [
-                        {"uid": future.uid, "name": future.name}
-                        for future in self._dependencies
-                        if isinstance(future, Component)
+                        {"uid": uid, "name": name} for uid, name in self._names_of_dependencies()
                     ],
                     **names_of(self._files),
                 },
@@ -168,6 +175,28 @@ class Component(asyncio.Future[T], Generic[T]):
                 "engine": self._engine.uid,
             }
         return self._description
+
+    @property
+    def _key(self) -> Any:
+        """What its backend knows it by."""
+        return self if self._is_call else self._describe()["uid"]
+
+    def _set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._args, self._kwargs = args, kwargs
+        if self._description is not None:
+            self._description.update(args=args, kwargs=kwargs)
+
+    def _names_of_dependencies(self) -> Sequence[tuple[str, str]]:
+        return self._depended_on or [
+            (future.uid, future.name)
+            for future in self._dependencies
+            if isinstance(future, Component)
+        ]
+
+    def _release_dependencies(self) -> None:
+        """Let go of the futures it depends on, and keep their names."""
+        self._depended_on = self._names_of_dependencies()
+        self._dependencies = ()
 
     def __repr__(self) -> str:
         return f"<{self.uid} '{self.name}' {self.state}>"
@@ -180,8 +209,11 @@ class Task(Component[T]):
 
     @property
     def task(self) -> dict[str, Any]:
-        """The description that the backend was given or will be."""
-        return self._describe()
+        """The description that the backend was given or will be, with what it has told."""
+        description = self._describe()
+        if self._is_call and self.state == "DONE":
+            description["return_value"] = self.result()
+        return description
 
 
 class RemoteTask(Task[T]):

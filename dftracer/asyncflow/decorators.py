@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
-from dftracer.asyncflow.components import Block, Task
+from dftracer.asyncflow.components import Block, Component, Task
 from dftracer.asyncflow.errors import text_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Template:
     task_description: Mapping[str, Any]
     """The default of the parameter of that name, which a call may override key by key."""
     workflow_id_is_argument: bool
+    component: type[Component[Any]]
+    """What a call is."""
 
 
 class Call(Protocol[P, C_co]):
@@ -153,6 +155,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             policy=policy,
             task_description=_default_description(name, parameters),
             workflow_id_is_argument="workflow_id" in parameters,
+            component=Block if kind == "block" else Task,
         )
 
         @functools.wraps(function)

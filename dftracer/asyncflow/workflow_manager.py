@@ -351,7 +351,8 @@ class WorkflowEngine(Scheduler):
             )
         if not self._is_closed:
             self._close()
-        self._release_caller()
+        scope = self._scope.get()
+        self._bodies.release(scope.owner if scope is not None else None)
         closing = self._closing
         if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
             closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))
@@ -362,7 +363,7 @@ class WorkflowEngine(Scheduler):
             telemetry.manager.leave()
 
     async def _end(self, skip_execution_backend: bool) -> None:
-        await self._wait_until_quiet()
+        await self._bodies.wait_until_quiet()
         backends = list(self._backends.values())
         errors: list[BaseException] = []
         if not skip_execution_backend:

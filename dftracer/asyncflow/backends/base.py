@@ -140,7 +140,7 @@ class ExecutionBackend(ABC):
         """Return the names of the states."""
         return TaskStates()
 
-    def is_running(self, uid: str) -> bool:
+    def is_running(self, uid: Any) -> bool:
         """Tell whether a task has begun, if this backend reports no ``RUNNING`` state."""
         return False
 

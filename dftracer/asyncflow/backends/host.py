@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
@@ -65,6 +65,9 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         self._emptied: asyncio.Future[None] | None = None
         self._unfinished: dict[str, tuple[Task, Running]] = {}
         """The unfinished tasks of the engine that is served, by their identifiers."""
+        self._calls: dict[Any, Running] = {}
+        """The unfinished plain calls, by their tokens."""
+        self._report_calls: Callable[[Sequence[tuple[Any, str, Any]]], None] | None = None
         self._late: dict[int, tuple[Task, Running]] = {}
         """What runs on though nobody will be told, by the identity of the task: tasks of earlier
         engines, and those that were given up."""
@@ -126,13 +129,13 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         for uid, (_, running) in list(self._unfinished.items()):
             if not running.cancel_requested:
                 self.cancel_nowait(uid)
-        for _, running in list(self._late.values()):
+        for running in [*self._calls.values(), *(running for _, running in self._late.values())]:
             if not running.cancel_requested:
                 running.cancel()
 
     async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            if self._unfinished or self._late:
+            if self._unfinished or self._calls or self._late:
                 self._emptied = loop.create_future()
                 await self._emptied
             await self._release()
@@ -211,11 +214,19 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         """Report what has ended. Called by the event loop when the mailbox holds something."""
         if self._mailbox is None:
             return
-        for task, end, value in self._mailbox.drain(DELIVERIES_PER_TURN):
-            if end == "running":
-                self._begin(task, value)
+        calls = self._calls
+        ended = []
+        for delivery in self._mailbox.drain(DELIVERIES_PER_TURN):
+            token, end, value = delivery
+            if type(token) is not dict:
+                del calls[token]
+                ended.append(delivery)
+            elif end == "running":
+                self._begin(token, value)
             else:
-                self._end(task, end, value)
+                self._end(token, end, value)
+        if ended and self._report_calls is not None:
+            self._report_calls(ended)
         self._tell_if_empty()
 
     def _begin(self, task: Task, since: float) -> None:
@@ -264,13 +275,16 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
 
     def _tell_if_empty(self) -> None:
         emptied = self._emptied
-        if emptied is not None and not (emptied.done() or self._unfinished or self._late):
+        is_empty = not (self._unfinished or self._calls or self._late)
+        if emptied is not None and is_empty and not emptied.done():
             emptied.set_result(None)
 
     def register_callback(self, func: Callback) -> None:
         # What still runs was another's: its identifiers may be used anew.
         self._late.update((id(entry[0]), entry) for entry in self._unfinished.values())
         self._unfinished.clear()
+        if not self._calls:
+            self._report_calls = None
         super().register_callback(func)
 
     # --- deadlines of functions -----------------------------------------------------------------
@@ -317,18 +331,22 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
     async def cancel_task(self, uid: str) -> bool:
         return self.cancel_nowait(uid)
 
-    def cancel_nowait(self, uid: str) -> bool:
-        """Stop a task, like :meth:`cancel_task`."""
-        entry = self._unfinished.get(uid)
-        return entry is not None and bool(entry[1].cancel())
+    def cancel_nowait(self, uid: Any) -> bool:
+        """Stop a task, like :meth:`cancel_task`; or a plain call, by its token."""
+        running = self._running(uid)
+        return running is not None and bool(running.cancel())
 
     async def cancel_all_tasks(self) -> int:
         """Stop all tasks, like :meth:`cancel_task`; return how many."""
         return sum([self.cancel_nowait(uid) for uid in list(self._unfinished)])
 
-    def is_running(self, uid: str) -> bool:
+    def is_running(self, uid: Any) -> bool:
+        running = self._running(uid)
+        return running is not None and running.state == "running"
+
+    def _running(self, uid: Any) -> Running | None:
         entry = self._unfinished.get(uid)
-        return entry is not None and entry[1].state == "running"
+        return entry[1] if entry is not None else self._calls.get(uid)
 
     # --- nothing to do --------------------------------------------------------------------------
 

@@ -1,0 +1,289 @@
+"""What passes between an engine and its backends: tasks one way, outcomes the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dftracer.asyncflow.backends import registry
+from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
+from dftracer.asyncflow.bodies import Bodies
+from dftracer.asyncflow.components import Component, Task, number_of
+from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
+
+if TYPE_CHECKING:
+    from dftracer.asyncflow.telemetry import Telemetry
+
+Description = dict[str, Any]
+
+_ON_BACKEND = frozenset({"LAUNCHED", "RUNNING"})
+
+
+class Dispatcher:
+    """The part of an engine that knows its backends."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, backends: Sequence[Any], uid: str) -> None:
+        self.loop = loop
+        self.uid = uid
+        self.log = logging.getLogger("dftracer.asyncflow")
+        self._thread = threading.get_ident()
+        self._backends = registry.by_name(backends)
+        self._default = backends[0]
+        self._takes_calls = hasattr(self._default, "call_nowait")
+        self._states = registry.state_names(backends)
+        self._bodies = Bodies(loop, self._body_ended)
+        self._submissions: set[asyncio.Task[Any]] = set()
+        """What in the background hands tasks to a backend, and may wait there for their ends."""
+        self._unfinished: dict[int, Component[Any]] = {}
+        self._services: dict[int, Component[Any]] = {}
+        """What runs on though its future has been ended by hand, as a service's is when ready."""
+        self._telemetry: Telemetry | None = None
+
+    def _backend_named(self, name: str | None, asker: str) -> Any:
+        if name is None:
+            return self._default
+        if isinstance(name, str) and name in self._backends:
+            return self._backends[name]
+        known = ", ".join(map(repr, self._backends))
+        raise ValueError(
+            f"{asker}: engine '{self.uid}' has no backend named {text_of(name)}; it has {known}: "
+            "name one of them, or pass the backend to WorkflowEngine.create()"
+        )
+
+    @abstractmethod
+    def _settle(
+        self, component: Component[Any], result: Any = None, *, error: Any = None
+    ) -> None: ...
+    @abstractmethod
+    def _fail(self, component: Component[Any], error: Any) -> None: ...
+    @abstractmethod
+    def _cancel(self, component: Component[Any], msg: Any | None, root: str = "") -> bool: ...
+
+    # --- to a backend ---------------------------------------------------------------------------
+
+    def _is_plain_call(self, component: Component[Any]) -> bool:
+        """Tell whether a function task is nothing but a call, for a backend that takes such."""
+        return (
+            self._takes_calls
+            and self._telemetry is None
+            and component._template.backend is self._default
+            and not component._options
+            and component._attempts is None
+        )
+
+    def _submit_calls(self, components: list[Component[Any]]) -> None:
+        """Hand plain calls to the default backend, without a description of each."""
+        if self._default._callback_func != self.task_callbacks:
+            self._submit(components)  # somebody listens to what it tells of tasks
+            return
+        calls = []
+        for component in components:
+            template = component._template
+            calls.append(
+                (
+                    component,
+                    template.function,
+                    component._args,
+                    component._kwargs,
+                    template.name,
+                    component._context,
+                )
+            )
+            component._is_call = True
+            component._context = None
+        try:
+            self._default.call_nowait(calls, self._take_outcomes)
+        except Exception as error:
+            for component in components:
+                self._settle(component, error=error)
+
+    def _submit(self, components: list[Component[Any]]) -> None:
+        """Hand tasks to their backends."""
+        for component in components:
+            if component._attempts is not None:
+                component._attempts.hand_over()
+        if self._telemetry is not None:
+            self._telemetry.submitted(components)
+        shares: dict[str, list[Description]] = {}
+        for component in components:
+            name = component._template.backend.name
+            shares.setdefault(name, []).append(component._describe())
+        for name, tasks in shares.items():
+            self._submit_to(self._backends[name], tasks)
+
+    def _submit_to(self, backend: Any, tasks: list[Description]) -> None:
+        """Hand tasks to a backend. If it refuses them they fail; the engine lives on."""
+        submit_nowait = getattr(backend, "submit_nowait", None)
+        try:
+            if any(task["capture_stdio"] and task["executable"] for task in tasks):
+                os.makedirs(backend._work_dir, exist_ok=True)
+            if submit_nowait is not None:
+                submit_nowait(tasks)
+            else:
+                work = self._submit_and_wait(backend, tasks)
+                submission = self._bodies.run_in_background(work)
+                self._submissions.add(submission)
+                submission.add_done_callback(self._submissions.discard)
+        except Exception as error:
+            self._fail_all(tasks, error)
+
+    async def _submit_and_wait(self, backend: Any, tasks: list[Description]) -> None:
+        try:
+            await registry.end_of(backend.submit_tasks(tasks))
+        except asyncio.CancelledError:
+            for task in tasks:
+                self.task_callbacks(task, TaskStates.CANCELED)
+            raise
+        except Exception as error:
+            self._fail_all(tasks, error)
+
+    def _fail_all(self, tasks: list[Description], error: Exception) -> None:
+        for task in tasks:
+            task["exception"] = error
+            self.task_callbacks(task, TaskStates.FAILED)
+
+    # --- from a backend -------------------------------------------------------------------------
+
+    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
+        """End plain calls: each with ``"done"`` and its value, ``"failed"`` and its error, or
+        ``"cancelled"``."""
+        for component, end, value in outcomes:
+            if component.done():  # cancelled meanwhile, or ended by hand
+                component._engine._services.pop(component._number, None)
+            elif end == "done":
+                self._settle(component, value)
+            elif end == "failed":
+                self._settle(component, error=value)
+            else:
+                self._cancel(component, None)
+
+    def task_callbacks(
+        self,
+        task: Any,
+        state: str,
+        service_callback: Callable[[Component[Any], Any, str], object] | None = None,
+    ) -> None:
+        """Take a task's new state from a backend, in whatever thread.
+
+        Parameters
+        ----------
+        task:
+            The description that was submitted, a copy of it, or an object whose ``as_dict()`` is
+            one.
+        state:
+            As the backend's ``get_task_states_map()`` names it; others are ignored.
+        service_callback:
+            Called as ``service_callback(future, task, state)`` before the state is heeded. It ends
+            the future of a service, now or later, when the service is ready.
+        """
+        if threading.get_ident() != self._thread:
+            report = self.task_callbacks
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(report, task, state, service_callback)
+            return
+        outcome = self._states.get(state)
+        if outcome is None:
+            self.log.debug("engine '%s': a backend reports %r, which is no state", self.uid, state)
+            return
+        record = task if isinstance(task, dict) else task.as_dict()
+        component = self._component_of(record["uid"])
+        is_ours = component is not None and record is component._description
+        if not is_ours and record.get("engine", self.uid) != self.uid:
+            return  # of another engine, whose tasks have the same names
+        if component is None:  # cancelled meanwhile, or ended by hand
+            if outcome != TaskStates.RUNNING:
+                self._services.pop(number_of(record["uid"]), None)
+            return
+        if component._stage not in _ON_BACKEND:
+            return  # no backend has been given it yet
+        if component._attempts is not None and not component._attempts.takes(record["uid"]):
+            return  # of an attempt that has run out of time
+        if service_callback is not None:
+            service_callback(component, task, state)
+            if component.done():
+                return
+        if outcome == TaskStates.DONE:
+            if component._files and component._describe().get("directory") is not None:
+                self._bodies.run_in_background(self._check_outputs(component, record))
+            else:
+                self._settle(component, result_on_backend(component, record))
+        elif outcome == TaskStates.FAILED:
+            self._fail(component, failure_on_backend(component, record))
+        elif outcome == TaskStates.CANCELED:
+            self._cancel(component, None)
+        elif outcome == TaskStates.RUNNING:
+            component._stage = "RUNNING"
+            if self._telemetry is not None:
+                self._telemetry.started(component, record)
+
+    async def _check_outputs(self, component: Component[Any], record: Description) -> None:
+        """End a task that has ended well, unless it has not written what it declares to write."""
+        try:
+            await component._template.backend.check_outputs(component._describe())
+        except Exception as error:
+            self._settle(component, error=error)
+        else:
+            self._settle(component, result_on_backend(component, record))
+
+    def _component_of(self, uid: str) -> Component[Any] | None:
+        """Return the unfinished component of that identifier."""
+        return self._unfinished.get(number_of(uid))
+
+    # --- what runs on ---------------------------------------------------------------------------
+
+    def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
+        if component.done():
+            return  # while this was on its way from another thread
+        self._settle(component, result, error=error)
+        if component._stage != "PENDING":
+            self._services[component._number] = component
+
+    def _body_ended(self, number: int) -> None:
+        service = self._services.get(number)
+        if service is not None and not _is_on_backend(service):
+            del self._services[number]
+
+    def _stop(self, component: Component[Any], msg: Any | None = None) -> None:
+        """Cancel what runs of a component, here or on its backend."""
+        self._bodies.cancel(component._number, msg)
+        if _is_on_backend(component):
+            self._cancel_on_backend(component)
+
+    def _cancel_on_backend(self, component: Component[Any]) -> None:
+        backend, uid = component._template.backend, component._key
+        cancel_nowait: Callable[[Any], bool] | None = getattr(backend, "cancel_nowait", None)
+        if cancel_nowait is None:
+            self._bodies.run_in_background(self._cancel_and_wait(backend, uid))
+            return
+        try:
+            cancel_nowait(uid)
+        except Exception as error:
+            self._complain(backend, uid, error)
+
+    async def _cancel_and_wait(self, backend: Any, uid: str) -> None:
+        try:
+            await registry.end_of(backend.cancel_task(uid))
+        except Exception as error:
+            self._complain(backend, uid, error)
+
+    def _complain(self, backend: Any, uid: str, error: Exception) -> None:
+        message = f"backend '{backend.name}' could not cancel {uid}"
+        self.loop.call_exception_handler({"message": message, "exception": error})
+
+    def _is_running(self, component: Component[Any]) -> bool:
+        if component._stage != "LAUNCHED":
+            return component._stage == "RUNNING"
+        backend = component._template.backend
+        return isinstance(backend, ExecutionBackend) and backend.is_running(component._key)
+
+
+def _is_on_backend(component: Component[Any]) -> bool:
+    """Tell whether a backend has been given the component, which has not ended or is a service."""
+    return component._stage in _ON_BACKEND and isinstance(component, Task)
