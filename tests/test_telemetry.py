@@ -2,19 +2,22 @@
 
 import asyncio
 import contextvars
+import gc
 import json
+import pickle
 import random
+import re
 import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import Door
+from backend_support import Door, function_task
 from engine_support import GUARD_S, Gate, add, async_identity, identity, reached
 
 from dftracer.asyncflow import (
@@ -25,7 +28,9 @@ from dftracer.asyncflow import (
     WorkflowEngine,
 )
 from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
+from dftracer.asyncflow.backends.calls import Call, Notes
 from dftracer.utils import Runtime
+from dftracer.utils.primitives import Mailbox
 
 trace = pytest.importorskip("opentelemetry.trace", reason="OpenTelemetry is not installed")
 pytest.importorskip("rhapsody.telemetry", reason="RHAPSODY is not installed")
@@ -351,15 +356,39 @@ async def test_first_beginning_counts_when_the_backend_tells_it_twice() -> None:
         task = flow.function_task(identity)(1)
         await events.wait_for("TaskSubmitted", task)
         (description,) = backend.tasks
-        began = description["started_at"] = time.time() - 5
+        began = description["started_at"] = time.time()
         flow.task_callbacks(description, TaskStates.RUNNING)
-        description["started_at"] = time.time()
+        description["started_at"] = began + 1
         flow.task_callbacks(description, TaskStates.RUNNING)
         flow.task_callbacks(description, TaskStates.DONE)
         await task
     assert events.of(task)[4].event_time == began
     assert events.kinds_of(task) == [*BEGINNING, "TaskCompleted"]
-    assert events.end_of(task).duration_seconds >= 5
+
+
+async def test_task_starts_when_it_is_submitted_when_the_backend_tells_an_earlier_time() -> None:
+    backend = Silent()
+    async with observed(backend) as (flow, events, _):
+        task = flow.function_task(identity)(1)
+        submitted = await events.wait_for("TaskSubmitted", task)
+        (description,) = backend.tasks
+        description["started_at"] = submitted.event_time - 5
+        flow.task_callbacks(description, TaskStates.RUNNING)
+    assert events.of(task)[4].event_time == submitted.event_time
+
+
+def test_beginning_in_another_process_is_known_when_its_note_serves_another_call() -> None:
+    notes = Notes()
+    call = Call(function_task("task.000001", identity, 1), "backend", notes, Mailbox())
+    pickle.dumps(call)  # as an executor of processes does
+    assert call._position is not None
+    began = time.monotonic()
+    notes._write(call._position, began)
+    future: Future[None] = Future()
+    future.set_result(None)
+    call.finish(future)
+    assert notes.reserve() == call._position
+    assert call.began_at() == pytest.approx(time.time() - (time.monotonic() - began), abs=1)
 
 
 # --- failures and cancellations ----------------------------------------------------------------
@@ -506,6 +535,22 @@ async def test_service_has_one_end_when_it_is_ready_before_its_body_ends() -> No
             await events.wait_for("TaskStarted", task)
             task.set_result("ready")
     assert events.kinds_of(task) == [*BEGINNING, "TaskCompleted"]
+
+
+async def test_loop_complains_of_an_error_that_nobody_looks_at_when_telemetry_does() -> None:
+    complaints: list[Any] = []
+    async with observed() as (flow, _, _):
+
+        @flow.function_task
+        def fail() -> None:
+            raise ValueError("nobody looks")
+
+        task = fail()
+        await asyncio.wait([task])
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+        del task
+        gc.collect()
+    assert [str(told["exception"]) for told in complaints] == ["nobody looks"]
 
 
 # --- spans -------------------------------------------------------------------------------------
@@ -800,3 +845,14 @@ async def test_backend_is_not_asked_any_more_when_its_next_engine_has_no_telemet
     assert not backend.report_running
     async with await WorkflowEngine.create(backend) as second:
         assert await second.function_task(identity)(1) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_example_runs_when_it_is_taken_from_its_page(
+    number: int, run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[1] / "docs" / "telemetry.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    out = run_script(examples[number])
+    assert ("TaskCompleted task.000002" if number == 0 else "step ended") in out

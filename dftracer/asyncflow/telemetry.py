@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.commands import SHELL
 from dftracer.asyncflow.components import Block, Component
+from dftracer.asyncflow.errors import EngineShutdownError
 
 try:
     from opentelemetry import context as otel_context
@@ -47,7 +48,7 @@ WORKFLOW = "asyncflow.workflow_id"
 """The attribute that names the workflow or block in which a task was called."""
 
 
-async def start(engine: Scheduler, interval: float, **options: Any) -> Telemetry:
+async def start(engine: Scheduler, interval: float, **options: Any) -> TelemetryManager:
     """Start a manager for the tasks of ``engine``; its session's span is this task's current one.
 
     Parameters
@@ -56,7 +57,20 @@ async def start(engine: Scheduler, interval: float, **options: Any) -> Telemetry
         Seconds between looks at the resources of backends for which RHAPSODY can do that.
     options:
         As for :class:`rhapsody.telemetry.manager.TelemetryManager`.
+
+    Raises
+    ------
+    RuntimeError
+        If the engine has its telemetry already, or is shut down.
     """
+    if engine._is_closed:
+        raise EngineShutdownError(
+            f"cannot start the telemetry of engine '{engine.uid}': it is shut down"
+        )
+    if engine._telemetry is not None:
+        raise RuntimeError(
+            f"engine '{engine.uid}' has its telemetry already: stop that manager first"
+        )
     manager = _Manager(session_id=engine.uid, **options)
     manager.register_span_enricher(_workflow_of)
     for backend in engine._backends.values():
@@ -64,7 +78,8 @@ async def start(engine: Scheduler, interval: float, **options: Any) -> Telemetry
             backend, session_id=engine.uid, backend_name=backend.name, interval=interval
         )
     await manager.start()
-    return Telemetry(engine, manager)
+    engine._telemetry = Telemetry(engine, manager)
+    return manager
 
 
 class Telemetry:
@@ -111,9 +126,11 @@ class Telemetry:
 
     def started(self, component: Component[Any], record: dict[str, Any]) -> None:
         """A backend says that a task runs, and perhaps since when."""
-        if component._number not in self._started:
+        number = component._number
+        if number not in self._started:
             when = record.get("started_at") or time.time()
-            self._started[component._number] = when
+            # Never before it was submitted, whatever clocks say.
+            when = self._started[number] = max(when, self._submitted.get(number, 0.0))
             self._emit(TaskStarted, component, when)
 
     def ended(self, component: Component[Any]) -> None:
@@ -122,7 +139,7 @@ class Telemetry:
             return
         now, number = time.time(), component._number
         started, submitted = self._started.pop(number, None), self._submitted.pop(number, now)
-        duration = now - (submitted if started is None else started)
+        duration = max(0.0, now - (submitted if started is None else started))
         # What RHAPSODY calls a task of which it is not known when it started, or that never did.
         attributes: dict[str, Any] = {"incomplete_lifecycle": True} if started is None else {}
         # Not `exception()`: to look at the error must not pass for having seen it.

@@ -20,7 +20,7 @@ from dftracer.asyncflow.decorators import (
     FunctionDecorator,
     make_decorator,
 )
-from dftracer.asyncflow.errors import EngineShutdownError, text_of
+from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 from dftracer.asyncflow.inspection import Components, Dependencies
 from dftracer.asyncflow.scheduler import Scheduler, Scope
@@ -220,17 +220,9 @@ class WorkflowEngine(Scheduler):
         RuntimeError
             If the engine has its telemetry already, or is shut down.
         """
-        from dftracer.asyncflow import telemetry
+        from dftracer.asyncflow import telemetry  # not before: it needs the extra
 
-        if self._is_closed:
-            raise EngineShutdownError(
-                f"cannot start the telemetry of engine '{self.uid}': it is shut down"
-            )
-        if self._telemetry is not None:
-            raise RuntimeError(
-                f"engine '{self.uid}' has its telemetry already: stop that manager first"
-            )
-        self._telemetry = await telemetry.start(
+        return await telemetry.start(
             self,
             resource_poll_interval,
             checkpoint_interval=checkpoint_interval,
@@ -239,7 +231,6 @@ class WorkflowEngine(Scheduler):
             metric_readers=metric_readers,
             resource=resource,
         )
-        return self._telemetry.manager
 
     # --- by hand --------------------------------------------------------------------------------
 
