@@ -1,6 +1,6 @@
 """One measurement: `python cases.py SIDE ROW [--quick]`, printing one line of JSON.
 
-Started by run.py with the Python of the side's environment. The line holds `seconds`, `n` and
+Started by run.py with the Python of the side's environment. The line holds `value`, `n` and
 `extra`, or `absent` when the side has no case for the row.
 """
 
@@ -31,13 +31,14 @@ def main(arguments: list[str]) -> int:
         return 0
     n = row.quick_n if options.quick else row.n
     watch = case(min(row.warm_up, n), n)
-    if watch.seconds is None:
-        raise RuntimeError(f"case {row.case!r} timed nothing")
+    value = watch.bytes if row.unit == "bytes" else watch.seconds
+    if value is None:
+        raise RuntimeError(f"case {row.case!r} measured no {row.unit}")
     extra = {
         "cpu_seconds": round(watch.cpu_seconds, 4),
         "peak_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
-    print(json.dumps({"seconds": watch.seconds, "n": n, "extra": extra}))
+    print(json.dumps({"value": value, "n": n, "extra": extra}))
     return 0
 
 

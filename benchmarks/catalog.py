@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from targets import GrowthAtMost, SecondsUnder, Target, TimesFasterThan
+from targets import (
+    BytesUnder,
+    CostsAtMost,
+    EachUnder,
+    GrowthAtMost,
+    SecondsUnder,
+    Target,
+    TimesFasterThan,
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,7 @@ class Row:
     quick_n: int
     warm_up: int = 16
     target: Target | None = None
+    unit: str = "seconds"  # or "bytes"
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Side:
     module: str
     requirements: tuple[str, ...] = ()
     from_checkout: bool = False
+    rust_flags: str = ""
 
 
 SIDES = (
@@ -39,8 +49,21 @@ SIDES = (
         "sides.radical",
         requirements=("radical.asyncflow==0.6.0",),
     ),
+    Side(
+        "dftracer-utils",
+        "dftracer-utils 0.0.14",
+        "sides.dftracer_utils",
+        requirements=("dftracer-utils==0.0.14",),
+    ),
     Side("asyncio", "asyncio", "sides.stdlib_asyncio"),
     Side("threads", "ThreadPoolExecutor(2)", "sides.stdlib_threads"),
+    Side(
+        "no-records",
+        "ours, no records",
+        "sides.no_records",
+        from_checkout=True,
+        rust_flags="--cfg dft_no_records",
+    ),
 )
 
 ROWS = (
@@ -81,8 +104,73 @@ ROWS = (
         warm_up=2,
         target=SecondsUnder(0.6),
     ),
-    Row("submit-20k", "Runtime: 20,000 submits, wait for all", "submit-all", 20_000, 2_000),
-    Row("get-5k", "Runtime: 5,000 submits, each got before the next", "submit-get", 5_000, 500),
+    Row(
+        "submit-20k",
+        "Runtime: 20,000 submits, wait for all",
+        "submit-all",
+        20_000,
+        2_000,
+        target=TimesFasterThan("threads", 20),
+    ),
+    Row(
+        "map-20k",
+        "Runtime: one map over 20,000 items",
+        "map",
+        20_000,
+        2_000,
+        target=TimesFasterThan("threads", 50),
+    ),
+    Row(
+        "get-5k",
+        "Runtime: 5,000 submits, each got before the next",
+        "submit-get",
+        5_000,
+        500,
+        target=TimesFasterThan("threads", 2),
+    ),
+    Row(
+        "nested-200",
+        "Runtime: 200 tasks, each waits for the next, one worker",
+        "nested",
+        200,
+        50,
+        target=EachUnder(20e-6, "seconds"),
+    ),
+    Row(
+        "blocking-320",
+        "Runtime: 320 bodies that block for 10 ms, 32 workers",
+        "blocking",
+        320,
+        64,
+        target=SecondsUnder(0.105),
+    ),
+    Row(
+        "pending-bytes",
+        "Runtime: memory of 200,000 tasks that wait in the queue",
+        "pending",
+        200_000,
+        20_000,
+        target=EachUnder(250, "bytes"),
+        unit="bytes",
+    ),
+    Row(
+        "million",
+        "Runtime: growth of memory by a million tasks that have ended",
+        "million",
+        1_000_000,
+        50_000,
+        warm_up=20_000,
+        target=BytesUnder(5e6),
+        unit="bytes",
+    ),
+    Row(
+        "records-20k",
+        "Runtime: submit-20k, with and without records for progress",
+        "submit-all-records",
+        20_000,
+        2_000,
+        target=CostsAtMost("no-records", 5),
+    ),
 )
 
 

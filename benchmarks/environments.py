@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from catalog import Side
 
@@ -48,6 +50,8 @@ def prepare(side: Side, wheel: Path | None) -> str:
 
 
 def _prepare_ours(side: Side, wheel: Path | None) -> str:
+    if side.rust_flags:
+        wheel = None  # it was built without them
     source = _digest([wheel]) if wheel is not None else _checkout_digest()
     wanted = {"python": _python_identity(), "source": source}
     if source is not None and _is_right(side, wanted):
@@ -63,11 +67,26 @@ def _prepare_ours(side: Side, wheel: Path | None) -> str:
 
 
 def _build_wheel(side: Side) -> Path:
-    wheels = VENVS / "wheels"
+    wheels = VENVS / "wheels" / side.name
     shutil.rmtree(wheels, ignore_errors=True)
-    _say("building our wheel from the checkout")
-    _pip(side, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(CHECKOUT))
+    _say(f"building the wheel of {side.name} from the checkout")
+    variables = {}
+    if side.rust_flags:
+        # A target folder of its own: it is other code.
+        variables = {"RUSTFLAGS": side.rust_flags, "CARGO_TARGET_DIR": str(VENVS / "target")}
+    pip = [str(python_of(side)), "-m", "pip", "--disable-pip-version-check"]
+    _run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(CHECKOUT)], variables)
     return next(wheels.glob("*.whl"))
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Draw results as `report.as_json` gives them, with matplotlib in an environment of its own."""
+    side = Side("plot", "plot", "plot", requirements=("matplotlib>=3.9",))
+    prepare(side, None)
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as source:
+        json.dump(content, source)
+        source.flush()
+        _run([str(python_of(side)), str(BENCHMARKS / "plot.py"), source.name, str(path)])
 
 
 def _make(side: Side, *, with_pip: bool) -> None:
@@ -80,7 +99,7 @@ def _pip(side: Side, *arguments: str) -> None:
     _run([str(python_of(side)), "-m", "pip", "--disable-pip-version-check", *arguments])
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], variables: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(
         command,
         check=False,
@@ -88,7 +107,7 @@ def _run(command: list[str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=child_environment(),
+        env={**child_environment(), **(variables or {})},
     )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.strip().splitlines()[-15:])

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from catalog import Row, Side
-from results import Cell, Results, digits
+from results import Cell, Results, amount, digits
 from targets import Verdict
 
 
@@ -63,7 +63,7 @@ def as_markdown(
     lines += [
         "",
         (
-            "Times are medians. `40x [38-43]` is how many times as long as ours it took: the"
+            "Amounts are medians. `40x [38-43]` is how many times as much as ours it took: the"
             " median and the range of the ratios of pairs run one after the other."
         ),
     ]
@@ -82,6 +82,7 @@ def as_json(
                 "row": row.name,
                 "title": row.title,
                 "n": row.quick_n if setting.quick else row.n,
+                "unit": row.unit,
                 "sides": {side.name: _cell_as_json(results, row, side) for side in sides},
                 "target": row.target.text if row.target else None,
                 "verdict": asdict(judge(results, row, setting.quick)) if row.target else None,
@@ -93,14 +94,14 @@ def as_json(
 
 def _cell_as_json(results: Results, row: Row, side: Side) -> dict[str, Any]:
     cell = results.cell(row.name, side.name)
-    ratios = results.time_ratios(row.name, side.name, "ours")
+    ratios = results.ratios(row.name, side.name, "ours")
     return {
         "absent": cell.absent,
         "failure": cell.failure,
         "samples": [
             {"repeat": repeat, **asdict(cell.samples[repeat])} for repeat in sorted(cell.samples)
         ],
-        "median_seconds": cell.median_seconds if cell.samples else None,
+        "median": cell.median if cell.samples else None,
         "times_ours": ratios,
         "median_times_ours": median(ratios) if ratios else None,
     }
@@ -112,11 +113,11 @@ def _side_cell(results: Results, row: Row, side: Side, repeats: int) -> str:
         return "failed"
     if cell.absent or not cell.samples:
         return "-"
-    text = _seconds(cell.median_seconds)
+    text = amount(cell.median, row.unit)
     if side.name == "ours":
-        text += f" ({_per_task(cell)} each)"
+        text += f" ({_per_task(cell, row.unit)} each)"
     else:
-        ratios = results.time_ratios(row.name, side.name, "ours")
+        ratios = results.ratios(row.name, side.name, "ours")
         if ratios:
             spread = f"{digits(min(ratios))}-{digits(max(ratios))}"
             text += f", {digits(median(ratios))}x [{spread}]"
@@ -125,8 +126,8 @@ def _side_cell(results: Results, row: Row, side: Side, repeats: int) -> str:
     return text
 
 
-def _per_task(cell: Cell) -> str:
-    return _seconds(median(sample.per_task for sample in cell.samples.values()))
+def _per_task(cell: Cell, unit: str) -> str:
+    return amount(median(sample.per_task for sample in cell.samples.values()), unit)
 
 
 def _setting_line(setting: Setting) -> str:
@@ -141,13 +142,6 @@ def _met(row: Row, verdict: Verdict) -> str:
     if row.target is None:
         return ""
     return {True: "yes", False: "NO", None: "not judged"}[verdict.met]
-
-
-def _seconds(seconds: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{digits(seconds / scale)} {unit}"
-    return f"{digits(seconds / 1e-6)} us"
 
 
 def _line(cells: Sequence[str]) -> str:

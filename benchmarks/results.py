@@ -13,17 +13,29 @@ def digits(number: float) -> str:
     return f"{number:.0f}" if "e" in text else text
 
 
+def amount(value: float, unit: str) -> str:
+    """A number of seconds or bytes, in the unit that suits its size."""
+    scales = {
+        "seconds": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)),
+        "bytes": (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)),
+    }[unit]
+    name, scale = next((pair for pair in scales if abs(value) >= pair[1]), scales[-1])
+    return f"{digits(value / scale)} {name}"
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: one child process, one timed region."""
+    """One measurement: one child process; seconds of its timed region, or bytes."""
 
-    seconds: float
+    value: float
     n: int
+    wall_seconds: float
+    """Of the whole child process."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def per_task(self) -> float:
-        return self.seconds / self.n
+        return self.value / self.n
 
 
 @dataclass
@@ -40,12 +52,12 @@ class Cell:
         return bool(self.samples) and self.failure is None
 
     @property
-    def seconds(self) -> list[float]:
-        return [self.samples[repeat].seconds for repeat in sorted(self.samples)]
+    def values(self) -> list[float]:
+        return [self.samples[repeat].value for repeat in sorted(self.samples)]
 
     @property
-    def median_seconds(self) -> float:
-        return median(self.seconds)
+    def median(self) -> float:
+        return median(self.values)
 
 
 class Results:
@@ -57,13 +69,19 @@ class Results:
     def cell(self, row: str, side: str) -> Cell:
         return self._cells.setdefault((row, side), Cell())
 
-    def time_ratios(self, row: str, side: str, base: str) -> list[float]:
-        """Seconds of `side` over seconds of `base`, one ratio for each repeat both ran."""
+    def ratios(self, row: str, side: str, base: str) -> list[float]:
+        """What `side` took over what `base` took, one ratio for each repeat both ran.
+
+        There is none where one of them took nothing, or gave memory back.
+        """
         upper, lower = self.cell(row, side), self.cell(row, base)
         if not (upper.usable and lower.usable):
             return []
         common = sorted(upper.samples.keys() & lower.samples.keys())
-        return [upper.samples[i].seconds / lower.samples[i].seconds for i in common]
+        pairs = [(upper.samples[i].value, lower.samples[i].value) for i in common]
+        if any(value <= 0 for pair in pairs for value in pair):
+            return []
+        return [above / below for above, below in pairs]
 
     def growth_ratios(self, row: str, base_row: str, side: str) -> list[float]:
         """Seconds per task on `row` over seconds per task on `base_row`, for one side."""

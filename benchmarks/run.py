@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from catalog import ROWS, SIDES, Row, Side, find_row, find_side
-from environments import EnvironmentNotMadeError, child_environment, prepare, python_of
+from environments import EnvironmentNotMadeError, child_environment, draw, prepare, python_of
 from report import Setting, as_json, as_markdown, judge
-from results import Results, Sample
+from results import Results, Sample, amount
 from sides import usable_cores
 
 CASES = Path(__file__).resolve().parent / "cases.py"
@@ -54,10 +55,15 @@ def main(arguments: list[str]) -> int:
     )
     measure_all(options, results)
 
-    print(as_markdown(results, options.rows, options.sides, setting))
+    table = as_markdown(results, options.rows, options.sides, setting)
+    print(table)
     if options.output is not None:
         content = as_json(results, options.rows, options.sides, setting)
         options.output.write_text(json.dumps(content, indent=2) + "\n")
+    if options.table is not None:
+        options.table.write_text(table + "\n")
+    if options.plot is not None:
+        draw(as_json(results, options.rows, options.sides, setting), options.plot)
 
     verdicts = [judge(results, row, options.quick) for row in options.rows if row.target]
     if any(results.cell(row.name, "ours").failure for row in options.rows):
@@ -75,7 +81,8 @@ def measure_all(options: argparse.Namespace, results: Results) -> None:
                 cell = results.cell(row.name, side.name)
                 if cell.absent or cell.failure is not None:
                     continue
-                if repeat >= SLOW_REPEATS and max(cell.seconds) > SLOW_SECONDS:
+                slow = any(sample.wall_seconds > SLOW_SECONDS for sample in cell.samples.values())
+                if repeat >= SLOW_REPEATS and slow:
                     continue
                 outcome = measure(side, row, quick=options.quick, timeout=options.timeout)
                 if outcome is None:
@@ -83,7 +90,7 @@ def measure_all(options: argparse.Namespace, results: Results) -> None:
                     continue
                 if isinstance(outcome, Sample):
                     cell.samples[repeat] = outcome
-                    said = f"{outcome.seconds:.4g} s"
+                    said = amount(outcome.value, row.unit)
                 else:
                     cell.failure = said = outcome
                 where = f"{repeat + 1}/{options.repeats} {row.name} {side.name}"
@@ -95,6 +102,7 @@ def measure(side: Side, row: Row, *, quick: bool, timeout: float) -> Sample | st
     command = [str(python_of(side)), str(CASES), side.name, row.name]
     if quick:
         command.append("--quick")
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         child = subprocess.Popen(
             command,
@@ -123,7 +131,8 @@ def measure(side: Side, row: Row, *, quick: bool, timeout: float) -> Sample | st
         return "ended well but printed no result"
     if answer.get("absent"):
         return None
-    return Sample(float(answer["seconds"]), int(answer["n"]), dict(answer["extra"]))
+    seconds = time.monotonic() - began
+    return Sample(float(answer["value"]), int(answer["n"]), seconds, dict(answer["extra"]))
 
 
 def _kill(child: subprocess.Popen[str]) -> None:
@@ -165,6 +174,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="per measurement (300)"
     )
     parser.add_argument("--output", type=Path, help="write every sample to this file as JSON")
+    parser.add_argument("--table", type=Path, help="write the table to this file as Markdown")
+    parser.add_argument("--plot", type=Path, help="draw the ratios into this file as SVG")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     return parser.parse_args(arguments)
 

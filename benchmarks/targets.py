@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
-from results import Results, digits
+from results import Results, amount, digits
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TimesFasterThan:
         return f"{self.side} takes at least {self.factor:g}x as long"
 
     def judge(self, results: Results, row: str) -> Verdict:
-        ratios = results.time_ratios(row, self.side, "ours")
+        ratios = results.ratios(row, self.side, "ours")
         if not ratios:
             return Verdict("no pair", None)
         ratio = median(ratios)
@@ -57,7 +57,62 @@ class SecondsUnder:
         cell = results.cell(row, "ours")
         if not cell.usable:
             return Verdict("no sample", None)
-        return Verdict(f"{digits(cell.median_seconds)} s", cell.median_seconds < self.limit)
+        return Verdict(f"{digits(cell.median)} s", cell.median < self.limit)
+
+
+@dataclass(frozen=True)
+class EachUnder:
+    """What ours takes for each task, in seconds or bytes, is less than `limit`."""
+
+    limit: float
+    unit: str
+
+    @property
+    def text(self) -> str:
+        return f"ours under {amount(self.limit, self.unit)} each"
+
+    def judge(self, results: Results, row: str) -> Verdict:
+        cell = results.cell(row, "ours")
+        if not cell.usable:
+            return Verdict("no sample", None)
+        each = median(sample.per_task for sample in cell.samples.values())
+        return Verdict(amount(each, self.unit), each < self.limit)
+
+
+@dataclass(frozen=True)
+class BytesUnder:
+    """Our whole row leaves less than `limit` bytes."""
+
+    limit: float
+
+    @property
+    def text(self) -> str:
+        return f"ours under {amount(self.limit, 'bytes')}"
+
+    def judge(self, results: Results, row: str) -> Verdict:
+        cell = results.cell(row, "ours")
+        if not cell.usable:
+            return Verdict("no sample", None)
+        return Verdict(amount(cell.median, "bytes"), cell.median < self.limit)
+
+
+@dataclass(frozen=True)
+class CostsAtMost:
+    """Ours takes at most `percent` more than the other side."""
+
+    side: str
+    percent: float
+
+    @property
+    def text(self) -> str:
+        return f"ours at most {self.percent:g}% above {self.side}"
+
+    def judge(self, results: Results, row: str) -> Verdict:
+        ratios = results.ratios(row, "ours", self.side)
+        if not ratios:
+            return Verdict("no pair", None)
+        above = 100 * (median(ratios) - 1)
+        return Verdict(f"{above:+.1f}%", above <= self.percent)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
+        self.bytes: float | None = None
+        """What a case about memory has measured, set by its body."""
         self.cpu_seconds = 0.0
         self._started = 0.0
         self._cpu_started = 0.0
@@ -97,6 +99,13 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def resident_bytes() -> int:
+    """The memory of this process that no other has, as it is now. Linux only."""
+    with open("/proc/self/smaps_rollup") as rollup:
+        private = [line.split()[1] for line in rollup if line.startswith("Private_")]
+    return 1024 * sum(map(int, private))
 
 
 def _cpu_seconds() -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 NAP_SECONDS = 0.2
+BLOCK_SECONDS = 0.01
 
 
 def same(x: int) -> int:
@@ -13,6 +15,11 @@ def same(x: int) -> int:
 
 def add_one(x: int) -> int:
     return x + 1
+
+
+def block(x: int) -> int:
+    time.sleep(BLOCK_SECONDS)
+    return x
 
 
 async def same_async(x: int) -> int:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from typing import Any
 
-from sides import Case, Stopwatch, bodies, check_counted, engine, without_loop
+from sides import Case, engine, pools
 
 asyncflow: Any = import_module("dftracer.asyncflow")
 utils: Any = import_module("dftracer.utils")
@@ -20,29 +20,19 @@ async def opened_engine() -> AsyncIterator[Any]:
 
 
 @contextmanager
-def opened_runtime() -> Iterator[Any]:
-    runtime = utils.Runtime(threads=2, io_threads=0, python_threads=2)
-    try:
+def opened_runtime(threads: int) -> Iterator[Any]:
+    with utils.Runtime(threads=2, python_threads=threads) as runtime:
         yield runtime
-    finally:
-        runtime.shutdown()
 
 
-def submit_all(runtime: Any, n: int, watch: Stopwatch) -> None:
-    with watch:
-        handles = [runtime.submit(bodies.same, i) for i in range(n)]
-        runtime.wait_all()
-    check_counted([handle.get() for handle in handles], n)
+def wait_for_all(runtime: Any, _handles: list[Any]) -> None:
+    runtime.wait_all()
 
 
-def submit_get(runtime: Any, n: int, watch: Stopwatch) -> None:
-    with watch:
-        values = [runtime.submit(bodies.same, i).get() for i in range(n)]
-    check_counted(values, n)
-
+POOL_CASES = pools.cases(opened_runtime, lambda handle: handle.get(), wait_for_all)
 
 CASES: dict[str, Case] = {
     **engine.cases(opened_engine),
-    "submit-all": without_loop(opened_runtime, submit_all),
-    "submit-get": without_loop(opened_runtime, submit_get),
+    **POOL_CASES,
+    "submit-all-records": POOL_CASES["submit-all"],
 }

@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager, contextmanager
 
-from sides import Case, Stopwatch, bodies, check_counted, check_equal, in_loop, without_loop
+from sides import (
+    Case,
+    Stopwatch,
+    bodies,
+    check_counted,
+    check_equal,
+    in_loop,
+    pools,
+    without_loop,
+)
 
 
 @contextmanager
@@ -63,17 +72,14 @@ def executables(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
     check_counted([int(output) for output in outputs], n)
 
 
-def submit_all(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
-    with watch:
-        futures = [pool.submit(bodies.same, i) for i in range(n)]
-        wait(futures)
-    check_counted([future.result() for future in futures], n)
+@contextmanager
+def opened_pool_of(threads: int) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool
 
 
-def submit_get(pool: ThreadPoolExecutor, n: int, watch: Stopwatch) -> None:
-    with watch:
-        values = [pool.submit(bodies.same, i).result() for i in range(n)]
-    check_counted(values, n)
+def wait_for_all(_pool: ThreadPoolExecutor, futures: list[Future[int]]) -> None:
+    wait(futures)
 
 
 CASES: dict[str, Case] = {
@@ -82,6 +88,8 @@ CASES: dict[str, Case] = {
     "chain": without_loop(opened_pool, chain),
     "awaits": in_loop(opened_pool_in_loop, awaits),
     "executables": without_loop(opened_pool, executables),
-    "submit-all": without_loop(opened_pool, submit_all),
-    "submit-get": without_loop(opened_pool, submit_get),
+    # On its only thread a task would wait for ever for another one.
+    **pools.cases(
+        opened_pool_of, lambda future: future.result(), wait_for_all, without=("nested",)
+    ),
 }

@@ -105,6 +105,9 @@ impl TaskHandle {
 
     #[pyo3(signature = (timeout=None))]
     pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        if let Some(value) = self_.get().value_if_done(self_.py()) {
+            return Ok(value);
+        }
         Self::wait(self_, timeout)?;
         self_.get().outcome(self_.py())
     }
