@@ -35,7 +35,7 @@ from dftracer.asyncflow.backends import dask_worker
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
 from dftracer.asyncflow.backends.dask_options import why_impossible
 from dftracer.asyncflow.backends.dask_orders import DaskValue, Job, pack
-from dftracer.asyncflow.errors import ExecutableError, text_of_error
+from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 
 _log = logging.getLogger("dftracer.asyncflow")
@@ -330,10 +330,7 @@ class DaskExecutionBackend(ExecutionBackend):
 
     def _fail(self, task: Task, error: BaseException) -> None:
         task["exception"] = error
-        if isinstance(error, ExecutableError):
-            task["exit_code"] = error.exit_code
-            task.setdefault("stdout", error.stdout)
-            task.setdefault("stderr", error.stderr)
+        task.update(getattr(error, "_outcome", {}))
         self._callback_func(task, TaskStates.FAILED)
 
     def _lost(self, task: Task, error: BaseException | None) -> ConnectionError:
@@ -429,6 +426,10 @@ class DaskExecutionBackend(ExecutionBackend):
         self._callback_func(task, TaskStates.CANCELED)
         return True
 
+    async def cancel_all_tasks(self) -> int:
+        """Stop all tasks, like :meth:`cancel_task`; return how many."""
+        return sum([self.cancel_nowait(uid) for uid in [*self._checked, *self._pending]])
+
     def register_callback(self, func: Callback) -> None:
         # What still runs was another's: its identifiers may be used anew.
         for pending in self._pending.values():
@@ -453,8 +454,7 @@ class DaskExecutionBackend(ExecutionBackend):
         try:
             if self._starting is not None:
                 await asyncio.wait([self._starting])
-            for uid in [*self._checked, *self._pending]:
-                self.cancel_nowait(uid)
+            await self.cancel_all_tasks()
             for waiting in [*self._checking, *self._fetching]:
                 waiting.cancel()
             if self._client_loop is not None:

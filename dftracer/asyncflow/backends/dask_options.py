@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 from distributed.comm import resolve_address
 
 from dftracer.asyncflow.backends.base import Task
+from dftracer.asyncflow.backends.host import FUNCTION_OPTIONS
+from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, options_of, timeout_of
 from dftracer.asyncflow.errors import text_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    "timeout": (int, float),
-    "cwd": (str, os.PathLike),
-    "env": (Mapping,),
-    "stdin": (bytes, str, os.PathLike),
     "resources": (Mapping,),
     "priority": (int, float),
     "retries": (int,),
@@ -26,7 +23,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "key": (str,),
     "pure": (bool,),
 }
-_FOR_PROGRAMS = {"cwd", "env", "stdin"}
+"""What is for Dask, and what it may be."""
 
 
 @dataclass
@@ -37,8 +34,6 @@ class Options:
     """Seconds."""
     key: str | None = None
     pure: bool = False
-    program: dict[str, Any] = field(default_factory=dict)
-    """For :meth:`dftracer.utils.Runtime.run_process`."""
     dask: dict[str, Any] = field(default_factory=dict)
     """For :meth:`distributed.Client.map`."""
 
@@ -64,37 +59,31 @@ def parse(label: str, task: Task) -> Options:
     ValueError
         If a key is unknown, or a value makes no sense.
     """
-    description: dict[str, Any] = task["task_backend_specific_kwargs"]
-    given = {key: value for key, value in description.items() if value is not None}
+    given = {key: value for key, value in options_of(task).items() if value is not None}
     if not given:
         return Options()
-    known = _TYPES.keys() - (_FOR_PROGRAMS if task.get("function") is not None else ())
+    own = FUNCTION_OPTIONS if task.get("function") is not None else PROGRAM_OPTIONS
     for key, value in given.items():
         entry = f"{label}: {key!r} in its task_description"
-        if key not in known:
-            raise ValueError(
-                f"{entry} is unknown; of such a task, this backend knows {', '.join(sorted(known))}"
-            )
-        kinds = _TYPES[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        if key not in own and key not in _TYPES:
+            known = ", ".join(sorted({*own, *_TYPES}))
+            raise ValueError(f"{entry} is unknown; of such a task, this backend knows {known}")
+        kinds = _TYPES.get(key, (object,))
+        if not isinstance(value, kinds) or (type(value) is bool and int in kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{entry} must be {names}, not {type(value).__name__} {text_of(value)}")
-    if not given.get("timeout", 1) > 0 or not given.get("retries", 0) >= 0:
-        raise ValueError(
-            f"{label}: in its task_description, 'timeout' must be more than 0 seconds, and "
-            f"'retries' at least 0: {given}"
-        )
+    if given.get("retries", 0) < 0:
+        raise ValueError(f"{label}: 'retries' in its task_description must be 0 or more")
     if given.get("allow_other_workers") and not given.get("workers"):
         raise ValueError(f"{label}: 'allow_other_workers' in its task_description needs 'workers'")
     if "workers" in given:
         workers = given["workers"]
         given["workers"] = [workers] if isinstance(workers, str) else list(workers)
     return Options(
-        timeout=given.pop("timeout", None),
+        timeout=timeout_of(task),
         key=given.pop("key", None),
         pure=given.pop("pure", False),
-        program={key: given.pop(key) for key in _FOR_PROGRAMS & given.keys()},
-        dask=given,
+        dask={key: value for key, value in given.items() if key not in own},
     )
 
 

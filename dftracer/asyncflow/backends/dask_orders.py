@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dask.base import tokenize
 from dftracer.asyncflow.backends import dask_worker
 from dftracer.asyncflow.backends.base import RemoteValue, Task
 from dftracer.asyncflow.backends.dask_options import Options, parse
+from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, argv_of, name_of, options_of
 from dftracer.asyncflow.errors import text_of_error
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[in
     Exception
         If the task cannot be run on a cluster; the message says why.
     """
-    label = f"backend '{backend.name}': task '{task['name']}' ({task['uid']})"
+    name, uid = name_of(task), task["uid"]
+    label = f"backend '{backend.name}': task '{name}' ({uid})"
     options = parse(label, task)
-    name, uid = task["name"], task["uid"]
     key = options.key or f"{name}-{token}-{uid}"
     order: dask_worker.Call | dask_worker.Program
     if task.get("function") is not None:
@@ -110,18 +110,10 @@ def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[in
         raise NotImplementedError(
             f"{label}: this backend runs functions and programs; name another one for prompts"
         )
-    argv = [task["executable"], *task["arguments"]]
-    if options.timeout is not None:
-        options.program["timeout"] = options.timeout
+    packed = _pickle_program(label, task, backend._work_dir)
     if options.pure and not options.key:
-        key = f"{name}-{tokenize(argv, options.program)}"
-    files = None
-    if task["capture_stdio"]:
-        base = os.path.join(backend._work_dir, uid)
-        files = (f"{base}.stdout", f"{base}.stderr")
-        task.update(stdout=files[0], stderr=files[1])
-    order = dask_worker.Program(key, name, uid, argv, options.program, files)
-    return Job(label, task, order, [], options)
+        key = f"{name}-{tokenize(argv_of(task), dict(options_of(task)))}"
+    return Job(label, task, dask_worker.Program(key, name, uid, packed), [], options)
 
 
 def _pickle_call(
@@ -143,6 +135,20 @@ def _pickle_call(
     finally:
         _found.reset(token)
     return pickled[id(function)], arguments, [value.future for value in found]
+
+
+def _pickle_program(label: str, task: Task, work_dir: str) -> bytes:
+    """Return as bytes what a worker has to know of a program."""
+    own = {key: value for key, value in options_of(task).items() if key in PROGRAM_OPTIONS}
+    description = {
+        "name": name_of(task),
+        "uid": task["uid"],
+        "executable": task["executable"],
+        "arguments": argv_of(task)[1:],
+        "capture_stdio": task.get("capture_stdio", False),
+        "task_backend_specific_kwargs": own,
+    }
+    return _dumps(label, "task_description", (description, work_dir))
 
 
 def _dumps(label: str, what: str, value: Any) -> bytes:

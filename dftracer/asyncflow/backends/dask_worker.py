@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cloudpickle
 from distributed import Reschedule, WorkerPlugin, get_worker
 
-from dftracer.asyncflow.backends.base import TaskStates
-from dftracer.asyncflow.backends.runtime import _record, _with_task
+from dftracer.asyncflow.backends.base import Task, TaskStates
+from dftracer.asyncflow.backends.programs import record_failure, record_program, start_program
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, get_default_runtime
 
@@ -74,6 +73,7 @@ class Call:
     arguments: bytes
     is_async: bool
     timeout: float | None
+    """Seconds."""
 
     def start(self, runtime: Runtime, values: Sequence[Any]) -> TaskHandle[Any]:
         """Have it run by ``runtime``, with ``values`` in the place of other tasks' results."""
@@ -113,35 +113,34 @@ class Program:
     key: str
     name: str
     uid: str
-    argv: list[str]
-    options: dict[str, Any]
-    files: tuple[str, str] | None
-    """Where its output goes, if it is not the result."""
+    packed: bytes
+    """Its description, as far as that matters here, and the engine's directory."""
 
-    timeout = None  # which is one of the options: its output up to then is kept
+    timeout = None  # of which the runtime takes care
+    _task: Task = field(init=False, default_factory=dict)
+    _work_dir: str = field(init=False, default="")
 
     def start(self, runtime: Runtime, _values: Sequence[Any]) -> TaskHandle[Any]:
         """Have it run by ``runtime``."""
-        stdout, stderr = self.files or (None, None)
-        if stdout is not None:
-            os.makedirs(os.path.dirname(stdout), exist_ok=True)
-        return runtime.run_process(
-            self.argv, name=self.name, stdout=stdout, stderr=stderr, **self.options
-        )
+        self._task, self._work_dir = pickle.loads(self.packed)
+        return start_program(self._task, runtime, None, self._work_dir, tell_begin=False)
 
     def result_of(self, value: Any) -> Any:
         """Return what it has written, or raise what says that it has not ended well."""
-        record = self._record()
-        if _record(record, "done", value) != TaskStates.DONE:
-            raise record["exception"]
-        return self.files[0] if self.files else Output(record["stdout"], record["stderr"])
+        if record_program(self._task, value, self._work_dir) != TaskStates.DONE:
+            raise self._task["exception"]
+        return Output(self._task["stdout"], self._task["stderr"])
 
     def error_of(self, error: BaseException) -> BaseException:
-        """Return an error that names the task."""
-        return _with_task(self._record(), error)
-
-    def _record(self) -> dict[str, Any]:
-        return {"name": self.name, "executable": self.argv[0], "arguments": self.argv[1:]}
+        """Return the task's error, which knows what the program has written."""
+        record_failure(self._task, error, self._work_dir)
+        error = self._task["exception"]
+        if isinstance(error, TaskTimeoutError):
+            error.result = None  # it cannot be pickled
+        names = ("stdout", "stderr", "exit_code")
+        outcome = {name: self._task[name] for name in names if name in self._task}
+        error._outcome = outcome  # type: ignore[attr-defined]
+        return error
 
     def __repr__(self) -> str:
         return f"task '{self.name}' ({self.uid})"
@@ -200,7 +199,9 @@ async def _wait(order: Call | Program, handle: TaskHandle[Any]) -> Any:
             ended.cancel()  # and with it the task
     if ended.done():
         return ended.result()
-    raise TaskTimeoutError(f"{order!r} has run for more than {order.timeout:g} s")
+    raise TaskTimeoutError(
+        f"{order!r} has run out of time, which was {order.timeout:g} s: it was asked to stop"
+    )
 
 
 def _call(call: Call, values: Sequence[Any]) -> Any:
@@ -254,8 +255,6 @@ def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
             return error
         except Exception:
             pass
-    if isinstance(error, TaskTimeoutError):
-        return TaskTimeoutError(str(error))
     return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
         error.__traceback__
     )
