@@ -182,10 +182,11 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
             raise  # the worker closes
         raise BodyCancelledError from None
     except BaseException as error:
-        raise _fit_to_send(order, order.error_of(error)) from error.__cause__
+        failure = _fit_to_send(order, order.error_of(handle.exception or error))
     finally:
         del _running[order.key]
         _stopped.discard(order.key)
+    raise failure  # not where it would get a context, which may be what cannot be sent
 
 
 async def _wait(order: Call | Program, handle: TaskHandle[Any]) -> Any:
@@ -250,11 +251,12 @@ def _load_function(data: bytes) -> Any:
 def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
     """Return an error that says the same in another process, and ends no event loop here."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        try:
-            cloudpickle.loads(cloudpickle.dumps(error))
-            return error
-        except Exception:
-            pass
+        for _ in range(2):
+            try:
+                cloudpickle.loads(cloudpickle.dumps(error))
+                return error
+            except Exception:
+                error.__cause__ = error.__context__ = None
     return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
         error.__traceback__
     )
