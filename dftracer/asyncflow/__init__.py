@@ -43,9 +43,13 @@ from dftracer.asyncflow.workflow_manager import WorkflowEngine
 from dftracer.utils.primitives import __version__
 
 if _TYPE_CHECKING:
+    from dftracer.asyncflow.backends.dask import DaskExecutionBackend as DaskExecutionBackend
     from dftracer.asyncflow.backends.prompts import OpenAIBackend as OpenAIBackend
 
-_EXTRAS = {"OpenAIBackend": ("dftracer.asyncflow.backends.prompts", "prompt")}
+_EXTRAS = {
+    "DaskExecutionBackend": ("dftracer.asyncflow.backends.dask", "dask"),
+    "OpenAIBackend": ("dftracer.asyncflow.backends.prompts", "prompt"),
+}
 """What is imported when it is first asked for, from where, and the extra that it needs."""
 
 

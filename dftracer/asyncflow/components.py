@@ -226,7 +226,7 @@ class RemoteTask(Task[T]):
 
     __slots__ = ()
 
-    _is_fetching = False
+    _fetching: asyncio.Future[T] | None = None
 
     @property
     def state(self) -> str:
@@ -247,8 +247,11 @@ class RemoteTask(Task[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Give the result up. Those that depend on it go on."""
+        fetching = self._fetching
         self._become_task()
         self._remote = None
+        if fetching is not None:
+            fetching.cancel()
         return asyncio.Future.cancel(self, msg)
 
     def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
@@ -258,16 +261,16 @@ class RemoteTask(Task[T]):
         """Have the result fetched, if that has not been asked for."""
         if threading.get_ident() != self._engine._thread:
             self._engine.loop.call_soon_threadsafe(self._fetch)
-        elif not self._is_fetching and type(self) is RemoteTask and self._remote is not None:
-            self._is_fetching = True
-            fetching = asyncio.ensure_future(self._remote.fetch(), loop=self._engine.loop)
-            fetching.add_done_callback(self._fetched)
+        elif self._fetching is None and type(self) is RemoteTask and self._remote is not None:
+            self._fetching = asyncio.ensure_future(self._remote.fetch(), loop=self._engine.loop)
+            self._fetching.add_done_callback(self._fetched)
 
     def _fetched(self, fetching: asyncio.Future[T]) -> None:
         error = None if fetching.cancelled() else fetching.exception()
         if type(self) is not RemoteTask:
             return  # cancelled meanwhile
         self._become_task()
+        self._fetching = None
         if fetching.cancelled() or error is not None:
             self._remote = None
         if fetching.cancelled():

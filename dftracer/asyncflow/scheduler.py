@@ -499,7 +499,7 @@ def _can_stay(task: Component[Any], asker: Component[Any]) -> bool:
     return (
         task._remote is not None
         and template.kind == "function"
-        and template.backend is task._remote.backend
+        and task._remote.is_on(template.backend)
     )
 
 

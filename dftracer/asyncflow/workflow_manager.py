@@ -275,7 +275,7 @@ class WorkflowEngine(Scheduler):
         """
         if block_fut.done() or block_fut._stage != "PENDING":
             raise asyncio.InvalidStateError(f"{block_fut!r} has begun already")
-        if not all(future.done() for future in block_fut._dependencies):
+        if not all(map(self._has_ended, block_fut._dependencies)):
             raise asyncio.InvalidStateError(f"{block_fut!r} still waits for others")
         body = self._start_body(block_fut, self._run_body(block_fut, func, args, kwargs))
         try:

@@ -75,19 +75,15 @@ class TaskStates:
 class RemoteValue:
     """A result that its backend has left where it was made.
 
-    Function tasks on the same backend are given it in place of the value. For everybody else the
-    engine fetches the value, when it is first asked for.
-
-    Parameters
-    ----------
-    backend:
-        The backend that has it.
+    The engine passes it on as it is to function tasks that can have it so. For everybody else it
+    fetches the value, when that is first asked for.
     """
 
-    __slots__ = ("backend",)
+    __slots__ = ()
 
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
+    def is_on(self, backend: Any) -> bool:
+        """Tell whether tasks on ``backend`` take this among their arguments, for the value."""
+        raise NotImplementedError
 
     def fetch(self) -> Awaitable[Any]:
         """Bring the value here, or raise an ``Exception`` that says why that cannot be done.

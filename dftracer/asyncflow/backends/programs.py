@@ -55,9 +55,9 @@ def argv_of(task: Task) -> list[str]:
 
 
 def start_program(
-    task: Task, runtime: Runtime, mailbox: Mailbox, work_dir: str, tell_begin: bool
+    task: Task, runtime: Runtime, mailbox: Mailbox | None, work_dir: str, tell_begin: bool
 ) -> TaskHandle[ProcessResult]:
-    """Start the program of a task; its end is posted to ``mailbox`` under the task.
+    """Start the program of a task; its end is posted to ``mailbox``, if any, under the task.
 
     So is its beginning, with ``tell_begin``.
 

@@ -1,0 +1,172 @@
+"""How a task is packed for a worker of a Dask cluster, and how its result is spoken of here."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dask.base import tokenize
+
+from dftracer.asyncflow.backends import dask_worker
+from dftracer.asyncflow.backends.base import RemoteValue, Task
+from dftracer.asyncflow.backends.dask_options import Options, parse
+from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, argv_of, name_of, options_of
+from dftracer.asyncflow.errors import text_of_error
+
+if TYPE_CHECKING:
+    from distributed import Future
+
+    from dftracer.asyncflow.backends.dask import DaskExecutionBackend
+
+_found: ContextVar[list[DaskValue] | None] = ContextVar("dftracer.dask.found", default=None)
+"""The results on the cluster that are among the arguments that are being pickled."""
+
+
+class DaskValue(RemoteValue):
+    """The result of a task, on the worker that ran it. It stays there as long as this lives."""
+
+    __slots__ = ("_backend", "future", "task")
+
+    def __init__(self, backend: DaskExecutionBackend, future: Future, task: Task) -> None:
+        self._backend = backend
+        self.future = future
+        self.task = task
+
+    def is_on(self, backend: Any) -> bool:
+        # Not if that has begun anew, or has lost its scheduler.
+        future = self.future
+        return (
+            backend is self._backend
+            and future.client is self._backend._client
+            and not future.cancelled()
+        )
+
+    def fetch(self) -> Awaitable[Any]:
+        return self._backend._fetch(self)
+
+    def taken(self, value: Any) -> Any:
+        """Return the task's result, given what has been fetched."""
+        if type(value) is not dask_worker.Output:
+            return value
+        self.task.update(stdout=value.stdout, stderr=value.stderr)
+        return value.stdout
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = _found.get()
+        if found is None:
+            raise TypeError("the result of a Dask task can only be sent to Dask tasks")
+        found.append(self)
+        return dask_worker.value_here, (len(found) - 1,)
+
+
+@dataclass(slots=True)
+class Job:
+    """A task on its way to the cluster."""
+
+    label: str
+    task: Task
+    order: dask_worker.Call | dask_worker.Program
+    inputs: list[Future]
+    """The results on the cluster that are among its arguments."""
+    options: Options
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        order = self.order
+        return len(order.arguments) if isinstance(order, dask_worker.Call) else 0
+
+
+def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[int, bytes]) -> Job:
+    """Make of a task what its worker needs.
+
+    Parameters
+    ----------
+    pickled:
+        The functions that have been pickled, by their ``id()``: those of one batch need that once.
+
+    Raises
+    ------
+    Exception
+        If the task cannot be run on a cluster; the message says why.
+    """
+    name, uid = name_of(task), task["uid"]
+    label = f"backend '{backend.name}': task '{name}' ({uid})"
+    options = parse(label, task)
+    key = options.key or f"{name}-{token}-{uid}"
+    order: dask_worker.Call | dask_worker.Program
+    if task.get("function") is not None:
+        function, arguments, inputs = _pickle_call(label, task, pickled)
+        if options.pure and not options.key:
+            key = f"{name}-{tokenize(function, arguments, [future.key for future in inputs])}"
+        is_async = inspect.iscoroutinefunction(task["function"])
+        order = dask_worker.Call(key, name, uid, function, arguments, is_async, options.timeout)
+        return Job(label, task, order, inputs, options)
+    if not task.get("executable"):
+        raise NotImplementedError(
+            f"{label}: this backend runs functions and programs; name another one for prompts"
+        )
+    packed = _pickle_program(label, task, backend._work_dir)
+    if options.pure and not options.key:
+        key = f"{name}-{tokenize(argv_of(task), dict(options_of(task)))}"
+    return Job(label, task, dask_worker.Program(key, name, uid, packed), [], options)
+
+
+def _pickle_call(
+    label: str, task: Task, pickled: dict[int, bytes]
+) -> tuple[bytes, bytes, list[Future]]:
+    """Return function and arguments as bytes, and the results that are among the arguments."""
+    function = task["function"]
+    found: list[DaskValue] = []
+    token = _found.set(found)
+    try:
+        if id(function) not in pickled:
+            pickled[id(function)] = _dumps(label, "function", function)
+        try:
+            arguments = dask_worker.dumps((task["args"], task["kwargs"]))
+        except Exception:
+            for argument, value in _arguments_of(task).items():
+                _dumps(label, f"argument {argument}", value)
+            raise
+    finally:
+        _found.reset(token)
+    return pickled[id(function)], arguments, [value.future for value in found]
+
+
+def _pickle_program(label: str, task: Task, work_dir: str) -> bytes:
+    """Return as bytes what a worker has to know of a program."""
+    own = {key: value for key, value in options_of(task).items() if key in PROGRAM_OPTIONS}
+    description = {
+        "name": name_of(task),
+        "uid": task["uid"],
+        "executable": task["executable"],
+        "arguments": argv_of(task)[1:],
+        "capture_stdio": task.get("capture_stdio", False),
+        "task_backend_specific_kwargs": own,
+    }
+    return _dumps(label, "task_description", (description, work_dir))
+
+
+def _dumps(label: str, what: str, value: Any) -> bytes:
+    try:
+        return dask_worker.dumps(value)
+    except Exception as error:
+        raise TypeError(
+            f"{label}: its {what}, of type {type(value).__name__}, cannot be pickled, so it cannot "
+            f"be sent to a worker: {text_of_error(error)}"
+        ) from error
+
+
+def _arguments_of(task: Task) -> dict[str, Any]:
+    """Return the arguments of a call by the names of their parameters, or their positions."""
+    named = {f"{index}": value for index, value in enumerate(task["args"])}
+    with contextlib.suppress(TypeError, ValueError):  # a builtin, or arguments that do not fit
+        parameters = list(inspect.signature(task["function"]).parameters.values())
+        for index, parameter in enumerate(parameters[: len(task["args"])]):
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                named[f"'{parameter.name}'"] = named.pop(f"{index}")
+    return {**named, **{f"'{key}'": value for key, value in task["kwargs"].items()}}

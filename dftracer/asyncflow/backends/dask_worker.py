@@ -1,0 +1,262 @@
+"""What the workers of a Dask cluster run for :mod:`dftracer.asyncflow.backends.dask`.
+
+Each task is one coroutine in the event loop of its Dask worker. It hands the body to the worker's
+runtime and awaits the handle: it takes one of the slots (``nthreads``) by which Dask counts what a
+worker does, and none of Dask's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import pickle
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import cloudpickle
+from distributed import Reschedule, WorkerPlugin, get_worker
+
+from dftracer.asyncflow.backends.base import Task, TaskStates
+from dftracer.asyncflow.backends.programs import record_failure, record_program, start_program
+from dftracer.asyncflow.errors import text_of_error
+from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, get_default_runtime
+
+_NEVER_FAIL = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types whose objects can always be pickled."""
+
+values_here: ContextVar[Sequence[Any]] = ContextVar("dftracer.dask.values")
+"""The results of other tasks that are among the arguments that are being unpickled."""
+
+
+class Output(NamedTuple):
+    """The result of a program, of which those that depend on it are given ``stdout``."""
+
+    stdout: str
+    stderr: str
+
+
+class BodyCancelledError(Exception):
+    """A body has ended with :class:`asyncio.CancelledError`, and nobody had asked for that."""
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle ``value`` for another process, which does not know our ``__main__``."""
+    data: bytes
+    try:
+        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        data = cloudpickle.dumps(value)
+    else:
+        by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+        if any(module.encode() in data for module in by_value):
+            data = cloudpickle.dumps(value)
+    return data
+
+
+def value_here(index: int) -> Any:
+    """Stand, in pickled arguments, for the result of another task."""
+    value = values_here.get()[index]
+    return value.stdout if type(value) is Output else value
+
+
+@dataclass(slots=True, repr=False)
+class Call:
+    """A function task."""
+
+    key: str
+    name: str
+    uid: str
+    function: bytes
+    arguments: bytes
+    is_async: bool
+    timeout: float | None
+    """Seconds."""
+
+    def start(self, runtime: Runtime, values: Sequence[Any]) -> TaskHandle[Any]:
+        """Have it run by ``runtime``, with ``values`` in the place of other tasks' results."""
+        body: Callable[..., Any] = _call_async if self.is_async else _call
+        return runtime.submit(body, self, values, name=self.name)
+
+    def result_of(self, value: Any) -> Any:
+        """Return the task's result, given that of the handle."""
+        return value
+
+    def error_of(self, error: BaseException) -> BaseException:
+        """Return the task's error, given that of the handle."""
+        return error
+
+    def unpickle(self, values: Sequence[Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """Return function, positional and keyword arguments."""
+        token = values_here.set(values)
+        try:
+            args, kwargs = pickle.loads(self.arguments)
+            return _load_function(self.function), args, kwargs
+        except Exception as error:
+            raise RuntimeError(
+                f"{self!r}: function or arguments cannot be unpickled on a worker: "
+                f"{text_of_error(error)}: is its environment the same?"
+            ) from error
+        finally:
+            values_here.reset(token)
+
+    def __repr__(self) -> str:
+        return f"task '{self.name}' ({self.uid})"
+
+
+@dataclass(slots=True, repr=False)
+class Program:
+    """An executable task."""
+
+    key: str
+    name: str
+    uid: str
+    packed: bytes
+    """Its description, as far as that matters here, and the engine's directory."""
+
+    timeout = None  # of which the runtime takes care
+    _task: Task = field(init=False, default_factory=dict)
+    _work_dir: str = field(init=False, default="")
+
+    def start(self, runtime: Runtime, _values: Sequence[Any]) -> TaskHandle[Any]:
+        """Have it run by ``runtime``."""
+        self._task, self._work_dir = pickle.loads(self.packed)
+        return start_program(self._task, runtime, None, self._work_dir, tell_begin=False)
+
+    def result_of(self, value: Any) -> Any:
+        """Return what it has written, or raise what says that it has not ended well."""
+        if record_program(self._task, value, self._work_dir) != TaskStates.DONE:
+            raise self._task["exception"]
+        return Output(self._task["stdout"], self._task["stderr"])
+
+    def error_of(self, error: BaseException) -> BaseException:
+        """Return the task's error, which knows what the program has written."""
+        record_failure(self._task, error, self._work_dir)
+        error = self._task["exception"]
+        if isinstance(error, TaskTimeoutError):
+            error.result = None  # it cannot be pickled
+        names = ("stdout", "stderr", "exit_code")
+        outcome = {name: self._task[name] for name in names if name in self._task}
+        error._outcome = outcome  # type: ignore[attr-defined]
+        return error
+
+    def __repr__(self) -> str:
+        return f"task '{self.name}' ({self.uid})"
+
+
+_running: dict[str, TaskHandle[Any]] = {}
+"""What this process runs, by its Dask key."""
+_stopped: set[str] = set()
+"""Those that Dask wants no more."""
+
+
+class TaskStopper(WorkerPlugin):  # type: ignore[misc]
+    """Stops what Dask only forgets: a task whose future was cancelled, or whose client is gone."""
+
+    name = "dftracer-asyncflow-tasks"
+    idempotent = True
+
+    def transition(self, key: Any, start: str, finish: str, **_kwargs: Any) -> None:
+        """Called by the worker whenever a task changes its state."""
+        if finish == "released" and key in _running:
+            _stopped.add(key)
+            _running[key].cancel()
+
+
+async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
+    """Run a task; ``values`` are the results of others that are among its arguments."""
+    worker = get_worker()
+    state = worker.state.tasks.get(order.key)
+    if state is not None and state.state == "cancelled":
+        raise Reschedule  # released before it could begin; Dask asks for it again if need be
+    runtime = getattr(worker, "dftracer_utils_runtime", None) or get_default_runtime()
+    handle = _running[order.key] = order.start(runtime, values)
+    try:
+        return order.result_of(await _wait(order, handle))
+    except asyncio.CancelledError:
+        if order.key in _stopped:
+            raise Reschedule from None
+        if handle.cancel_requested:
+            raise  # the worker closes
+        raise BodyCancelledError from None
+    except BaseException as error:
+        failure = _fit_to_send(order, order.error_of(handle.exception or error))
+    finally:
+        del _running[order.key]
+        _stopped.discard(order.key)
+    raise failure  # not where it would get a context, which may be what cannot be sent
+
+
+async def _wait(order: Call | Program, handle: TaskHandle[Any]) -> Any:
+    if order.timeout is None:
+        return await handle
+    ended = asyncio.ensure_future(handle)
+    try:
+        await asyncio.wait([ended], timeout=order.timeout)
+    finally:
+        if not ended.done():
+            ended.cancel()  # and with it the task
+    if ended.done():
+        return ended.result()
+    raise TaskTimeoutError(
+        f"{order!r} has run out of time, which was {order.timeout:g} s: it was asked to stop"
+    )
+
+
+def _call(call: Call, values: Sequence[Any]) -> Any:
+    function, args, kwargs = call.unpickle(values)
+    result = function(*args, **kwargs)
+    if inspect.iscoroutine(result):
+        return _finish(call, result)  # which the runtime awaits
+    return _check(call, result)
+
+
+async def _call_async(call: Call, values: Sequence[Any]) -> Any:
+    function, args, kwargs = call.unpickle(values)
+    return _check(call, await function(*args, **kwargs))
+
+
+async def _finish(call: Call, body: Any) -> Any:
+    return _check(call, await body)
+
+
+def _check(call: Call, result: Any) -> Any:
+    """Return ``result`` if it can leave this process. Dask would try again and again."""
+    if type(result) not in _NEVER_FAIL:
+        # Large buffers, such as those of arrays, are left out of this and not copied.
+        try:
+            pickle.dumps(result, 5, buffer_callback=_leave_out)
+        except Exception:
+            try:
+                cloudpickle.dumps(result, 5, buffer_callback=_leave_out)
+            except Exception as error:
+                raise TypeError(
+                    f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so "
+                    f"it cannot leave its worker: {text_of_error(error)}"
+                ) from error
+    return result
+
+
+def _leave_out(_buffer: pickle.PickleBuffer) -> None:
+    """Take a buffer that is not to be part of the pickle."""
+
+
+@functools.lru_cache(maxsize=256)
+def _load_function(data: bytes) -> Any:
+    return pickle.loads(data)
+
+
+def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
+    """Return an error that says the same in another process, and ends no event loop here."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        for _ in range(2):
+            try:
+                cloudpickle.loads(cloudpickle.dumps(error))
+                return error
+            except Exception:
+                error.__cause__ = error.__context__ = None
+    return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
+        error.__traceback__
+    )
