@@ -539,11 +539,14 @@ class Scheduler:
         if component._callbacks:  # somebody has
             component._fetch()
 
-    def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
+    def _end_by_hand(
+        self, component: Component[Any], result: Any, error: Any, *, serves_on: bool = True
+    ) -> None:
+        """End a component whose body may go on, also on its backend if it ``serves_on`` there."""
         if component.done():
             return  # while this was on its way from another thread
         self._settle(component, result, error=error)
-        if component._stage != "PENDING":
+        if component._number in self._bodies or (serves_on and _is_on_backend(component)):
             self._services[component._number] = component
 
     def _forget(self, component: Component[Any]) -> None:
