@@ -543,8 +543,8 @@ class Scheduler:
         self, component: Component[Any], result: Any, error: Any, *, serves_on: bool = True
     ) -> None:
         """End a component whose body may go on, also on its backend if it ``serves_on`` there."""
-        if component.done():
-            return  # while this was on its way from another thread
+        if component._number not in self._unfinished:
+            return  # it has ended, maybe while this was on its way from another thread
         self._settle(component, result, error=error)
         if component._number in self._bodies or (serves_on and _is_on_backend(component)):
             self._services[component._number] = component

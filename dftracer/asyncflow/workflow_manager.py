@@ -280,7 +280,7 @@ class WorkflowEngine(Scheduler):
         """
         if block_fut.done() or block_fut._stage != "PENDING":
             raise asyncio.InvalidStateError(f"{block_fut!r} has begun already")
-        if not all(future.done() for future in block_fut._dependencies):
+        if not all(map(self._has_ended, block_fut._dependencies)):
             raise asyncio.InvalidStateError(f"{block_fut!r} still waits for others")
         body = self._start_body(block_fut, self._run_body(block_fut, func, args, kwargs))
         try:
@@ -310,7 +310,7 @@ class WorkflowEngine(Scheduler):
 
     def handle_task_cancellation(self, task: dict[str, Any], task_fut: Component[Any]) -> bool:
         """Cancel a component; false if it has ended."""
-        return self._cancel(task_fut, None)
+        return task_fut._number in self._unfinished and self._cancel(task_fut, None)
 
     handle_component_success = handle_task_success
     handle_component_failure = handle_task_failure

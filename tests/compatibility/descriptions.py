@@ -1,11 +1,13 @@
 """Task descriptions: a default of the function, overridden by calls, as the backend gets it."""
 
 import asyncio
+import logging
 
 from radical.asyncflow import WorkflowEngine
 
 
 async def main():
+    logging.basicConfig(level=logging.ERROR)
     flow = await WorkflowEngine.create()
 
     @flow.function_task
