@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import dask
 import pytest
 from dask.distributed import KilledWorker, LocalCluster
-from dask_support import Line, engine, gone, say
+from dask_support import Line, engine, gone
 from engine_support import identity
 
 from dftracer.asyncflow import DependencyFailureError

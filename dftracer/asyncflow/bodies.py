@@ -29,6 +29,9 @@ class Bodies:
         self._background: set[asyncio.Task[Any]] = set()
         self._quiet: asyncio.Future[None] | None = None
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._bodies
+
     def __len__(self) -> int:
         return len(self._bodies)
 

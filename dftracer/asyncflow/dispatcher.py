@@ -238,11 +238,14 @@ class Dispatcher:
 
     # --- what runs on ---------------------------------------------------------------------------
 
-    def _end_by_hand(self, component: Component[Any], result: Any, error: Any) -> None:
-        if component.done():
-            return  # while this was on its way from another thread
+    def _end_by_hand(
+        self, component: Component[Any], result: Any, error: Any, *, serves_on: bool = True
+    ) -> None:
+        """End a component whose body may go on, also on its backend if it ``serves_on`` there."""
+        if component._number not in self._unfinished:
+            return  # it has ended, maybe while this was on its way from another thread
         self._settle(component, result, error=error)
-        if component._stage != "PENDING":
+        if component._number in self._bodies or (serves_on and _is_on_backend(component)):
             self._services[component._number] = component
 
     def _body_ended(self, number: int) -> None:

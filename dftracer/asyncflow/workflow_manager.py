@@ -286,7 +286,8 @@ class WorkflowEngine(Scheduler):
 
     def handle_task_success(self, task: dict[str, Any], task_fut: Component[Any]) -> None:
         """End a component with the result in ``task``; nothing happens if it has ended."""
-        self._settle(task_fut, result_on_backend(task_fut, task))
+        result = result_on_backend(task_fut, task)
+        self._end_by_hand(task_fut, result, None, serves_on=False)
 
     def handle_task_failure(
         self,
@@ -300,11 +301,11 @@ class WorkflowEngine(Scheduler):
             error = failure_on_backend(task_fut, task)
         elif not isinstance(error, BaseException):
             error = RuntimeError(str(error))
-        self._settle(task_fut, error=error)
+        self._end_by_hand(task_fut, None, error, serves_on=False)
 
     def handle_task_cancellation(self, task: dict[str, Any], task_fut: Component[Any]) -> bool:
         """Cancel a component; false if it has ended."""
-        return self._cancel(task_fut, None)
+        return task_fut._number in self._unfinished and self._cancel(task_fut, None)
 
     handle_component_success = handle_task_success
     handle_component_failure = handle_task_failure
