@@ -476,7 +476,7 @@ async def test_two_of_a_kind_work_side_by_side_when_they_have_names(make: Make) 
 async def test_the_engine_lives_on_when_submitting_raises(
     make_any: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(tasks: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError("the machine is gone")
 
     async def refuse_async(tasks: Any) -> None:
@@ -486,8 +486,9 @@ async def test_the_engine_lives_on_when_submitting_raises(
     async with engine(backend) as flow:
         with monkeypatch.context() as patch:
             patch.setattr(backend, "submit_tasks", refuse_async)
-            if hasattr(backend, "submit_nowait"):
-                patch.setattr(backend, "submit_nowait", refuse)
+            for name in ("submit_nowait", "call_nowait"):
+                if hasattr(backend, name):
+                    patch.setattr(backend, name, refuse)
             task = flow.function_task(abs)(-1)
             with pytest.raises(OSError, match="the machine is gone"):
                 await soon(task)

@@ -237,5 +237,5 @@ async def test_tasks_run_and_are_given_up_when_networks_join_and_part(start, net
             assert await flow.function_task(identity)(1, task_description={"workers": "b"}) == 1
             cut = ["ip", "-n", networks["s"], "link", "set", f"{networks['s']}0", "down"]
             await asyncio.to_thread(subprocess.run, cut, check=True)
-            with pytest.raises(ConnectionError, match="the scheduler at .* is gone"):
+            with pytest.raises(ConnectionError, match=r"the scheduler at .* is gone"):
                 await pending
