@@ -221,7 +221,7 @@ class Scheduler:
                 continue
             if component._dependencies and not self._resolve(component):
                 continue
-            if self._telemetry is not None:
+            if self._telemetry is not None and component._attempts is None:
                 self._telemetry.resolved(component)
             if component._template.policy is not None:
                 self._begin_attempt(component, component._template.policy)
@@ -515,7 +515,7 @@ class Scheduler:
         try:
             await component._template.backend.check_outputs(component._describe())
         except Exception as error:
-            self._settle(component, error=error)
+            self._fail(component, error)
         else:
             self._settle(component, result_on_backend(component, record))
 
