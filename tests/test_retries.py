@@ -33,10 +33,11 @@ from dftracer.asyncflow import (
     OpenAIBackend,
     OutputFile,
     PromptError,
+    RuntimeExecutionBackend,
     WorkflowEngine,
 )
 from dftracer.asyncflow.attempts import Policy
-from dftracer.utils import TaskTimeoutError
+from dftracer.utils import Runtime, TaskTimeoutError
 
 LONG_S = 3_600.0
 """Longer than any test: what waits for it must be cancelled."""
@@ -355,13 +356,19 @@ async def test_files_are_brought_again_and_handed_on_when_a_later_attempt_writes
             body = f"cat {source.filename} {source.filepath} > {target.filename}"
             return f"{body}; test -e {tried} || {{ touch {tried}; exit 1; }}"
 
+        paths: list[Path] = []
+
         @flow.function_task(retries=1, backoff=0)
         def read(source: InputFile, _: Any) -> str:
-            return Path(source.filepath).read_text()
+            paths.append(source.filepath)
+            if len(paths) == 1:
+                raise ValueError
+            return source.filepath.read_text()
 
         converted = convert(InputFile(tmp_path / "in.txt"), OutputFile("out.txt"))
         assert await read(InputFile("out.txt"), converted) == "contentcontent"
         assert converted.task["attempt"] == 2
+        assert len(set(paths)) == 2, "the second attempt was given the files of the first"
         assert_nothing_kept(flow)
 
 
@@ -713,6 +720,31 @@ async def test_prompt_times_out_and_is_asked_again_when_the_answer_is_slow() -> 
             server.is_open.set()
             assert await future == "answer to hello"
             assert future.task["attempt"] == 2
+
+
+async def test_waiting_for_a_worker_is_not_timed_when_the_backend_keeps_the_time() -> None:
+    begun = threading.Event()
+    with Gate() as gate, Runtime(python_threads=1) as runtime:
+        async with await WorkflowEngine.create(RuntimeExecutionBackend(runtime)) as flow:
+
+            def hold() -> None:
+                begun.set()
+                gate.hold()
+
+            first = flow.function_task(hold)()
+            await reached(begun)
+            second = flow.function_task(timeout=0.1)(identity)("in time")
+
+            @flow.block(timeout=0.2)
+            async def clock() -> None:
+                await asyncio.Event().wait()
+
+            with pytest.raises(TaskTimeoutError):
+                await clock()
+            assert not second.done()
+            gate.set()
+            await first
+            assert await second == "in time"
 
 
 @pytest.mark.parametrize("keeps_timeouts", [False, True])
