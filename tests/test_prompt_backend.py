@@ -230,15 +230,15 @@ async def test_prompt_is_sent_again_when_the_server_is_at_fault_for_the_moment(
     ("status", "advice"), [(429, "lower max_concurrency"), (503, "see the server's log")]
 )
 async def test_prompt_fails_when_its_retries_are_used_up(status: int, advice: str) -> None:
-    async with serving(max_retries=2) as (server, flow):
-        server.plan.extend([error(status, "too busy", retry_after="0.01")] * 3)
+    async with serving(max_retries=3) as (server, flow):
+        server.plan.extend([error(status, "too busy", retry_after="0.01")] * 4)
         failed = await failure_of(flow)
         assert isinstance(failed, PromptError)
         facts = (failed.status, failed.task, failed.backend, failed.model)
         assert facts == (status, "identity", "openai", "small")
         for part in ("'identity'", "'openai'", "'small'", str(status), "too busy", advice):
             assert part in str(failed)
-        assert len(server.requests) == 3
+        assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize(

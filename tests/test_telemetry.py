@@ -165,6 +165,25 @@ async def test_events_come_in_order_when_a_plain_function_has_a_timeout() -> Non
     assert events.kinds_of(task) == [*BEGINNING, "TaskCompleted"]
 
 
+async def test_task_is_submitted_again_and_ends_once_when_it_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls: list[int] = []
+
+    def fail_once() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError
+
+    async with observed() as (flow, events, manager):
+        task = flow.function_task(retries=1, backoff=0)(fail_once)()
+        await task
+    assert events.kinds_of(task) == [*BEGINNING, "TaskQueued", "TaskSubmitted", "TaskCompleted"]
+    assert manager.task_count()["completed"] == 1
+    assert [record.name for record in caplog.records] == ["dftracer.asyncflow"]
+    caplog.clear()
+
+
 async def test_events_come_in_order_when_a_prompt_is_answered() -> None:
     async with observed(NoopExecutionBackend()) as (flow, events, _):
 

@@ -105,8 +105,6 @@ class Attempts:
         self._component = component
         self._policy = policy
         self._number = 0
-        self._is_under_way = False
-        """Whether an attempt has begun and not ended: only then are outcomes taken."""
         self._timer: asyncio.TimerHandle | None = None
         """What begins the next attempt, or ends this one."""
         # As they are before any attempt, and all that an attempt is made of: backends and bodies
@@ -115,14 +113,15 @@ class Attempts:
         assert component._context is not None, "a component that has not ended has its context"
         self._context = component._context.copy()
         self._args, self._kwargs = component._args, component._kwargs
+        self._producers = component._producers
 
     def begin(self) -> None:
         """Describe the next attempt; it is about to be launched."""
         component, old = self._component, self._description
         self._stop_timer()
         self._number += 1
-        self._is_under_way = True
         component._args, component._kwargs = self._args, dict(self._kwargs)
+        component._producers = self._producers
         fresh = {
             **old,
             "uid": component.uid if self._number == 1 else f"{component.uid}-{self._number}",
@@ -158,7 +157,7 @@ class Attempts:
 
     def takes(self, uid: str) -> bool:
         """Tell whether what a backend says of ``uid`` is of this attempt, not an earlier one."""
-        return self._is_under_way and uid == self._component._describe()["uid"]
+        return bool(uid == self._component._describe()["uid"])
 
     async def limit(self, body: Awaitable[T]) -> T:
         """Await a body that runs in the event loop, and cancel it when the time is over."""
@@ -198,7 +197,6 @@ class Attempts:
             What the call fails with; ``None`` if there will be another attempt.
         """
         self._stop_timer()
-        self._is_under_way = False
         if self._number > self._policy.retries:
             return error
         try:

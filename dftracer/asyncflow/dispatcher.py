@@ -228,7 +228,7 @@ class Dispatcher:
         try:
             await component._template.backend.check_outputs(component._describe())
         except Exception as error:
-            self._settle(component, error=error)
+            self._fail(component, error)
         else:
             self._settle(component, result_on_backend(component, record))
 

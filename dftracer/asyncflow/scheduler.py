@@ -194,7 +194,7 @@ class Scheduler(Dispatcher):
                 continue
             if component._dependencies and not self._resolve(component):
                 continue
-            if self._telemetry is not None:
+            if self._telemetry is not None and component._attempts is None:
                 self._telemetry.resolved(component)
             if component._template.policy is not None:
                 self._begin_attempt(component, component._template.policy)

@@ -55,6 +55,8 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
     end at a time, the loop is woken once.
     """
 
+    keeps_timeouts = True
+
     def __init__(self, name: str = "default") -> None:
         super().__init__(name)
         self._runtime: Runtime | None = None

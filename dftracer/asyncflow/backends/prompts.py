@@ -114,7 +114,6 @@ class OpenAIBackend(ExecutionBackend):
         self._places = asyncio.Semaphore(max_concurrency)
         self._requests: set[asyncio.Task[dict[str, Any]]] = set()
         self._by_uid: dict[str, asyncio.Task[dict[str, Any]]] = {}
-        """The unfinished requests of the engine that is served."""
 
     def __repr__(self) -> str:
         return f"<OpenAIBackend '{self.name}' {self._model} at {self._base_url}>"
@@ -266,11 +265,6 @@ class OpenAIBackend(ExecutionBackend):
             return f"see the server's log; it was asked again up to {self._max_retries} times"
         advice = _ADVICE.get(status, "see what the server expects")
         return advice.format(url=self._base_url, retries=self._max_retries)
-
-    def register_callback(self, func: Callback) -> None:
-        # What still runs was another's: its identifiers may be used anew.
-        self._by_uid.clear()
-        super().register_callback(func)
 
     async def cancel_task(self, uid: str) -> bool:
         return self.cancel_nowait(uid)
