@@ -6,6 +6,7 @@ import gc
 import glob
 import os
 import pickle
+import random
 import tempfile
 import threading
 import weakref
@@ -140,6 +141,7 @@ def test_the_program_ends_when_a_backend_is_left_running(
 # --- bodies -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("new_loop")
 @pytest.mark.parametrize("kind", EVERY)
 async def test_results_arrive_when_bodies_are_plain_and_async(lent_pool: Lend, kind: str) -> None:
     async def join(a: str, *, b: str) -> str:
@@ -620,6 +622,37 @@ async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str)
             assert [dropped(reference) for reference in references] == [True, True]
         finally:
             gc.enable()
+
+
+def now_and_then_fail(number: int) -> int:
+    if number % 7 == 0:
+        raise ValueError(number)
+    return number
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+async def test_every_task_ends_once_when_cancellations_come_at_random(
+    lent_pool: Lend, kind: str, seed: int
+) -> None:
+    chance = random.Random(seed)
+    ends: dict[str, list[str]] = {}
+    async with LocalExecutionBackend(lent_pool(kind)) as backend:
+        backend.register_callback(lambda task, s: ends.setdefault(task["uid"], []).append(s))
+        for number in range(300):
+            description = {"timeout": chance.choice([0.001, 10])} if chance.random() < 0.3 else {}
+            task = function_task(f"{number}", now_and_then_fail, number, description=description)
+            backend.submit_nowait([task])
+            while chance.random() < 0.5:
+                backend.cancel_nowait(f"{chance.randrange(number + 1)}")
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.choice([0, 0.001]))
+    assert sorted(map(int, ends)) == list(range(300))
+    assert {len(states) for states in ends.values()} == {1}
+    assert (backend._unfinished, backend._late, backend._deadlines) == ({}, {}, {})
+    for uid, [state] in ends.items():
+        assert state in ("FAILED", "CANCELED", "DONE")
+        assert state != "DONE" or int(uid) % 7
 
 
 class Inline(Executor):
