@@ -5,7 +5,7 @@
 //! looks only where its sleeps have been short lately, for a moment, and lets others pass meanwhile.
 //! Having looked in vain it tries again after one short sleep, then after two, four, and so on.
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::park::{Parker, Wakeup};
@@ -93,8 +93,15 @@ pub fn until(limit: Duration, mut found: impl FnMut() -> bool) -> bool {
 
 /// Whether somebody else can run while this thread looks.
 fn has_company() -> bool {
-    static CPUS: OnceLock<usize> = OnceLock::new();
-    *CPUS.get_or_init(available_cpus) > 1
+    // No `OnceLock`: a process that forks while this thread is inside of it would copy it locked.
+    // Relaxed: whoever comes first, all find the same number.
+    static CPUS: AtomicUsize = AtomicUsize::new(0);
+    let mut cpus = CPUS.load(Ordering::Relaxed);
+    if cpus == 0 {
+        cpus = available_cpus();
+        CPUS.store(cpus, Ordering::Relaxed);
+    }
+    cpus > 1
 }
 
 #[cfg(test)]
