@@ -356,8 +356,11 @@ class Scheduler(Dispatcher):
         """End an attempt of a component, and the component too if there is no other attempt."""
         attempts = component._attempts
         if attempts is not None:
-            error = attempts.fail(fit_for_future(component, error))
+            failure = fit_for_future(component, error)
+            error = attempts.fail(failure)
             if error is None:
+                if self._telemetry is not None:
+                    self._telemetry.retried(component, failure)
                 return
         self._settle(component, error=error)
 

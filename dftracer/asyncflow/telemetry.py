@@ -44,6 +44,9 @@ log = logging.getLogger("dftracer.asyncflow")
 TaskResolved = define_event("asyncflow.TaskResolved")
 """All that a task depends on has ended well."""
 
+TaskRetried = define_event("asyncflow.TaskRetried", error_type=str)
+"""An attempt has failed and there will be another."""
+
 WORKFLOW = "asyncflow.workflow_id"
 """The attribute that names the workflow or block in which a task was called."""
 
@@ -132,6 +135,19 @@ class Telemetry:
             # Never before it was submitted, whatever clocks say.
             when = self._started[number] = max(when, self._submitted.get(number, 0.0))
             self._emit(TaskStarted, component, when)
+
+    def retried(self, component: Component[Any], error: Exception) -> None:
+        """An attempt has failed, and there will be another, which is submitted anew."""
+        if not isinstance(component, Block):
+            attempt, kind = component._describe()["attempt"], type(error).__name__
+            self._emit(
+                TaskRetried,
+                component,
+                time.time(),
+                {"error_type": kind},
+                attempt=attempt,
+                error_type=kind,
+            )
 
     def ended(self, component: Component[Any]) -> None:
         """A task has come to its end."""
