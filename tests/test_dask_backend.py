@@ -315,6 +315,24 @@ async def test_dependent_fails_when_a_body_raises(client):
         assert "raise LookupError" in "".join(map(str, caught.traceback))
 
 
+async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(client, tmp_path):
+    async def flaky(calls: Path, data: Any) -> Any:
+        with calls.open("a") as file:
+            file.write("x")
+        attempt = len(calls.read_text())
+        if attempt == 1:
+            raise LookupError("once")
+        if attempt == 2:
+            await asyncio.Event().wait()
+        return attempt, data
+
+    async with engine(client) as flow:
+        data = flow.function_task(identity)("data")
+        future = flow.function_task(retries=2, backoff=0, timeout=1)(flaky)(tmp_path / "f", data)
+        assert await future == (3, "data")
+        assert future.task["attempt"] == 3
+
+
 async def test_result_leaves_the_cluster_when_nobody_holds_the_future(client):
     keys = cluster_keys(client.cluster)
     async with engine(client) as flow:

@@ -767,6 +767,16 @@ async def test_service_goes_on_when_it_was_ready_before_its_timeout(keeps_timeou
         assert future.result() == "ready"
 
 
+async def test_service_is_stopped_at_the_end_when_an_earlier_attempt_ended_late() -> None:
+    backend = ForeignBackend()
+    async with await WorkflowEngine.create(backend) as flow:
+        future = flow.function_task(service=True, timeout=0.05, retries=1, backoff=0)(identity)(1)
+        await backend.until(submitted=2, cancelled=1)
+        future.set_result("ready")
+        backend.report(0, "CANCELED")
+    assert backend.cancelled == ["task.000001", "task.000001-2"]
+
+
 # --- what decorators refuse ---------------------------------------------------------------------
 
 

@@ -198,8 +198,13 @@ class Dispatcher:
         if not is_ours and record.get("engine", self.uid) != self.uid:
             return  # of another engine, whose tasks have the same names
         if component is None:  # cancelled meanwhile, or ended by hand
-            if outcome != TaskStates.RUNNING:
-                self._services.pop(number_of(record["uid"]), None)
+            service = self._services.get(number_of(record["uid"]))
+            if (
+                service is not None
+                and service._key == record["uid"]
+                and outcome != TaskStates.RUNNING
+            ):
+                del self._services[service._number]
             return
         if component._stage not in _ON_BACKEND:
             return  # no backend has been given it yet

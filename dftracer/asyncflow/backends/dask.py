@@ -82,6 +82,8 @@ class DaskExecutionBackend(ExecutionBackend):
     :meth:`shutdown` closes what this backend has made, and leaves running what it was given.
     """
 
+    keeps_timeouts = True
+
     def __init__(
         self,
         target: str | Client | Cluster | Mapping[str, Any] | None = None,
