@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from backend_support import Door, Lent, make_pool
+from process_support import Line
 
 HANG_GUARD_S = 30
 """A test that takes longer has lost something it waits for. Less than the timeout of pytest, which
@@ -125,3 +126,23 @@ def lent_pool() -> Iterator[Callable[[str], Executor]]:
             return Lent(pools[kind])
 
         yield lend
+
+
+@pytest.fixture(scope="module")
+def dask_client() -> Iterator[Any]:
+    """A client of a Dask cluster: workers 0 and 1 run one task at a time, each has one token."""
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"token": 1}
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    """A way for bodies and programs to send lines to the test."""
+    with Line(tmp_path) as line:
+        yield line

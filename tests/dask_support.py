@@ -1,21 +1,13 @@
-"""What the tests of the Dask backend share: engines, lines from workers, ends of processes."""
+"""What the tests of the Dask backend share."""
 
-import asyncio
-import contextlib
-import os
-import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from dask.distributed import LocalCluster
 from engine_support import assert_nothing_kept
 
 from dftracer.asyncflow import DaskExecutionBackend, WorkflowEngine
-
-GUARD_S = 20
-"""How long a test waits for what must come."""
 
 
 @asynccontextmanager
@@ -30,49 +22,16 @@ async def engine(target: Any, *others: Any, **options: Any) -> AsyncIterator[Wor
     assert backend.state() == "IDLE"
 
 
-class Line:
-    """A named pipe through which bodies and programs on this machine send lines to the test."""
+def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` under another name, by which messages and keys call it."""
 
-    def __init__(self, folder: Path, name: str = "line") -> None:
-        self.path = str(folder / name)
-        os.mkfifo(self.path)
-        self._file = os.open(self.path, os.O_RDWR)
-        self._rest = b""
+    def call(first: Any = None, data: Any = None) -> Any:
+        return function(*(value for value in (first, data) if value is not None))
 
-    def __enter__(self) -> "Line":
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        os.close(self._file)
-
-    async def read(self) -> str:
-        """Wait for a line."""
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> str:
-        while b"\n" not in self._rest:
-            assert select.select([self._file], [], [], GUARD_S)[0], "nobody has sent a line"
-            self._rest += os.read(self._file, 4096)
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line.decode()
+    call.__name__ = name
+    return call
 
 
-def say(path: str, text: str) -> None:
-    """Send a line to the test that has a :class:`Line` at ``path``. For bodies."""
-    with open(path, "a") as file:
-        file.write(f"{text}\n")
-
-
-async def gone(pid: int) -> None:
-    """Wait for the end of a process."""
-    with contextlib.suppress(ProcessLookupError):
-        process = os.pidfd_open(pid)
-        try:
-            assert (await asyncio.to_thread(select.select, [process], [], [], GUARD_S))[0], pid
-        finally:
-            os.close(process)
+def keys_of(cluster: LocalCluster) -> Callable[[], list[str]]:
+    """Return what tells which tasks the scheduler of a cluster knows."""
+    return lambda: list(map(str, list(cluster.scheduler.tasks)))

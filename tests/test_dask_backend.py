@@ -1,23 +1,23 @@
-"""The Dask backend on a real cluster of two worker processes: targets, bodies, data, descriptions.
+"""The Dask backend on a real cluster of two worker processes: targets, bodies, data, stopping.
 
-What stops tasks, kills workers or crosses networks is in ``test_dask_ends.py``. Bodies are local
-functions, which reach the workers by value.
+What is told to it is in ``test_dask_options.py``, what happens to clusters in
+``test_dask_clusters.py``. Bodies are local functions, which reach the workers by value.
 """
 
 import asyncio
 import dataclasses
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
 from dask.distributed import Client, LocalCluster
-from dask_support import Line, engine, gone, say
+from dask_support import engine, keys_of, named
 from engine_support import add, identity, launched
+from process_support import gone, say
 
 from dftracer.asyncflow import (
     DaskExecutionBackend,
@@ -26,65 +26,35 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """Two workers named 0 and 1 that run one task at a time, each with one token."""
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", resources={"token": 1}
-    ) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def client(cluster: LocalCluster) -> Iterator[Client]:
-    with Client(cluster, set_as_default=False) as client:
-        yield client
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[Line]:
-    with Line(tmp_path) as line:
-        yield line
-
-
-def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` under another name, by which messages and keys call it."""
-
-    def call(first: Any = None, data: Any = None) -> Any:
-        return function(*(value for value in (first, data) if value is not None))
-
-    call.__name__ = name
-    return call
-
-
-def read(path: str) -> str:
-    return Path(path).read_text()
+from dftracer.utils import TaskTimeoutError
 
 
 def pids_of(cluster: LocalCluster) -> list[int]:
     return [worker.process.process.pid for worker in cluster.workers.values()]
 
 
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
 # --- targets ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["address", "cluster", "client", "async client"])
-async def test_what_was_given_stays_when_the_engine_ends(cluster, client, kind):
+async def test_what_was_given_stays_when_the_engine_ends(dask_client, kind):
+    cluster, address = dask_client.cluster, dask_client.cluster.scheduler_address
     if kind == "async client":
-        address = cluster.scheduler_address
         target = await Client(address, asynchronous=True, set_as_default=False)
     else:
-        target = {"address": cluster.scheduler_address, "cluster": cluster, "client": client}[kind]
+        target = {"address": address, "cluster": cluster, "client": dask_client}[kind]
     async with engine(target) as flow:
         pid = flow.function_task(lambda: os.getpid())
         assert {await pid(), await pid()} <= set(pids_of(cluster))
     if kind == "async client":
         assert await target.submit(add, 1, 2) == 3
         await target.close()
-    assert client.status == "running"
-    assert await asyncio.to_thread(client.submit(add, 2, 2, pure=False).result) == 4
+    assert dask_client.status == "running"
+    assert await asyncio.to_thread(dask_client.submit(add, 2, 2, pure=False).result) == 4
 
 
 @pytest.mark.parametrize("arguments", [{}, {"resources": {"n_workers": 1}}], ids=["none", "dict"])
@@ -97,15 +67,15 @@ async def test_cluster_of_its_own_is_closed_when_the_backend_is_shut_down(argume
     await gone(pid)
 
 
-async def test_backend_serves_another_engine_when_the_first_has_ended(client):
-    backend = DaskExecutionBackend(client=client)
+async def test_backend_serves_another_engine_when_the_first_has_ended(dask_client):
+    backend = DaskExecutionBackend(client=dask_client)
     for number in range(2):
         async with await WorkflowEngine.create(backend, uid="same") as flow:
             assert await flow.function_task(add)(number, 1) == number + 1
 
 
-async def test_results_differ_when_two_engines_of_one_name_share_a_client(client):
-    async with engine(client, uid="same") as one, engine(client, uid="same") as other:
+async def test_results_differ_when_two_engines_of_one_name_share_a_client(dask_client):
+    async with engine(dask_client, uid="same") as one, engine(dask_client, uid="same") as other:
         futures = [flow.function_task(add)(n, 0) for n, flow in enumerate((one, other))]
         assert await asyncio.gather(*futures) == [0, 1]
 
@@ -144,14 +114,15 @@ def test_import_error_names_the_extra_when_distributed_is_missing(run_script):
             print(error)
         """
     )
-    assert out.endswith("needs dask.distributed: pip install 'dftracer-asyncflow[dask]'\n")
+    hint = "pip install 'dftracer-asyncflow[dask]'\n"
+    assert out == f"DaskExecutionBackend needs 'distributed': {hint}"
 
 
 # --- what runs there ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "returns a coroutine"])
-async def test_body_is_a_task_of_the_workers_runtime_when_it_runs(client, kind):
+async def test_body_is_a_task_of_the_workers_runtime_when_it_runs(dask_client, kind):
     def look() -> Any:
         import logging
 
@@ -169,22 +140,22 @@ async def test_body_is_a_task_of_the_workers_runtime_when_it_runs(client, kind):
         return look()
 
     body = {"plain": look, "async": look_async, "returns a coroutine": lambda: look_async()}[kind]
-    async with engine(client) as flow:
+    async with engine(dask_client) as flow:
         name, logged, is_workers, thread = await flow.function_task(body)()
     assert name == logged == body.__name__
     assert is_workers
     assert thread.startswith("dft-python" if kind == "plain" else "dft-coroutine")
 
 
-async def test_programs_run_on_workers_when_they_are_called(client, tmp_path):
-    async with engine(client) as flow:
+async def test_programs_run_on_workers_when_they_are_called(dask_client, tmp_path):
+    async with engine(dask_client) as flow:
         program = flow.executable_task(named("program", identity))
 
         def run(command: Any, **description: Any) -> Any:
             return program(command, task_description=description)
 
         (tmp_path / "input").write_text("from a file")
-        assert int(await run("echo $PPID")) in pids_of(client.cluster)
+        assert int(await run("echo $PPID")) in pids_of(dask_client.cluster)
         assert await run(["pwd"], cwd=tmp_path) == f"{tmp_path}\n"
         assert await run(["/usr/bin/env"], env={"A": "b"}) == "A=b\n"
         assert await run("cat", stdin=b"from here") == "from here"
@@ -203,8 +174,8 @@ async def test_programs_run_on_workers_when_they_are_called(client, tmp_path):
             await run(["/no/such/program"])
 
 
-async def test_output_is_in_files_when_stdio_is_captured(client, tmp_path):
-    async with engine(client, work_dir=tmp_path, uid="e") as flow:
+async def test_output_is_in_files_when_stdio_is_captured(dask_client, tmp_path):
+    async with engine(dask_client, work_dir=tmp_path, uid="e") as flow:
 
         @flow.executable_task(capture_stdio=True)
         def program(exit_code: int) -> str:
@@ -220,24 +191,24 @@ async def test_output_is_in_files_when_stdio_is_captured(client, tmp_path):
         assert read(failed.task["stdout"]) == "out\n"
 
 
-async def test_prompt_fails_when_it_is_sent_to_dask(client):
-    async with engine(client) as flow:
+async def test_prompt_fails_when_it_is_sent_to_dask(dask_client):
+    async with engine(dask_client) as flow:
         with pytest.raises(NotImplementedError, match=r"'dask': task 'ask' .*name another one"):
             await flow.prompt_task(named("ask", lambda: "why?"))()
 
 
-async def test_engine_wakes_once_for_many_when_tasks_end_together(client):
-    async with engine(client) as flow:
+async def test_engine_wakes_once_for_many_when_tasks_end_together(dask_client):
+    async with engine(dask_client) as flow:
         backend, batches = flow.backend, []
         deliver, watch, given = backend._deliver, backend._watch, []
-        backend._deliver = lambda ended: (batches.append(len(ended)), deliver(ended))
+        backend._deliver = lambda news: (batches.append(len(news)), deliver(news))
         backend._watch = given.extend
         futures = [flow.function_task(identity)(number) for number in range(50)]
         await launched()
         await asyncio.to_thread(
-            client.gather, [pending.future for pending in backend._pending.values()]
+            dask_client.gather, [pending.future for pending in backend._pending.values()]
         )
-        client.loop.add_callback(watch, given)
+        dask_client.loop.add_callback(watch, given)
         assert await asyncio.gather(*futures) == list(range(50))
         assert batches == [50]
 
@@ -266,11 +237,11 @@ class Box:
     content: Any
 
 
-async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(client):
+async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(dask_client):
     def homes_of(first: Any, others: Any, box: Any) -> Any:
         return [first.home, others[0]["x"].home, box.content.home]
 
-    async with engine(client) as flow:
+    async with engine(dask_client) as flow:
         make = flow.function_task(Homesick)
         home = os.getpid()
         made, alone = (make(home, task_description={"workers": [n]}) for n in (0, 1))
@@ -283,8 +254,8 @@ async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(client
         assert await flow.function_task(identity)(1) == 1
 
 
-async def test_values_are_fetched_when_bodies_at_home_need_them(client):
-    async with engine(client, RuntimeExecutionBackend(name="here")) as flow:
+async def test_values_are_fetched_when_bodies_at_home_need_them(dask_client):
+    async with engine(dask_client, RuntimeExecutionBackend(name="here")) as flow:
         value = flow.function_task(add)(1, 1)
         echo = flow.executable_task(lambda number: f"echo {number}")
         here = flow.function_task(backend="here")(lambda text: (text.strip(), os.getpid()))
@@ -296,17 +267,17 @@ async def test_values_are_fetched_when_bodies_at_home_need_them(client):
         assert await block(value) == ("2", os.getpid())
 
 
-async def test_text_is_passed_on_when_a_function_depends_on_a_program(client):
-    async with engine(client) as flow:
+async def test_text_is_passed_on_when_a_function_depends_on_a_program(dask_client):
+    async with engine(dask_client) as flow:
         echo = flow.executable_task(lambda: "echo hello")
         assert await flow.function_task(lambda text: text.upper())(echo()) == "HELLO\n"
 
 
-async def test_dependent_fails_when_a_body_raises(client):
+async def test_dependent_fails_when_a_body_raises(dask_client):
     def fail() -> None:
         raise LookupError("nowhere")
 
-    async with engine(client) as flow:
+    async with engine(dask_client) as flow:
         failed = flow.function_task(fail)()
         with pytest.raises(DependencyFailureError, match="fail failed: LookupError: nowhere"):
             await flow.function_task(identity)(failed)
@@ -315,7 +286,7 @@ async def test_dependent_fails_when_a_body_raises(client):
         assert "raise LookupError" in "".join(map(str, caught.traceback))
 
 
-async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(client, tmp_path):
+async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(dask_client, tmp_path):
     async def flaky(calls: Path, data: Any) -> Any:
         with calls.open("a") as file:
             file.write("x")
@@ -326,16 +297,16 @@ async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(clien
             await asyncio.Event().wait()
         return attempt, data
 
-    async with engine(client) as flow:
+    async with engine(dask_client) as flow:
         data = flow.function_task(identity)("data")
         future = flow.function_task(retries=2, backoff=0, timeout=1)(flaky)(tmp_path / "f", data)
         assert await future == (3, "data")
         assert future.task["attempt"] == 3
 
 
-async def test_result_leaves_the_cluster_when_nobody_holds_the_future(client):
-    keys = cluster_keys(client.cluster)
-    async with engine(client) as flow:
+async def test_result_leaves_the_cluster_when_nobody_holds_the_future(dask_client):
+    keys = keys_of(dask_client.cluster)
+    async with engine(dask_client) as flow:
         future = flow.function_task(named("dropped", identity))(1)
         await flow.function_task(identity)(future)
         assert any(key.startswith("dropped") for key in keys())
@@ -344,177 +315,132 @@ async def test_result_leaves_the_cluster_when_nobody_holds_the_future(client):
             await flow.function_task(identity)(1)  # which the scheduler hears later
 
 
-def cluster_keys(cluster: LocalCluster) -> Callable[[], list[str]]:
-    return lambda: list(map(str, list(cluster.scheduler.tasks)))
+# --- stopping -----------------------------------------------------------------------------------
+
+BODIES = ["plain", "async", "program"]
 
 
-# --- what cannot be sent ------------------------------------------------------------------------
+def endless(flow: WorkflowEngine, kind: str, path: str) -> Any:
+    """Return a task that says its process at ``path``, then how it is stopped, if it can."""
+
+    def plain() -> None:
+        say(path, f"{os.getpid()}")
+        try:
+            while True:
+                time.sleep(0.001)
+        except BaseException as error:
+            say(path, type(error).__name__)
+            raise
+
+    async def wait() -> None:
+        say(path, f"{os.getpid()}")
+        try:
+            await asyncio.sleep(1_000)
+        except BaseException as error:
+            say(path, type(error).__name__)
+            raise
+
+    def program() -> str:
+        return f"sleep 1000 & echo $! > {path}; wait"
+
+    if kind == "program":
+        return flow.executable_task(program)
+    return flow.function_task({"plain": plain, "async": wait}[kind])
 
 
-async def test_only_that_task_fails_when_something_cannot_be_pickled(client):
-    lock = threading.Lock()
-
-    def make_lock() -> Any:
-        return threading.Lock()
-
-    async with engine(client) as flow:
-        take = flow.function_task(named("take", lambda *args: 1))
-        cases = {
-            r"'take' \(.*\): its argument 'first', of type generator": take(n for n in ()),
-            r"'take' \(.*\): its argument 'data', of type list": take(1, data=[lock]),
-            r"its function, of type function": flow.function_task(lambda: lock)(),
-            r"'make_lock' \(.*\): its result of type lock cannot": flow.function_task(make_lock)(),
-        }
-        good = take(1)
-        for message, future in cases.items():
-            with pytest.raises(TypeError, match=message):
-                await future
-        assert await good == 1
-
-
-@pytest.mark.parametrize("what", ["exit", "stop", "error", "arguments"])
-async def test_worker_lives_when_a_body_raises_what_cannot_pass(client, what):
-    def fail(what: Any) -> None:
-        if what == "exit":
-            sys.exit(3)
-        if what == "stop":
-            raise StopIteration("odd")
-        error = ValueError("odd")
-        error.lock = threading.Lock()
-        raise error
-
-    said = {"exit": "SystemExit: 3", "stop": "StopIteration: odd", "error": "ValueError: odd"}
-    async with engine(client) as flow:
-        argument = Unreadable() if what == "arguments" else what
-        if what == "arguments":
-            message = r"'fail' \(.*\): .*cannot be unpickled.*: RuntimeError: not to be read"
+@pytest.mark.parametrize("kind", BODIES)
+async def test_task_is_stopped_where_it_runs_when_it_is_cancelled(dask_client, line, kind):
+    async with engine(dask_client) as flow:
+        future = endless(flow, kind, line.path)(task_description={"workers": [0]})
+        pid = int(await line.read())
+        assert future.cancel()
+        if kind == "program":
+            await gone(pid)
         else:
-            message = rf"'fail' \(.*\) raised {said[what]}"
-        with pytest.raises(RuntimeError, match=message):
-            await flow.function_task(fail)(argument)
-        assert await flow.function_task(identity)(1) == 1
+            assert await line.read() == "CancelledError"
+        # The place is free.
+        assert await flow.function_task(identity)(1, task_description={"workers": [0]}) == 1
 
 
-class Unreadable:
-    def __reduce__(self) -> Any:
-        return refuse, ()
+@pytest.mark.parametrize("kind", BODIES)
+async def test_task_is_stopped_where_it_runs_when_its_time_is_over(dask_client, line, kind):
+    async with engine(dask_client) as flow:
+        future = endless(flow, kind, line.path)(task_description={"timeout": 0.2})
+        pid = int(await line.read())
+        with pytest.raises(TaskTimeoutError, match=rf"'{future.name}'"):
+            await future
+        if kind == "program":
+            await gone(pid)
+        else:
+            assert await line.read() == "CancelledError"
 
 
-def refuse() -> None:
-    raise RuntimeError("not to be read")
+async def test_output_up_to_then_is_kept_when_the_time_of_a_program_is_over(dask_client, line):
+    async with engine(dask_client) as flow:
+        program = flow.executable_task(lambda: "echo so far; sleep 1000")
+        future = program(task_description={"timeout": 0.2})
+        with pytest.raises(TaskTimeoutError):
+            await future
+        assert future.task["stdout"] == "so far\n"
 
 
-# --- task_description ---------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", BODIES)
+async def test_tasks_are_stopped_when_the_engine_ends(dask_client, line, kind):
+    async with engine(dask_client) as flow:
+        future = endless(flow, kind, line.path)()
+        pid = int(await line.read())
+    assert future.cancelled()
+    if kind == "program":
+        await gone(pid)
+    else:
+        assert await line.read() == "CancelledError"
 
 
-@pytest.mark.parametrize(
-    ("description", "error", "message"),
-    [
-        ({"gpus": 1}, ValueError, "'gpus' in its task_description is unknown; .*resources"),
-        ({"cwd": "/"}, ValueError, "'cwd' in its task_description is unknown"),
-        ({"retries": True}, TypeError, "'retries' .* must be int, not bool True"),
-        ({"retries": -1}, ValueError, "'retries' .* must be 0 or more"),
-        ({"resources": ["token"]}, TypeError, "'resources' .* must be Mapping, not list"),
-        ({"allow_other_workers": True}, ValueError, "needs 'workers'"),
-        ({"resources": {"token": 2}}, RuntimeError, "no worker has resources=.*token.*: 1"),
-        ({"resources": {"GPU": 1}}, RuntimeError, "no worker has resources=.*GPU"),
-        ({"workers": "far-away"}, RuntimeError, r"no worker is one of workers=\['far-away'\]"),
-        ({"workers": [0, 7], "resources": {"token": 9}}, RuntimeError, "no worker has resources"),
-    ],
-)
-async def test_error_names_backend_task_and_key_when_it_is_submitted(
-    client, description, error, message
+async def test_task_is_cancelled_when_its_body_says_so(dask_client):
+    async def body() -> None:
+        raise asyncio.CancelledError
+
+    async with engine(dask_client) as flow:
+        with pytest.raises(asyncio.CancelledError):
+            await flow.function_task(body)()
+
+
+async def test_task_runs_to_its_end_when_the_same_key_is_cancelled_and_called_again(
+    dask_client, line
 ):
-    async with engine(client) as flow:
-        task = flow.function_task(identity)
-        bad, good = task(1, task_description=description), task(2)
-        with pytest.raises(error, match=rf"backend 'dask': task 'identity' \(.*{message}"):
-            await bad
-        assert await good == 2
-
-
-async def test_task_runs_where_it_may_when_workers_are_named(client):
-    workers = {w["name"]: a for a, w in client.scheduler_info()["workers"].items()}
-
-    def where() -> Any:
-        from distributed import get_worker
-
-        return get_worker().name
-
-    async with engine(client) as flow:
-        task = flow.function_task(where)
-
-        async def at(**description: Any) -> Any:
-            return await task(task_description=description)
-
-        for name, address in workers.items():
-            assert await at(workers=[name]) == name
-            assert await at(workers=address) == name
-            assert await at(workers=[address.removeprefix("tcp://")]) == name
-        assert await at(workers="127.0.0.1") in workers
-        assert await at(workers="nobody", allow_other_workers=True) in workers
-        assert await at(workers=[1], resources={"token": 1}) == 1
-
-
-async def test_resource_is_never_shared_when_tasks_ask_for_it(client, tmp_path):
-    async def use(folder: Path) -> None:
-        own = folder / f"{os.getpid()}"
-        own.mkdir()  # fails if another one uses it
-        await asyncio.sleep(0.005)
-        own.rmdir()
-
-    async with engine(client) as flow:
-        task = flow.function_task(use)
-        description = {"resources": {"token": 1}}
-        await asyncio.gather(*[task(tmp_path, task_description=description) for _ in range(8)])
-
-
-async def test_task_with_higher_priority_is_first_when_all_wait(client, line):
-    keys = cluster_keys(client.cluster)
     path = line.path
 
-    def hold(key: Path) -> None:
-        say(path, "held")
-        key.read_text()
+    async def body() -> str:
+        say(path, "begun")
+        await asyncio.sleep(0.01)
+        return "end"
 
-    async with engine(client) as flow:
-        key = Path(path).with_name("key")
-        os.mkfifo(key)
-        held = flow.function_task(hold)(key, task_description={"workers": [0]})
-        assert await line.read() == "held"
-        note = flow.function_task(named("note", lambda n: say(path, str(n))))
-        notes = [note(n, task_description={"priority": n, "workers": [0]}) for n in (1, 3, 2)]
-        while sum(key.startswith("note") for key in keys()) < 3:
-            await flow.function_task(identity)(1, task_description={"workers": [1]})
-        await asyncio.to_thread(key.write_text, "go")
-        await asyncio.gather(held, *notes)
-        assert [await line.read() for _ in notes] == ["3", "2", "1"]
+    async with engine(dask_client) as flow:
+        task, description = flow.function_task(body), {"key": "again"}
+        first = task(task_description=description)
+        assert await line.read() == "begun"
+        first.cancel()
+        assert await task(task_description=description) == "end"
 
 
-async def test_body_is_run_again_when_it_may_be_retried(client, tmp_path):
-    def fail_once(marker: Path) -> str:
-        if not marker.exists():
-            marker.touch()
-            raise OSError("once")
-        return "again"
+async def test_beginnings_are_told_when_somebody_wants_to_know(dask_client, line):
+    path = line.path
 
-    async with engine(client) as flow:
-        task = flow.function_task(fail_once)
-        assert await task(tmp_path / "a", task_description={"retries": 1}) == "again"
-        with pytest.raises(OSError, match="once"):
-            await task(tmp_path / "b", task_description={"retries": 0})
+    async def body() -> None:
+        say(path, "begun")
+        await asyncio.sleep(1_000)
 
-
-@pytest.mark.parametrize("description", [{"pure": True}, {"key": "mine"}], ids=["pure", "key"])
-async def test_tasks_share_one_run_when_their_keys_are_the_same(client, description):
-    def token(_seed: int) -> bytes:
-        return os.urandom(8)
-
-    async with engine(client) as flow:
-        task = flow.function_task(token)
-        first, cancelled, second = (task(1, task_description=description) for _ in range(3))
-        other = task(1)
-        await launched()
-        cancelled.cancel()
-        assert await first == await second != await other
-        assert await task(1, task_description=description) == await first
+    async with engine(dask_client) as flow:
+        unknown = flow.function_task(body)(task_description={"workers": [0]})
+        assert await line.read() == "begun"
+        assert unknown.state == "PENDING"
+        begin = time.time()
+        flow.backend.report_running = True
+        known = flow.function_task(body)(task_description={"workers": [1]})
+        queued = flow.function_task(body)(task_description={"workers": [1]})
+        assert await line.read() == "begun"
+        while known.state == "PENDING":
+            await asyncio.to_thread(dask_client.nthreads)  # the scheduler has told that before
+        assert known.state == "RUNNING"
+        assert begin <= known.task["started_at"] <= time.time()
+        assert queued.state == "PENDING"

@@ -21,15 +21,9 @@ from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-try:
-    import dask
-    from distributed import Client, Future, LocalCluster
-    from distributed.deploy import Cluster
-except ImportError as error:
-    raise ImportError(
-        "DaskExecutionBackend needs dask.distributed: pip install 'dftracer-asyncflow[dask]'",
-        name=error.name,
-    ) from error
+import dask
+from distributed import Client, Future, LocalCluster
+from distributed.deploy import Cluster
 
 from dftracer.asyncflow.backends import dask_worker
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
@@ -56,6 +50,7 @@ class _Pending:
     task: Task
     future: Future
     error: BaseException | None = None
+    is_running: bool = False
 
 
 class DaskExecutionBackend(ExecutionBackend):
@@ -112,6 +107,8 @@ class DaskExecutionBackend(ExecutionBackend):
         self._closing: asyncio.Task[None] | None = None
         self._token = ""
         """Part of Dask's keys, as identifiers repeat between engines."""
+        self._topic: str | None = None
+        """Under which workers tell that tasks begin, if somebody wants to know."""
         self._pending: dict[str, _Pending] = {}
         """The unfinished tasks of the engine that is served, by their identifiers."""
         self._checked: dict[str, Task] = {}
@@ -120,7 +117,9 @@ class DaskExecutionBackend(ExecutionBackend):
         self._wanted: list[tuple[DaskValue, asyncio.Future[Any]]] = []
         self._fetching: set[asyncio.Future[Any]] = set()
         # These belong to the client's event loop.
-        self._ended: list[_Pending] = []
+        self._news: list[_Pending | tuple[str, float]] = []
+        """What the engine does not know yet: tasks that have ended, and those that have begun, by
+        their identifiers, with the time."""
         self._background: set[asyncio.Task[None]] = set()
 
     # --- the beginning --------------------------------------------------------------------------
@@ -218,12 +217,16 @@ class DaskExecutionBackend(ExecutionBackend):
                 f"backend '{self.name}' has no connection to its scheduler: its client is "
                 f"{self._client.status}"
             )
+        if self.report_running and self._topic is None:
+            self._topic = f"dftracer-{self._token}"
+            self._client.subscribe_topic(self._topic, self._note_begin)
+        topic = self._topic if self.report_running else None
         free: list[Job] = []
         demanding: list[Job] = []
         pickled: dict[int, bytes] = {}
         for task in tasks:
             try:
-                job = pack(self, task, self._token, pickled)
+                job = pack(self, task, self._token, topic, pickled)
             except Exception as error:
                 self._fail(task, error)
                 continue
@@ -298,13 +301,21 @@ class DaskExecutionBackend(ExecutionBackend):
                 pending.error = self._lost(pending.task, None)
         except Exception as error:
             pending.error = error
-        self._ended.append(pending)
-        if len(self._ended) == 1:
+        self._tell(pending)
+
+    def _note_begin(self, event: tuple[float, tuple[str, float]]) -> None:
+        uid, since = event[1]
+        self._tell((uid, since))
+
+    def _tell(self, news: _Pending | tuple[str, float]) -> None:
+        """Let the engine know, together with what else there is in this turn."""
+        self._news.append(news)
+        if len(self._news) == 1:
             asyncio.get_running_loop().call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
-        ended, self._ended = self._ended, []
-        self._call_engine(self._deliver, ended)
+        news, self._news = self._news, []
+        self._call_engine(self._deliver, news)
 
     def _call_engine(self, function: Any, *args: Any) -> None:
         """Call ``function`` in the engine's event loop, unless that is no more."""
@@ -313,9 +324,12 @@ class DaskExecutionBackend(ExecutionBackend):
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(function, *args)
 
-    def _deliver(self, ended: list[_Pending]) -> None:
-        """Report what has ended. In the engine's event loop."""
-        for pending in ended:
+    def _deliver(self, news: list[_Pending | tuple[str, float]]) -> None:
+        """Report what has begun or ended. In the engine's event loop."""
+        for pending in news:
+            if isinstance(pending, tuple):
+                self._report_begin(*pending)
+                continue
             task = pending.task
             if self._pending.get(task["uid"]) is not pending:
                 continue  # cancelled meanwhile, or of an earlier engine
@@ -329,6 +343,17 @@ class DaskExecutionBackend(ExecutionBackend):
                 if task.get("executable"):
                     task["exit_code"] = 0
                 self._callback_func(task, TaskStates.DONE)
+
+    def _report_begin(self, uid: str, since: float) -> None:
+        pending = self._pending.get(uid)
+        if pending is not None and not pending.is_running:  # once, though Dask may run it again
+            pending.is_running = True
+            pending.task["started_at"] = since
+            self._callback_func(pending.task, TaskStates.RUNNING)
+
+    def is_running(self, uid: str) -> bool:
+        pending = self._pending.get(uid)
+        return pending is not None and pending.is_running
 
     def _fail(self, task: Task, error: BaseException) -> None:
         task["exception"] = error
@@ -439,6 +464,10 @@ class DaskExecutionBackend(ExecutionBackend):
         self._pending.clear()
         self._checked.clear()
         self._token = uuid.uuid4().hex[:12]
+        if self._topic is not None and self._client is not None:
+            with contextlib.suppress(Exception):  # it is closed
+                self._client.unsubscribe_topic(self._topic)
+        self._topic = None
         super().register_callback(func)
 
     async def shutdown(self) -> None:
@@ -464,7 +493,7 @@ class DaskExecutionBackend(ExecutionBackend):
                     self._client_loop.call_soon_threadsafe(_cancel_all, self._background)
             await self._close_own()
         finally:
-            self._client = self._client_loop = self._loop = self._closing = None
+            self._client = self._client_loop = self._loop = self._closing = self._topic = None
 
     async def _close_own(self) -> None:
         own, self._own = self._own, []

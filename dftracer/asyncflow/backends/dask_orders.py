@@ -81,11 +81,21 @@ class Job:
         return len(order.arguments) if isinstance(order, dask_worker.Call) else 0
 
 
-def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[int, bytes]) -> Job:
+def pack(
+    backend: DaskExecutionBackend,
+    task: Task,
+    token: str,
+    topic: str | None,
+    pickled: dict[int, bytes],
+) -> Job:
     """Make of a task what its worker needs.
 
     Parameters
     ----------
+    token:
+        Makes keys of this engine's tasks differ from others'.
+    topic:
+        Under which workers tell that the task begins, if they shall.
     pickled:
         The functions that have been pickled, by their ``id()``: those of one batch need that once.
 
@@ -104,7 +114,9 @@ def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[in
         if options.pure and not options.key:
             key = f"{name}-{tokenize(function, arguments, [future.key for future in inputs])}"
         is_async = inspect.iscoroutinefunction(task["function"])
-        order = dask_worker.Call(key, name, uid, function, arguments, is_async, options.timeout)
+        order = dask_worker.Call(
+            key, name, uid, topic, function, arguments, is_async, options.timeout
+        )
         return Job(label, task, order, inputs, options)
     if not task.get("executable"):
         raise NotImplementedError(
@@ -113,7 +125,7 @@ def pack(backend: DaskExecutionBackend, task: Task, token: str, pickled: dict[in
     packed = _pickle_program(label, task, backend._work_dir)
     if options.pure and not options.key:
         key = f"{name}-{tokenize(argv_of(task), dict(options_of(task)))}"
-    return Job(label, task, dask_worker.Program(key, name, uid, packed), [], options)
+    return Job(label, task, dask_worker.Program(key, name, uid, topic, packed), [], options)
 
 
 def _pickle_call(

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import pickle
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class Call:
     key: str
     name: str
     uid: str
+    topic: str | None
+    """Under which it is told when it begins, if that is to be told."""
     function: bytes
     arguments: bytes
     is_async: bool
@@ -113,6 +116,7 @@ class Program:
     key: str
     name: str
     uid: str
+    topic: str | None
     packed: bytes
     """Its description, as far as that matters here, and the engine's directory."""
 
@@ -173,6 +177,8 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
         raise Reschedule  # released before it could begin; Dask asks for it again if need be
     runtime = getattr(worker, "dftracer_utils_runtime", None) or get_default_runtime()
     handle = _running[order.key] = order.start(runtime, values)
+    if order.topic is not None:
+        worker.log_event(order.topic, [order.uid, time.time()])
     try:
         return order.result_of(await _wait(order, handle))
     except asyncio.CancelledError:

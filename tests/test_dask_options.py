@@ -1,0 +1,184 @@
+"""What the Dask backend is told: descriptions of tasks, and what cannot be sent to a worker."""
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask_support import engine, keys_of, named
+from engine_support import identity, launched
+from process_support import say
+
+# --- what cannot be sent ------------------------------------------------------------------------
+
+
+async def test_only_that_task_fails_when_something_cannot_be_pickled(dask_client):
+    lock = threading.Lock()
+
+    def make_lock() -> Any:
+        return threading.Lock()
+
+    async with engine(dask_client) as flow:
+        take = flow.function_task(named("take", lambda *args: 1))
+        cases = {
+            r"'take' \(.*\): its argument 'first', of type generator": take(n for n in ()),
+            r"'take' \(.*\): its argument 'data', of type list": take(1, data=[lock]),
+            r"its function, of type function": flow.function_task(lambda: lock)(),
+            r"'make_lock' \(.*\): its result of type lock cannot": flow.function_task(make_lock)(),
+        }
+        good = take(1)
+        for message, future in cases.items():
+            with pytest.raises(TypeError, match=message):
+                await future
+        assert await good == 1
+
+
+@pytest.mark.parametrize("what", ["exit", "stop", "error", "arguments"])
+async def test_worker_lives_when_a_body_raises_what_cannot_pass(dask_client, what):
+    def fail(what: Any) -> None:
+        if what == "exit":
+            sys.exit(3)
+        if what == "stop":
+            raise StopIteration("odd")
+        error = ValueError("odd")
+        error.lock = threading.Lock()
+        raise error
+
+    said = {"exit": "SystemExit: 3", "stop": "StopIteration: odd", "error": "ValueError: odd"}
+    async with engine(dask_client) as flow:
+        argument = Unreadable() if what == "arguments" else what
+        if what == "arguments":
+            message = r"'fail' \(.*\): .*cannot be unpickled.*: RuntimeError: not to be read"
+        else:
+            message = rf"'fail' \(.*\) raised {said[what]}"
+        with pytest.raises(RuntimeError, match=message):
+            await flow.function_task(fail)(argument)
+        assert await flow.function_task(identity)(1) == 1
+
+
+class Unreadable:
+    def __reduce__(self) -> Any:
+        return refuse, ()
+
+
+def refuse() -> None:
+    raise RuntimeError("not to be read")
+
+
+# --- task_description ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "message"),
+    [
+        ({"gpus": 1}, ValueError, "'gpus' in its task_description is unknown; .*resources"),
+        ({"cwd": "/"}, ValueError, "'cwd' in its task_description is unknown"),
+        ({"retries": True}, TypeError, "'retries' .* must be int, not bool True"),
+        ({"retries": -1}, ValueError, "'retries' .* must be 0 or more"),
+        ({"resources": ["token"]}, TypeError, "'resources' .* must be Mapping, not list"),
+        ({"allow_other_workers": True}, ValueError, "needs 'workers'"),
+        ({"resources": {"token": 2}}, RuntimeError, "no worker has resources=.*token.*: 1"),
+        ({"resources": {"GPU": 1}}, RuntimeError, "no worker has resources=.*GPU"),
+        ({"workers": "far-away"}, RuntimeError, r"no worker is one of workers=\['far-away'\]"),
+        ({"workers": [0, 7], "resources": {"token": 9}}, RuntimeError, "no worker has resources"),
+    ],
+)
+async def test_error_names_backend_task_and_key_when_it_is_submitted(
+    dask_client, description, error, message
+):
+    async with engine(dask_client) as flow:
+        task = flow.function_task(identity)
+        bad, good = task(1, task_description=description), task(2)
+        with pytest.raises(error, match=rf"backend 'dask': task 'identity' \(.*{message}"):
+            await bad
+        assert await good == 2
+
+
+async def test_task_runs_where_it_may_when_workers_are_named(dask_client):
+    workers = {w["name"]: a for a, w in dask_client.scheduler_info()["workers"].items()}
+
+    def where() -> Any:
+        from distributed import get_worker
+
+        return get_worker().name
+
+    async with engine(dask_client) as flow:
+        task = flow.function_task(where)
+
+        async def at(**description: Any) -> Any:
+            return await task(task_description=description)
+
+        for name, address in workers.items():
+            assert await at(workers=[name]) == name
+            assert await at(workers=address) == name
+            assert await at(workers=[address.removeprefix("tcp://")]) == name
+        assert await at(workers="127.0.0.1") in workers
+        assert await at(workers="nobody", allow_other_workers=True) in workers
+        assert await at(workers=[1], resources={"token": 1}) == 1
+
+
+async def test_resource_is_never_shared_when_tasks_ask_for_it(dask_client, tmp_path):
+    async def use(folder: Path) -> None:
+        own = folder / f"{os.getpid()}"
+        own.mkdir()  # fails if another one uses it
+        await asyncio.sleep(0.005)
+        own.rmdir()
+
+    async with engine(dask_client) as flow:
+        task = flow.function_task(use)
+        description = {"resources": {"token": 1}}
+        await asyncio.gather(*[task(tmp_path, task_description=description) for _ in range(8)])
+
+
+async def test_task_with_higher_priority_is_first_when_all_wait(dask_client, line):
+    keys = keys_of(dask_client.cluster)
+    path = line.path
+
+    def hold(key: Path) -> None:
+        say(path, "held")
+        key.read_text()
+
+    async with engine(dask_client) as flow:
+        key = Path(path).with_name("key")
+        os.mkfifo(key)
+        held = flow.function_task(hold)(key, task_description={"workers": [0]})
+        assert await line.read() == "held"
+        note = flow.function_task(named("note", lambda n: say(path, str(n))))
+        notes = [note(n, task_description={"priority": n, "workers": [0]}) for n in (1, 3, 2)]
+        while sum(key.startswith("note") for key in keys()) < 3:
+            await flow.function_task(identity)(1, task_description={"workers": [1]})
+        await asyncio.to_thread(key.write_text, "go")
+        await asyncio.gather(held, *notes)
+        assert [await line.read() for _ in notes] == ["3", "2", "1"]
+
+
+async def test_body_is_run_again_when_it_may_be_retried(dask_client, tmp_path):
+    def fail_once(marker: Path) -> str:
+        if not marker.exists():
+            marker.touch()
+            raise OSError("once")
+        return "again"
+
+    async with engine(dask_client) as flow:
+        task = flow.function_task(fail_once)
+        assert await task(tmp_path / "a", task_description={"retries": 1}) == "again"
+        with pytest.raises(OSError, match="once"):
+            await task(tmp_path / "b", task_description={"retries": 0})
+
+
+@pytest.mark.parametrize("description", [{"pure": True}, {"key": "mine"}], ids=["pure", "key"])
+async def test_tasks_share_one_run_when_their_keys_are_the_same(dask_client, description):
+    def token(_seed: int) -> bytes:
+        return os.urandom(8)
+
+    async with engine(dask_client) as flow:
+        task = flow.function_task(token)
+        first, cancelled, second = (task(1, task_description=description) for _ in range(3))
+        other = task(1)
+        await launched()
+        cancelled.cancel()
+        assert await first == await second != await other
+        assert await task(1, task_description=description) == await first
