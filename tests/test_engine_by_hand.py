@@ -15,6 +15,7 @@ from engine_support import (
 )
 
 from dftracer.asyncflow import DependencyFailureError, WorkflowEngine
+from dftracer.asyncflow.backends.base import RemoteValue
 
 pytestmark = pytest.mark.usefixtures("new_loop")
 
@@ -265,6 +266,33 @@ async def test_components_are_cancelled_when_that_is_said_by_hand() -> None:
             assert handle({}, behind) is False
             await launched()
             assert backend.cancelled.pop() == task.uid
+
+
+async def test_nothing_happens_by_hand_when_a_result_is_still_where_it_was_made() -> None:
+    class Far(RemoteValue):
+        def is_on(self, backend: Any) -> bool:
+            return False
+
+        async def fetch(self) -> str:
+            return "from afar"
+
+    backend = ForeignBackend()
+    async with await WorkflowEngine.create(backend) as flow:
+        task = flow.function_task(identity)(1)
+        await backend.end(task, return_value=Far())
+        assert task.state == "DONE"
+        flow.handle_task_success({"return_value": "by hand"}, task)
+        flow.handle_task_failure({}, task, "by hand")
+        assert not flow.handle_task_cancellation({}, task)
+        backend.report({**task.task, "return_value": "again"}, "DONE")
+        await flow.submit([task.task])
+        with pytest.raises(asyncio.InvalidStateError, match="has ended already"):
+            task.set_result("by hand")
+        behind = flow.block(async_identity)(task)
+        await flow.submit([behind.block])
+        assert await behind == "from afar"
+        await launched()
+        assert_nothing_kept(flow)
 
 
 @pytest.mark.parametrize("verb", ["success", "failure"])

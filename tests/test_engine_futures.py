@@ -276,6 +276,28 @@ async def test_blocks_and_commands_run_when_the_loop_starts_tasks_eagerly() -> N
         assert await flow.function_task(async_identity)(flow.block(at_once)()) == "now"
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_the_body_never_runs_when_an_eager_block_cancels_it_in_the_launch() -> None:
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        pytest.skip("uvloop gives task factories arguments that some versions do not take")
+    loop.set_task_factory(aio.eager_task_factory)
+    calls: list[int] = []
+    with Runtime(python_threads=1) as runtime:
+        async with await WorkflowEngine.create(RuntimeExecutionBackend(runtime)) as flow:
+            task = flow.function_task(calls.append)
+            futures = [task(1), task(2, task_description={"timeout": GUARD_S})]
+
+            async def cancel() -> None:
+                for future in futures:
+                    future.cancel()
+
+            await flow.block(cancel)()
+            assert all(future.cancelled() for future in futures)
+            await task(3)  # behind them, if they were there
+    assert calls == [3]
+
+
 # --- nothing is lost, doubled or kept -------------------------------------------------------------
 
 

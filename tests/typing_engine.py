@@ -49,7 +49,7 @@ async def functions(flow: WorkflowEngine) -> None:
     async def serve(port: int) -> str:
         return f"tcp://:{port}"
 
-    @flow.function_task()
+    @flow.function_task(retries=3, retry_on=(OSError, TimeoutError), backoff=0.5, timeout=60)
     def nothing() -> None: ...
 
     # A call is a future of the body's result, whether the body is async or not.
@@ -187,6 +187,8 @@ async def wrong_options(flow: WorkflowEngine) -> None:
     flow.executable_task(service="yes")  # type: ignore[call-overload]
     flow.prompt_task("prompt")  # type: ignore[call-overload]
     flow.block(capture_stdio=1)  # type: ignore[call-overload]
+    flow.function_task(retries="two")  # type: ignore[call-overload]
+    flow.function_task(retry_on="all")  # type: ignore[call-overload]
     print(flow.nonsense_task)  # type: ignore[attr-defined]
 
 
