@@ -29,7 +29,8 @@ from dftracer.asyncflow import (
     WorkflowEngine,
 )
 from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
-from dftracer.asyncflow.backends.calls import Call, Notes
+from dftracer.asyncflow.backends.calls import Call
+from dftracer.asyncflow.backends.notes import Notes
 from dftracer.utils import Runtime
 from dftracer.utils.primitives import Mailbox
 

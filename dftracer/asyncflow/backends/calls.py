@@ -10,13 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import os
 import pickle
-import struct
-import tempfile
-import threading
 import time
-import weakref
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures.thread import BrokenThreadPool
 from inspect import iscoroutine
@@ -26,6 +21,7 @@ import cloudpickle
 
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
+from dftracer.asyncflow.backends.notes import Notes
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, text_of_error
 from dftracer.utils.primitives import Mailbox
@@ -253,60 +249,6 @@ class RemoteTracebackError(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
-
-
-class Notes:
-    """A file in which workers on this machine note when a call begins, and see if it must not.
-
-    Executors hand calls to worker processes before these have time for them, and tell nobody when
-    they begin; and what was handed over cannot be cancelled through them.
-    """
-
-    def __init__(self) -> None:
-        self.host = os.uname().nodename
-        self.path = ""
-        self._file = -1
-        self._lock = threading.Lock()
-        self._free: list[int] = []
-        self._size = 0
-
-    def reserve(self) -> int:
-        """Return the position of a new note."""
-        with self._lock:
-            if not self.path:
-                self._file, self.path = tempfile.mkstemp(prefix="dftracer-asyncflow-")
-                weakref.finalize(self, _remove, self._file, self.path, os.getpid())
-            if self._free:
-                position = self._free.pop()
-            else:
-                position, self._size = self._size, self._size + 1
-        self._write(position, 0.0)
-        return position
-
-    def read(self, position: int) -> float | None:
-        """Return when a call began, if it has."""
-        size = struct.calcsize(remote.NOTE)
-        note: float = struct.unpack(remote.NOTE, os.pread(self._file, size, position * size))[0]
-        return note if note > 0 else None
-
-    def cancel(self, position: int) -> None:
-        """Keep a call from beginning."""
-        self._write(position, remote.CANCELLED)
-
-    def release(self, position: int) -> None:
-        """Take back the position of a call that has ended."""
-        with self._lock:
-            self._free.append(position)
-
-    def _write(self, position: int, note: float) -> None:
-        packed = struct.pack(remote.NOTE, note)
-        os.pwrite(self._file, packed, position * len(packed))
-
-
-def _remove(file: int, path: str, process: int) -> None:
-    if os.getpid() == process:  # not in the child of a fork
-        os.close(file)
-        os.unlink(path)
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.backends.base import Task, TaskStates
-from dftracer.asyncflow.backends.calls import Call, Notes
+from dftracer.asyncflow.backends.calls import Call
 from dftracer.asyncflow.backends.host import DELIVERIES_PER_TURN, HostExecutionBackend
+from dftracer.asyncflow.backends.notes import Notes
 from dftracer.utils import Runtime
 
 if TYPE_CHECKING:
