@@ -105,7 +105,6 @@ LACKS: dict[str, dict[str, str]] = {
     },
     "rhapsody-dask": {
         "killing programs": "it gives up a program, which runs on and keeps its worker",
-        "its own names": "the uid of a task is its key in the cluster, where engines repeat it",
         "contexts": "a body runs in another process",
         "timeouts": "it passes 'timeout' on to the function",
         "stdin": "it passes 'stdin' on to the function that runs programs",
@@ -437,7 +436,6 @@ async def test_the_backend_works_when_engines_use_it_one_after_another(make_any:
     await backend.shutdown()
 
 
-@pytest.mark.needs("its own names")
 async def test_engines_keep_apart_when_one_backend_serves_one_after_another(
     make: Make, door: Door
 ) -> None:
@@ -449,7 +447,7 @@ async def test_engines_keep_apart_when_one_backend_serves_one_after_another(
     assert left.cancelled()
     async with engine(backend) as second:
         task = second.function_task(abs)(-2)
-        assert task.uid == left.uid
+        assert task.id == left.id
         assert await soon(task) == 2
         door.open()
         assert await soon(second.function_task(abs)(-3)) == 3

@@ -99,8 +99,9 @@ class Component(asyncio.Future[T], Generic[T]):
 
     @property
     def uid(self) -> str:
-        """Its identifier within the engine, for example ``"task.000042"``."""
-        return f"{self.kind}.{self._number:06d}"
+        """Its identifier, for example ``"task.000042"``; with the engine's before it on backends
+        of others."""
+        return self._template.uid_of(self._number)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
+from dftracer.asyncflow.backends.base import ExecutionBackend
 from dftracer.asyncflow.components import Block, Component, Task
 from dftracer.asyncflow.errors import text_of
 
@@ -58,6 +59,13 @@ class Template:
     workflow_id_is_argument: bool
     component: type[Component[Any]]
     """What a call is."""
+    uid_prefix: str
+    """What the identifiers of its calls begin with: nothing, but for backends of others, some of
+    which take tasks of the same name for the same task even if they come from two engines."""
+
+    def uid_of(self, number: int) -> str:
+        """Return the identifier of the call of that number."""
+        return f"{self.uid_prefix}{self.component.kind}.{number:06d}"
 
 
 class Call(Protocol[P, C_co]):
@@ -156,6 +164,9 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             task_description=_default_description(name, parameters),
             workflow_id_is_argument="workflow_id" in parameters,
             component=Block if kind == "block" else Task,
+            uid_prefix=(
+                "" if kind == "block" or isinstance(target, ExecutionBackend) else f"{engine.uid}."
+            ),
         )
 
         @functools.wraps(function)

@@ -92,13 +92,17 @@ def result_on_backend(component: Component[Any], record: Mapping[str, Any]) -> A
 def failure_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:
     """Return the error of a task that a backend calls failed, as it or its program has told it."""
     error = record.get("exception")
-    if error is not None:
+    is_program = component._template.kind == "executable"
+    # Some backends give a text or what ends an interpreter as the error of a program.
+    if error is not None and not (is_program and isinstance(error, (str, SystemExit))):
         return error
     backend = component._template.backend.name
     stdout, stderr = str(record.get("stdout") or ""), str(record.get("stderr") or "")
     exit_code = record.get("exit_code")
-    if component._template.kind != "executable" or not isinstance(exit_code, int):
-        reason = stderr.strip() or "which gave no reason"
+    if exit_code is None and isinstance(error, SystemExit):
+        exit_code = error.code
+    if not is_program or not isinstance(exit_code, int):
+        reason = stderr.strip() or error or "which gave no reason"
         return RuntimeError(f"task '{component.name}' failed on backend '{backend}': {reason}")
     description = component._describe()
     command = to_text([description["executable"], *description["arguments"]])

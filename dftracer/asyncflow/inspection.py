@@ -5,9 +5,12 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.asyncflow.components import Component, number_of
+
+if TYPE_CHECKING:
+    from dftracer.asyncflow.decorators import Template
 
 HISTORY_SIZE = 1_000
 """How many ended components an engine remembers."""
@@ -17,12 +20,13 @@ class Ended(NamedTuple):
     """What is remembered of a component that has ended: neither its arguments nor its result."""
 
     uid: str
+    kind: str
     name: str
     state: str
     component: weakref.ref[Component[Any]]
 
 
-Entry = tuple[str, int, str, bool | None, "weakref.ref[Component[Any]]"]
+Entry = tuple["Template", int, bool | None, "weakref.ref[Component[Any]]"]
 """The same, made in less time."""
 
 
@@ -35,8 +39,7 @@ class History:
     def add(self, component: Component[Any]) -> None:
         """Remember a component that has just ended."""
         succeeded = None if component.cancelled() else component._exception is None
-        reference = weakref.ref(component)
-        entry = (component.kind, component._number, component._template.name, succeeded, reference)
+        entry = (component._template, component._number, succeeded, weakref.ref(component))
         self._ended.append(entry)
 
     def __iter__(self) -> Iterator[Ended]:
@@ -77,7 +80,7 @@ class Components(Mapping[str, dict[str, Any]]):
         if component_or_none is not None:
             return _entry(component_or_none)
         return {
-            "type": uid.partition(".")[0],
+            "type": ended.kind,
             "future": None,
             "description": {"uid": uid, "name": ended.name},
             "state": ended.state,
@@ -109,9 +112,10 @@ class Dependencies(Mapping[str, list[dict[str, str]]]):
 
 
 def _shown(entry: Entry) -> Ended:
-    kind, number, name, succeeded, reference = entry
+    template, number, succeeded, reference = entry
     state = "CANCELLED" if succeeded is None else "DONE" if succeeded else "FAILED"
-    return Ended(f"{kind}.{number:06d}", name, state, reference)
+    kind = template.component.kind
+    return Ended(template.uid_of(number), kind, template.name, state, reference)
 
 
 def _entry(component: Component[Any]) -> dict[str, Any]:
