@@ -534,7 +534,7 @@ class Scheduler:
 
     def _settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
         """End a component with a result or an error, and tell the graph."""
-        if component.done():
+        if component._number not in self._unfinished:
             return
         try:
             verdicts = self._graph.finish(component._number, done=error is None)
@@ -614,7 +614,7 @@ class Scheduler:
 
         ``root`` names what was cancelled first, if that was not ``component``.
         """
-        if component.done():
+        if component._number not in self._unfinished:
             return False
         self._to_cancel.append((component, msg, root))
         # To cancel a body is to cancel what it awaits, which may bring us here again, as often as
