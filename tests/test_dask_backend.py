@@ -6,6 +6,7 @@ What is told to it is in ``test_dask_options.py``, what happens to clusters in
 
 import asyncio
 import dataclasses
+import gc
 import os
 import threading
 import time
@@ -202,13 +203,13 @@ async def test_engine_wakes_once_for_many_when_tasks_end_together(dask_client):
         backend, batches = flow.backend, []
         deliver, watch, given = backend._deliver, backend._watch, []
         backend._deliver = lambda news: (batches.append(len(news)), deliver(news))
-        backend._watch = given.extend
+        backend._watch = lambda _, batch: given.extend(batch)
         futures = [flow.function_task(identity)(number) for number in range(50)]
         await launched()
         await asyncio.to_thread(
             dask_client.gather, [pending.future for pending in backend._pending.values()]
         )
-        dask_client.loop.add_callback(watch, given)
+        dask_client.loop.add_callback(watch, backend._connection, given)
         assert await asyncio.gather(*futures) == list(range(50))
         assert batches == [50]
 
@@ -237,7 +238,7 @@ class Box:
     content: Any
 
 
-async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(dask_client):
+async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(dask_client, new_loop):
     def homes_of(first: Any, others: Any, box: Any) -> Any:
         return [first.home, others[0]["x"].home, box.content.home]
 
@@ -304,15 +305,21 @@ async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(dask_
         assert future.task["attempt"] == 3
 
 
-async def test_result_leaves_the_cluster_when_nobody_holds_the_future(dask_client):
+@pytest.mark.parametrize("kind", ["function_task", "executable_task"])
+async def test_result_leaves_the_cluster_when_nobody_holds_the_future(dask_client, kind):
     keys = keys_of(dask_client.cluster)
     async with engine(dask_client) as flow:
-        future = flow.function_task(named("dropped", identity))(1)
+        future = getattr(flow, kind)(named("dropped", identity))("true")
+        await future
         await flow.function_task(identity)(future)
         assert any(key.startswith("dropped") for key in keys())
-        del future
-        while any(key.startswith("dropped") for key in keys()):
-            await flow.function_task(identity)(1)  # which the scheduler hears later
+        gc.disable()
+        try:
+            del future
+            while any(key.startswith("dropped") for key in keys()):
+                await flow.function_task(identity)(1)  # which the scheduler hears later
+        finally:
+            gc.enable()
 
 
 # --- stopping -----------------------------------------------------------------------------------
@@ -403,6 +410,17 @@ async def test_task_is_cancelled_when_its_body_says_so(dask_client):
     async with engine(dask_client) as flow:
         with pytest.raises(asyncio.CancelledError):
             await flow.function_task(body)()
+
+
+async def test_task_fails_when_somebody_else_cancels_it(dask_client, line):
+    async with engine(dask_client) as flow:
+        future = endless(flow, "async", line.path)()
+        await line.read()
+        theirs = flow.backend._pending[future.uid].future
+        await asyncio.to_thread(dask_client.cancel, [theirs], force=True)
+        with pytest.raises(ConnectionError, match=r"'wait' \(.*has been told to forget it"):
+            await future
+        assert await line.read() == "CancelledError"
 
 
 async def test_task_runs_to_its_end_when_the_same_key_is_cancelled_and_called_again(

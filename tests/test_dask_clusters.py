@@ -114,18 +114,6 @@ async def test_every_task_fails_and_nothing_hangs_when_the_scheduler_is_killed(s
     assert time.monotonic() - begin < 5
 
 
-async def test_tasks_fail_when_the_scheduler_forgets_them():
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
-        async with engine(cluster) as flow:
-            task = flow.function_task(asyncio.sleep)
-            await task(0)
-            pending = task(1_000)
-            await asyncio.to_thread(flow.backend._client.restart)
-            with pytest.raises(ConnectionError, match="has been told to forget it"):
-                await pending
-            assert await flow.function_task(identity)(1) == 1
-
-
 # --- the engine's process -----------------------------------------------------------------------
 
 ENGINE = """
@@ -224,7 +212,7 @@ async def test_tasks_run_and_are_given_up_when_networks_join_and_part(start, net
     address = "tcp://10.213.98.2:8786"
     with dask.config.set({"distributed.comm.timeouts.tcp": "11s"}):
         async with engine(address) as flow:
-            client = flow.backend._client
+            client = flow.backend._connection.client
             workers = await asyncio.to_thread(client.nthreads)
             places = sorted(worker.removeprefix("tcp://").split(":") for worker in workers)
             assert [host for host, _ in places] == ["10.213.99.2", "10.213.99.3"]

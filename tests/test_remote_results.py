@@ -221,6 +221,8 @@ async def test_state_is_done_and_nothing_is_fetched_when_nobody_has_asked():
             future.result()
         with pytest.raises(asyncio.InvalidStateError, match="has ended already"):
             future.set_result(2)
+        flow.handle_task_success({"return_value": 2}, future)
+        assert not flow.handle_task_cancellation({}, future)
         assert not keeper.fetched
 
 

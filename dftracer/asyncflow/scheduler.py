@@ -366,7 +366,7 @@ class Scheduler(Dispatcher):
 
     def _settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
         """End a component with a result or an error, and tell the graph."""
-        if component.done():
+        if component._number not in self._unfinished:
             return
         verdicts = self._finish_node(component, error is None) if component._is_node else None
         if error is not None:
@@ -441,7 +441,7 @@ class Scheduler(Dispatcher):
 
         ``root`` names what was cancelled first, if that was not ``component``.
         """
-        if component.done():
+        if component._number not in self._unfinished:
             return False
         self._to_cancel.append((component, msg, root))
         # To cancel a body is to cancel what it awaits, which may bring us here again, as often as

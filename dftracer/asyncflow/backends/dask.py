@@ -7,40 +7,39 @@ other is collected and handed over with one wake-up for all of it.
 Results stay on the cluster: what is reported is a :class:`DaskValue`. ``docs/dask.md`` is for
 those who use this backend; ``dask_worker`` is what runs on the workers.
 
-It is longer than most: what a task goes through here, on both sides, is best read in one place.
+It is longer than most modules: the way of a task, there and back, is best read in one place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import logging
 import uuid
-from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future
 from distributed.deploy import Cluster
 
 from dftracer.asyncflow.backends import dask_worker
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.backends.dask_connection import Connection, check_target
 from dftracer.asyncflow.backends.dask_options import why_impossible
-from dftracer.asyncflow.backends.dask_orders import DaskValue, Job, pack
+from dftracer.asyncflow.backends.dask_orders import DaskValue, Job, label_of, pack
 from dftracer.asyncflow.errors import text_of_error
-from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 
-_log = logging.getLogger("dftracer.asyncflow")
-
-_TCP_TIMEOUT_S = 20
-"""How long a scheduler may be silent, if this backend connects to it. Dask's own 30 s are too long
-to say within that time that it is gone."""
-_CLOSE_TIMEOUT_S = 20
 _BATCH_TASKS = 1_000
 _BATCH_BYTES = 4_000_000
 """How much goes to the scheduler at a time, so that the first tasks run while others are sent."""
+
+_PATIENCE_S = 2
+_SMALL_BYTES = 10_000_000
+"""When small results have not come after this time, they are asked for again. A scheduler that was
+just about to get them from a worker that has died waits for it for 30 seconds."""
+
+_Wanted = list[tuple[DaskValue, asyncio.Future[Any]]]
+"""Results that are to be fetched, and who waits for each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,19 +92,12 @@ class DaskExecutionBackend(ExecutionBackend):
         if len(given) > 1:
             raise TypeError("give one of target, cluster, client and resources, not several")
         self._target: Any = given[0] if given else {}
-        if not isinstance(self._target, (str, Client, Cluster, Mapping)):
-            raise TypeError(
-                "DaskExecutionBackend takes a scheduler's address, a Client, a cluster or a "
-                f"mapping of arguments for a LocalCluster, not {type(self._target).__name__}"
-            )
+        check_target(self._target)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Client | None = None
-        self._client_loop: asyncio.AbstractEventLoop | None = None
-        self._own: list[Any] = []
-        """What is to be closed, in this order."""
+        self._connection: Connection | None = None
         self._starting: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._token = ""
+        self._token = uuid.uuid4().hex[:12]
         """Part of Dask's keys, as identifiers repeat between engines."""
         self._topic: str | None = None
         """Under which workers tell that tasks begin, if somebody wants to know."""
@@ -114,13 +106,11 @@ class DaskExecutionBackend(ExecutionBackend):
         self._checked: dict[str, Task] = {}
         """Those of which it is being asked whether the cluster can run them."""
         self._checking: set[asyncio.Task[None]] = set()
-        self._wanted: list[tuple[DaskValue, asyncio.Future[Any]]] = []
+        self._wanted: _Wanted = []
         self._fetching: set[asyncio.Future[Any]] = set()
-        # These belong to the client's event loop.
         self._news: list[_Pending | tuple[str, float]] = []
         """What the engine does not know yet: tasks that have ended, and those that have begun, by
-        their identifiers, with the time."""
-        self._background: set[asyncio.Task[None]] = set()
+        their identifiers, with the time. Belongs to the client's event loop."""
 
     # --- the beginning --------------------------------------------------------------------------
 
@@ -142,7 +132,7 @@ class DaskExecutionBackend(ExecutionBackend):
             )
         if self._closing is not None:
             await asyncio.shield(self._closing)
-        if self._client is None:
+        if self._connection is None:
             self._loop = loop
             if self._starting is None:
                 self._starting = loop.create_task(self._connect())
@@ -150,57 +140,18 @@ class DaskExecutionBackend(ExecutionBackend):
         return self
 
     async def _connect(self) -> None:
+        connection = Connection(self.name)
         try:
-            client = await self._make_client()
-            self._client_loop = client.loop.asyncio_loop
-            await self._in_client_loop(_register_plugins(client))
-            self._token = uuid.uuid4().hex[:12]
-            self._client = client
+            await connection.open(self._target)
+            self._connection = connection
         except BaseException:
-            await self._close_own()
-            self._loop = self._client_loop = None
+            self._loop = None
             raise
         finally:
             self._starting = None
 
-    async def _make_client(self) -> Client:
-        target = self._target
-        if isinstance(target, Client):
-            if not target.loop.asyncio_loop.is_running():
-                raise RuntimeError(
-                    f"backend '{self.name}': the event loop of its Client does not run: make an "
-                    "async Client in the engine's event loop, or a sync one"
-                )
-            return await target if target.asynchronous else target
-        if isinstance(target, Mapping):
-            arguments = {"dashboard_address": ":0", **target}
-            target = await asyncio.to_thread(functools.partial(LocalCluster, **arguments))
-            self._own.append(target)
-        if isinstance(target, Cluster) and target.asynchronous:
-            client = await Client(target, asynchronous=True, set_as_default=False)
-        else:
-            client = await asyncio.to_thread(self._connect_to, target)
-        self._own.insert(0, client)
-        return client
-
-    def _connect_to(self, target: Any) -> Client:
-        """Make a client with a thread and an event loop of its own. Blocks."""
-        tcp = "distributed.comm.timeouts.tcp"
-        timeout = min(dask.utils.parse_timedelta(dask.config.get(tcp)), _TCP_TIMEOUT_S)
-        with dask.config.set({tcp: f"{timeout}s"}):
-            try:
-                return Client(target, set_as_default=False)
-            except OSError as error:
-                raise ConnectionError(
-                    f"backend '{self.name}' cannot reach the scheduler at {target}: {error}"
-                ) from error
-
-    async def _in_client_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Await ``work`` in the event loop of the client."""
-        assert self._client_loop is not None
-        if self._client_loop is self._loop:
-            return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._client_loop))
+    def state(self) -> str:
+        return "IDLE" if self._connection is None else "INITIALIZED"
 
     # --- to the cluster -------------------------------------------------------------------------
 
@@ -210,16 +161,18 @@ class DaskExecutionBackend(ExecutionBackend):
 
     def submit_nowait(self, tasks: list[Task]) -> None:
         """Begin to run ``tasks``, like :meth:`submit_tasks` on a backend that has started."""
-        if self._client is None or self._loop is None or self._closing is not None:
+        connection = self._connection
+        if connection is None or self._loop is None or self._closing is not None:
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
-        if self._client.status != "running":
+        client = connection.client
+        if client.status != "running":
             raise ConnectionError(
                 f"backend '{self.name}' has no connection to its scheduler: its client is "
-                f"{self._client.status}"
+                f"{client.status}"
             )
         if self.report_running and self._topic is None:
             self._topic = f"dftracer-{self._token}"
-            self._client.subscribe_topic(self._topic, self._note_begin)
+            client.subscribe_topic(self._topic, self._note_begin)
         topic = self._topic if self.report_running else None
         free: list[Job] = []
         demanding: list[Job] = []
@@ -231,199 +184,220 @@ class DaskExecutionBackend(ExecutionBackend):
                 self._fail(task, error)
                 continue
             (demanding if job.options.workers or job.options.resources else free).append(job)
-        self._send(free)
+        self._send(connection, free)
         if demanding:
             self._checked.update((job.task["uid"], job.task) for job in demanding)
-            check = self._loop.create_task(self._check(self._client, demanding))
+            check = self._loop.create_task(self._check(connection, demanding))
             self._checking.add(check)
             check.add_done_callback(self._checking.discard)
 
-    async def _check(self, client: Client, jobs: list[Job]) -> None:
+    async def _check(self, connection: Connection, jobs: list[Job]) -> None:
         """Send those jobs that some worker can run, and fail the others."""
+        failure: Exception | None = None
+        workers: Mapping[str, Any] = {}
         try:
-            workers = (await self._in_client_loop(client.scheduler.identity()))["workers"]
+            identity = await connection.run(connection.client.scheduler.identity())
+            workers = identity["workers"]
         except Exception as error:
-            for job in jobs:
-                if self._checked.pop(job.task["uid"], None) is job.task:
-                    self._fail(job.task, self._lost(job.task, error))
-            return
+            failure = error
         possible = []
         for job in jobs:
             if self._checked.pop(job.task["uid"], None) is not job.task:
                 continue  # cancelled meanwhile
-            if reason := why_impossible(job.options, workers):
+            if failure is not None:
+                self._fail(job.task, self._lost(label_of(job.task), failure))
+            elif reason := why_impossible(job.options, workers):
                 self._fail(job.task, RuntimeError(f"{job.label}: {reason}"))
             else:
                 possible.append(job)
-        self._send(possible)
+        self._send(connection, possible)
 
-    def _send(self, jobs: list[Job]) -> None:
+    def _send(self, connection: Connection, jobs: list[Job]) -> None:
         """Submit jobs to the scheduler, as many at a time as are alike."""
-        assert self._client is not None
-        assert self._client_loop is not None
         for batch in _batches(jobs):
             columns: list[list[Any]] = [[job.order for job in batch]]
             if batch[0].inputs:
                 columns.append([job.inputs for job in batch])
             keys = [job.order.key for job in batch]
             try:
-                futures = self._client.map(
+                futures = connection.client.map(
                     dask_worker.run, *columns, key=keys, pure=False, **batch[0].options.dask
                 )
-                pending = [_Pending(j.task, f) for j, f in zip(batch, futures, strict=True)]
-                self._client_loop.call_soon_threadsafe(self._watch, pending)
             except Exception as error:
                 for job in batch:
                     self._fail(job.task, error)
             else:
+                pending = [_Pending(j.task, f) for j, f in zip(batch, futures, strict=True)]
                 self._pending.update((each.task["uid"], each) for each in pending)
+                connection.tell_client(self._watch, connection, pending)
 
     # --- from the cluster -----------------------------------------------------------------------
 
-    def _watch(self, batch: list[_Pending]) -> None:
+    def _watch(self, connection: Connection, batch: list[_Pending]) -> None:
         """See to it that the ends of tasks are reported. In the client's event loop."""
         for pending in batch:
-            self._begin(self._wait_for(pending))
+            connection.begin(self._wait_for(connection, pending))
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` in the client's event loop, which is the current one."""
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _wait_for(self, pending: _Pending) -> None:
+    async def _wait_for(self, connection: Connection, pending: _Pending) -> None:
         future = pending.future
         try:
             pending.error = await future.exception()
             if pending.error is not None:
                 pending.error = pending.error.with_traceback(await future.traceback())
             elif future.cancelled():
-                pending.error = self._lost(pending.task, None)
+                pending.error = self._lost(label_of(pending.task), None)
         except Exception as error:
             pending.error = error
-        self._tell(pending)
+        self._tell(connection, pending)
 
     def _note_begin(self, event: tuple[float, tuple[str, float]]) -> None:
         uid, since = event[1]
-        self._tell((uid, since))
+        if self._connection is not None:
+            self._tell(self._connection, (uid, since))
 
-    def _tell(self, news: _Pending | tuple[str, float]) -> None:
+    def _tell(self, connection: Connection, news: _Pending | tuple[str, float]) -> None:
         """Let the engine know, together with what else there is in this turn."""
         self._news.append(news)
         if len(self._news) == 1:
-            asyncio.get_running_loop().call_soon(self._hand_over)
+            asyncio.get_running_loop().call_soon(self._hand_over, connection)
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, connection: Connection) -> None:
         news, self._news = self._news, []
-        self._call_engine(self._deliver, news)
-
-    def _call_engine(self, function: Any, *args: Any) -> None:
-        """Call ``function`` in the engine's event loop, unless that is no more."""
-        loop = self._loop
-        if loop is not None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(function, *args)
+        connection.tell_backend(self._deliver, news)
 
     def _deliver(self, news: list[_Pending | tuple[str, float]]) -> None:
         """Report what has begun or ended. In the engine's event loop."""
-        for pending in news:
-            if isinstance(pending, tuple):
-                self._report_begin(*pending)
-                continue
-            task = pending.task
-            if self._pending.get(task["uid"]) is not pending:
-                continue  # cancelled meanwhile, or of an earlier engine
-            del self._pending[task["uid"]]
-            if isinstance(pending.error, dask_worker.BodyCancelledError):
-                self._callback_func(task, TaskStates.CANCELED)
-            elif pending.error is not None:
-                self._fail(task, pending.error)
-            else:
-                task["return_value"] = DaskValue(self, pending.future, task)
-                if task.get("executable"):
-                    task["exit_code"] = 0
-                self._callback_func(task, TaskStates.DONE)
+        for each in news:
+            if isinstance(each, tuple):
+                self._report_begin(*each)
+            elif self._pending.get(each.task["uid"]) is each:
+                del self._pending[each.task["uid"]]
+                self._report_end(each)
+            # Otherwise it was cancelled meanwhile, or is of an earlier engine.
 
     def _report_begin(self, uid: str, since: float) -> None:
         pending = self._pending.get(uid)
         if pending is not None and not pending.is_running:  # once, though Dask may run it again
             pending.is_running = True
             pending.task["started_at"] = since
-            self._callback_func(pending.task, TaskStates.RUNNING)
+            self._report(pending.task, TaskStates.RUNNING)
+
+    def _report_end(self, pending: _Pending) -> None:
+        task = pending.task
+        if isinstance(pending.error, dask_worker.BodyCancelledError):
+            self._report(task, TaskStates.CANCELED)
+        elif pending.error is not None:
+            self._fail(task, pending.error)
+        elif task.get("executable"):
+            task.update(exit_code=0, return_value=DaskValue(self, pending.future, task))
+            self._report(task, TaskStates.DONE)
+            del task["return_value"]  # it holds the task, to put there what the program has written
+        else:
+            task["return_value"] = DaskValue(self, pending.future, task)
+            self._report(task, TaskStates.DONE)
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        task["exception"] = error
+        task.update(getattr(error, "_outcome", {}))
+        self._report(task, TaskStates.FAILED)
+
+    def _report(self, task: Task, state: str) -> None:
+        try:
+            self._callback_func(task, state)
+        except Exception as error:  # one task's trouble, not that of those that come after it
+            message = f"backend '{self.name}': the callback failed for {label_of(task)}"
+            context = {"message": message, "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def is_running(self, uid: str) -> bool:
         pending = self._pending.get(uid)
         return pending is not None and pending.is_running
 
-    def _fail(self, task: Task, error: BaseException) -> None:
-        task["exception"] = error
-        task.update(getattr(error, "_outcome", {}))
-        self._callback_func(task, TaskStates.FAILED)
-
-    def _lost(self, task: Task, error: BaseException | None) -> ConnectionError:
+    def _lost(self, label: str, error: BaseException | None) -> ConnectionError:
         """Return the error of a task of which Dask knows nothing any more."""
-        client = self._client
+        client = self._connection.client if self._connection is not None else None
+        what = "is gone"
         if client is not None and client.status == "running":
             what = "has been told to forget it: was it restarted?"
-        else:
-            what = "is gone"
-        scheduler = getattr(getattr(client, "scheduler", None), "address", "unknown")
+        scheduler = getattr(getattr(client, "scheduler", None), "address", "an unknown address")
         why = f" ({text_of_error(error)})" if error is not None else ""
         return ConnectionError(
-            f"backend '{self.name}': task '{task['name']}' ({task['uid']}) is lost: the scheduler "
-            f"at {scheduler} {what}{why}"
+            f"backend '{self.name}': {label} is lost: the scheduler at {scheduler} {what}{why}"
         )
 
     # --- values ---------------------------------------------------------------------------------
 
-    def _fetch(self, value: DaskValue) -> asyncio.Future[Any]:
+    def has(self, future: Future) -> bool:
+        """Tell whether a Dask future can be used here: not if there is another client by now, or
+        the scheduler was lost."""
+        connection = self._connection
+        return (
+            connection is not None
+            and connection.client is future.client
+            and not (future.cancelled())
+        )
+
+    def fetch(self, value: DaskValue) -> asyncio.Future[Any]:
         """Bring a result here, together with the others that are wanted in this turn."""
-        result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._loop is None or value.future.client is not self._client:
-            result.set_exception(self._lost(value.task, None))
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Any] = loop.create_future()
+        if self._connection is None or self._connection.client is not value.future.client:
+            result.set_exception(self._lost(value.label, None))
             return result
         self._fetching.add(result)
         result.add_done_callback(self._fetching.discard)
         self._wanted.append((value, result))
         if len(self._wanted) == 1:
-            self._loop.call_soon(self._ask_for_values)
+            loop.call_soon(self._ask_for_values, self._connection)
         return result
 
-    def _ask_for_values(self) -> None:
+    def _ask_for_values(self, connection: Connection) -> None:
         wanted, self._wanted = self._wanted, []
-        assert self._client_loop is not None
-        try:
-            self._client_loop.call_soon_threadsafe(self._gather_all, wanted)
-        except RuntimeError as error:  # it is closed
-            self._deliver_values(wanted, error)
+        connection.tell_client(self._gather_all, connection, wanted)
 
-    def _gather_all(self, wanted: list[tuple[DaskValue, asyncio.Future[Any]]]) -> None:
+    def _gather_all(self, connection: Connection, wanted: _Wanted) -> None:
         """Fetch many results at a time. In the client's event loop."""
         ready = [each for each in wanted if each[0].future.status == "finished"]
         if ready:
-            self._begin(self._gather(ready))
+            connection.begin(self._gather(connection, ready))
         for each in wanted:
-            if each[0].future.status != "finished":  # nobody else shall wait for it
-                self._begin(self._gather([each]))
+            if each not in ready:  # lost for now; nobody else shall wait for it
+                connection.begin(self._gather(connection, [each]))
 
-    async def _gather(self, wanted: list[tuple[DaskValue, asyncio.Future[Any]]]) -> None:
+    async def _gather(
+        self, connection: Connection, wanted: _Wanted, patience_s: float = _PATIENCE_S
+    ) -> None:
         values: Sequence[Any] | BaseException
+        loop = asyncio.get_running_loop()
+        again = loop.call_later(patience_s, self._gather_again, connection, wanted, patience_s)
         try:
             futures = [value.future for value, _ in wanted]
-            values = await futures[0].client.gather(futures, asynchronous=True)
+            values = await connection.client.gather(futures, asynchronous=True)
         except (Exception, asyncio.CancelledError) as error:
             if len(wanted) > 1:  # only some of them have failed
                 for each in wanted:
-                    self._begin(self._gather([each]))
+                    connection.begin(self._gather(connection, [each]))
                 return
             values = error
-        self._call_engine(self._deliver_values, wanted, values)
+        finally:
+            again.cancel()
+        connection.tell_backend(self._deliver_values, wanted, values)
 
-    def _deliver_values(
-        self,
-        wanted: list[tuple[DaskValue, asyncio.Future[Any]]],
-        values: Sequence[Any] | BaseException,
+    def _gather_again(self, connection: Connection, wanted: _Wanted, patience_s: float) -> None:
+        connection.begin(self._gather_small(connection, wanted, 4 * patience_s))
+
+    async def _gather_small(
+        self, connection: Connection, wanted: _Wanted, patience_s: float
     ) -> None:
+        """Fetch results once more if they are small; who comes first has brought them."""
+        wanted = [(value, result) for value, result in wanted if not result.done()]
+        keys = [value.future.key for value, _ in wanted]
+        with contextlib.suppress(Exception):  # of which the first request will tell
+            sizes = await connection.client.nbytes(keys, summary=False)
+            if wanted and sum(sizes.values()) <= _SMALL_BYTES:
+                await self._gather(connection, wanted, patience_s)
+
+    def _deliver_values(self, wanted: _Wanted, values: Sequence[Any] | BaseException) -> None:
         """Settle those who wait for values. In the engine's event loop."""
         for index, (value, result) in enumerate(wanted):
             if result.done():
@@ -431,7 +405,7 @@ class DaskExecutionBackend(ExecutionBackend):
             if not isinstance(values, BaseException):
                 result.set_result(value.taken(values[index]))
             elif value.future.cancelled() or not isinstance(values, Exception):
-                result.set_exception(self._lost(value.task, values))
+                result.set_exception(self._lost(value.label, values))
             else:
                 result.set_exception(values)
 
@@ -450,7 +424,7 @@ class DaskExecutionBackend(ExecutionBackend):
             task = pending.task
         if task is None:
             return False
-        self._callback_func(task, TaskStates.CANCELED)
+        self._report(task, TaskStates.CANCELED)
         return True
 
     async def cancel_all_tasks(self) -> int:
@@ -463,17 +437,17 @@ class DaskExecutionBackend(ExecutionBackend):
             pending.future.release()
         self._pending.clear()
         self._checked.clear()
-        self._token = uuid.uuid4().hex[:12]
-        if self._topic is not None and self._client is not None:
-            with contextlib.suppress(Exception):  # it is closed
-                self._client.unsubscribe_topic(self._topic)
+        if self._topic is not None and self._connection is not None:
+            with contextlib.suppress(Exception):  # there is no scheduler any more
+                self._connection.client.unsubscribe_topic(self._topic)
         self._topic = None
+        self._token = uuid.uuid4().hex[:12]
         super().register_callback(func)
 
     async def shutdown(self) -> None:
         """Cancel what is unfinished, and close what this backend has made.
 
-        Then the backend can be reused. It goes on when a caller is cancelled.
+        Then the backend can be used again. It goes on when a caller is cancelled.
         """
         if self._loop is None:
             return
@@ -488,41 +462,10 @@ class DaskExecutionBackend(ExecutionBackend):
             await self.cancel_all_tasks()
             for waiting in [*self._checking, *self._fetching]:
                 waiting.cancel()
-            if self._client_loop is not None:
-                with contextlib.suppress(RuntimeError):
-                    self._client_loop.call_soon_threadsafe(_cancel_all, self._background)
-            await self._close_own()
+            if self._connection is not None:
+                await self._connection.close()
         finally:
-            self._client = self._client_loop = self._loop = self._closing = self._topic = None
-
-    async def _close_own(self) -> None:
-        own, self._own = self._own, []
-        for each in own:
-            try:
-                if each.asynchronous:
-                    await asyncio.wait_for(each.close(), _CLOSE_TIMEOUT_S)
-                else:
-                    await asyncio.to_thread(each.close, timeout=_CLOSE_TIMEOUT_S)
-            except Exception as error:
-                _log.warning(
-                    "backend '%s' could not close its %s: %s",
-                    self.name,
-                    type(each).__name__,
-                    text_of_error(error),
-                )
-
-    def state(self) -> str:
-        return "IDLE" if self._client is None else "INITIALIZED"
-
-
-async def _register_plugins(client: Client) -> None:
-    await client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
-    await client.register_plugin(dask_worker.TaskStopper())
-
-
-def _cancel_all(tasks: set[asyncio.Task[None]]) -> None:
-    for task in list(tasks):
-        task.cancel()
+            self._connection = self._loop = self._closing = self._topic = None
 
 
 def _batches(jobs: list[Job]) -> Iterator[list[Job]]:

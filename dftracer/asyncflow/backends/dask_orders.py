@@ -29,30 +29,27 @@ _found: ContextVar[list[DaskValue] | None] = ContextVar("dftracer.dask.found", d
 class DaskValue(RemoteValue):
     """The result of a task, on the worker that ran it. It stays there as long as this lives."""
 
-    __slots__ = ("_backend", "future", "task")
+    __slots__ = ("_backend", "_program", "future", "label")
 
     def __init__(self, backend: DaskExecutionBackend, future: Future, task: Task) -> None:
         self._backend = backend
         self.future = future
-        self.task = task
+        self.label = label_of(task)
+        # The task holds this, unless it is a program's.
+        self._program = task if task.get("executable") else None
 
     def is_on(self, backend: Any) -> bool:
-        # Not if that has begun anew, or has lost its scheduler.
-        future = self.future
-        return (
-            backend is self._backend
-            and future.client is self._backend._client
-            and not future.cancelled()
-        )
+        return backend is self._backend and self._backend.has(self.future)
 
     def fetch(self) -> Awaitable[Any]:
-        return self._backend._fetch(self)
+        return self._backend.fetch(self)
 
     def taken(self, value: Any) -> Any:
         """Return the task's result, given what has been fetched."""
         if type(value) is not dask_worker.Output:
             return value
-        self.task.update(stdout=value.stdout, stderr=value.stderr)
+        if self._program is not None:
+            self._program.update(stdout=value.stdout, stderr=value.stderr)
         return value.stdout
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,6 +58,11 @@ class DaskValue(RemoteValue):
             raise TypeError("the result of a Dask task can only be sent to Dask tasks")
         found.append(self)
         return dask_worker.value_here, (len(found) - 1,)
+
+
+def label_of(task: Task) -> str:
+    """Return how messages speak of a task."""
+    return f"task '{name_of(task)}' ({task['uid']})"
 
 
 @dataclass(slots=True)
@@ -105,7 +107,7 @@ def pack(
         If the task cannot be run on a cluster; the message says why.
     """
     name, uid = name_of(task), task["uid"]
-    label = f"backend '{backend.name}': task '{name}' ({uid})"
+    label = f"backend '{backend.name}': {label_of(task)}"
     options = parse(label, task)
     key = options.key or f"{name}-{token}-{uid}"
     order: dask_worker.Call | dask_worker.Program
