@@ -119,6 +119,9 @@ pub(crate) fn as_worker<T>(
     let result = Python::try_attach(|py| {
         introduce(py, &slot);
         shared.add_slot(slot.clone());
+        if let Some(tracing) = shared.tracing() {
+            tracing.introduce(&slot);
+        }
         CURRENT.set(Some(Current { shared: shared.clone(), slot: slot.clone(), task: None }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
         CURRENT.set(None);
@@ -222,6 +225,7 @@ struct Outer {
 fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
     with_current(|current| {
         let Some(current) = current else { return Outer { task: None, id: IDLE } };
+        handle.get().mark.begins_on(&current.slot);
         let task = current.task.replace(handle.clone_ref(py));
         let since = handle.get().times.started.load(Ordering::Relaxed);
         current.slot.since.store(since, Ordering::Relaxed);

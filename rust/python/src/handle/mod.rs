@@ -14,14 +14,17 @@ use dftracer_core::ledger::Entry;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::park::{Parker, Wakeup};
 use dftracer_core::watchdog::Alarm;
+use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyTraceback};
 
 use crate::mailbox::{Delivery, News};
+use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::trace::Mark;
 use crate::{signals, worker};
 use content::cancelled_error;
 pub(crate) use content::{Content, Outcome, restore_traceback};
@@ -57,6 +60,8 @@ pub(crate) struct TaskHandle {
     state: AtomicU8,
     /// Where it is queued; `None` for a native task, which never is.
     pub(crate) lane: Option<LaneKind>,
+    /// Whether it is a child process.
+    pub(crate) is_process: bool,
     /// Whether `wait_all` and `get_failed` of the runtime speak of this task.
     tracked: bool,
     /// Somebody wants it to stop. Relaxed: a hint that the body may look at when it likes.
@@ -66,6 +71,7 @@ pub(crate) struct TaskHandle {
     /// What is known of its callable, if that has a code object.
     pub(crate) origin: Option<Py<Origin>>,
     pub(crate) times: Times,
+    pub(crate) mark: Mark,
     /// Values and exceptions are put here and taken from here only by attached threads, so the
     /// garbage collector, which runs while all of these stand still, finds it unlocked or without
     /// any. No Python code runs while it is locked.
@@ -178,6 +184,14 @@ pub(crate) struct End {
     pub(crate) unheard: bool,
 }
 
+impl Times {
+    /// When it was submitted, when it was started and when it ended.
+    pub(crate) fn all(&self) -> (u64, u64, u64) {
+        let load = |time: &AtomicU64| time.load(Ordering::Relaxed);
+        (load(&self.submitted), load(&self.started), load(&self.ended))
+    }
+}
+
 impl TaskHandle {
     pub(crate) fn new(
         py: Python<'_>,
@@ -189,12 +203,13 @@ impl TaskHandle {
         tracked: bool,
     ) -> Self {
         let birth = Birth::now(py, &shared, 1);
-        Self::of_birth(&birth, 0, shared, name, content, lane, origin, tracked)
+        Self::of_birth(py, &birth, 0, shared, name, content, lane, origin, tracked)
     }
 
     /// The task of that number among those that are born together.
     #[allow(clippy::too_many_arguments)] // what a task begins with
     pub(crate) fn of_birth(
+        py: Python<'_>,
         birth: &Birth,
         number: usize,
         shared: Arc<Shared>,
@@ -208,15 +223,19 @@ impl TaskHandle {
         let times = Times { submitted: AtomicU64::new(birth.at), ..Times::default() };
         let extras =
             birth.parent.clone().map(|parent| Extras { parent: Some(parent), ..Extras::default() });
+        let mark = Mark::new(py, &shared, task_id, name.as_ref(), origin.as_ref(), &content);
+        let is_process = matches!(content, Content::Native(Some(_)));
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
             lane,
+            is_process,
             tracked,
             cancel_requested: AtomicBool::new(false),
             task_id,
             origin,
             times,
+            mark,
             cell: Mutex::new(cell),
             shared: Some(shared),
             entry: AtomicU32::new(NO_ENTRY),
@@ -230,11 +249,13 @@ impl TaskHandle {
         Self {
             state: AtomicU8::new(RUNNING),
             lane: None,
+            is_process: false,
             tracked: false,
             cancel_requested: AtomicBool::new(false),
             task_id,
             origin: None,
             times: Times::default(),
+            mark: Mark::none(),
             cell: Mutex::new(cell),
             shared: None,
             entry: AtomicU32::new(NO_ENTRY),
@@ -445,6 +466,11 @@ impl TaskHandle {
         drop(cell);
         drop(left_over);
 
+        // Before anybody wakes who may shut the runtime down, and so close the trace.
+        if let Some(tracing) = this.shared.as_ref().and_then(|shared| shared.tracing()) {
+            let parent = parent.as_ref().map_or(-1, |family| family.parent);
+            tracing.ended(this, parent, py);
+        }
         if let Some(parent) = parent {
             parent.ended();
         }
@@ -575,6 +601,27 @@ impl TaskHandle {
             _ => None,
         };
         (self.state_name(), value)
+    }
+
+    /// The outcome of a native job, as long as nobody has looked at it.
+    pub(crate) fn native_outcome(&self) -> Option<Arc<NativeOutcome>> {
+        match &self.lock().content {
+            Content::Undecoded(outcome) => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
+    /// The error of a task that has failed, and the traceback it had.
+    pub(crate) fn error_now(
+        &self,
+        py: Python<'_>,
+    ) -> Option<(Py<PyBaseException>, Option<Py<PyTraceback>>)> {
+        match &self.lock().content {
+            Content::Error { exception, traceback } => {
+                Some((exception.clone_ref(py), traceback.as_ref().map(|t| t.clone_ref(py))))
+            }
+            _ => None,
+        }
     }
 
     /// Gives a native outcome its Python form.
