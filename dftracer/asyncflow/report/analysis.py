@@ -166,6 +166,7 @@ def critical_path_of(trace: Trace) -> list[Step]:
 def _finder(trace: Trace) -> Callable[[TaskSpan], tuple[TaskSpan | None, str]]:
     """Return a function that tells what a task had to wait for last, and in which way."""
     known = {task.key: task for task in trace.tasks}
+    order = {id(task): number for number, task in enumerate(trace.tasks)}
     on_row: dict[tuple[int, int], list[TaskSpan]] = defaultdict(list)
     in_block: dict[Key, list[TaskSpan]] = defaultdict(list)
     for task in trace.tasks:
@@ -181,7 +182,8 @@ def _finder(trace: Trace) -> Callable[[TaskSpan], tuple[TaskSpan | None, str]]:
         place = bisect_right(ends.get(id(group), ()), time)
         while place:
             place -= 1
-            if group[place] is not task and not group[place].is_block:
+            # By their places too, lest two that took no time be each other's reason.
+            if order[id(group[place])] < order[id(task)] and not group[place].is_block:
                 return group[place]
         return None
 

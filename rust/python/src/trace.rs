@@ -305,7 +305,7 @@ impl Tracing {
             _ => None,
         };
         let (submitted, started, ended) = handle.times.all();
-        self.core.record(Record {
+        let record = Record {
             task: handle.task_id,
             parent,
             submitted,
@@ -321,7 +321,14 @@ impl Tracing {
                 state::FAILED => End::Failed,
                 _ => End::Cancelled,
             },
-        });
+        };
+        match py {
+            // SAFETY: attached threads hold the interpreter's lock in turn, and nothing in there
+            // lets go of it.
+            #[cfg(not(Py_GIL_DISABLED))]
+            Some(_) => unsafe { self.core.record_alone(record) },
+            _ => self.core.record(record),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Traces: the lives of tasks, written to a file that trace viewers and `dftracer-utils` read.
 //!
-//! Whoever ends a task leaves a small [`Record`] in a buffer. A thread of low priority takes the
-//! buffer away once a second, or when it is long, and appends it to the file as one complete gzip
-//! member of JSON lines: what was written stays readable, whatever happens to the process later.
+//! Whoever ends a task leaves a small [`Record`] in a ring or, if that is full, in a buffer. A thread
+//! of low priority takes them away once a second, or when there are many, and appends them to the
+//! file as one complete gzip member of JSON lines: what was written stays readable, whatever happens
+//! to the process later.
 //! Nobody ever waits for that thread, but in [`Trace::flush`]. Should it fall behind by
 //! [`MAX_WAITING`] records, or the file system refuse to take them, records are dropped, counted,
 //! and the trace says how many.
@@ -10,6 +11,7 @@
 mod event;
 mod file;
 
+use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -18,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use event::Encoder;
 use file::TraceFile;
+use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 /// Written when so many records wait, or after `PERIOD`.
 const FLUSH_AT: usize = if cfg!(test) { 100 } else { 32_768 };
@@ -132,6 +135,18 @@ pub type OnError = Box<dyn Fn(&io::Error) + Send>;
 /// A trace that is being written. Dropping it closes the file, in the background.
 pub struct Trace {
     inner: Arc<Inner>,
+    /// Used by one thread at a time, as [`Trace::record_alone`] demands.
+    lane: UnsafeCell<Lane>,
+}
+
+// SAFETY: `lane` is all that is not Sync by itself; see there.
+unsafe impl Sync for Trace {}
+
+/// The way of records that takes no lock.
+struct Lane {
+    ring: Producer<Record>,
+    /// After how many records the thread that writes is told.
+    until_told: usize,
 }
 
 struct Inner {
@@ -184,7 +199,7 @@ impl Trace {
         let inner = Arc::new(Inner {
             process: std::process::id(),
             state: Mutex::new(State {
-                records: touched(),
+                records: Vec::new(),
                 threads: Vec::new(),
                 dropped: 0,
                 sources: 0,
@@ -198,13 +213,14 @@ impl Trace {
             names: Mutex::default(),
             notes: Mutex::default(),
         });
+        let (producer, ring) = touched_ring();
         let writer = inner.clone();
         std::thread::Builder::new().name("dft-trace".to_owned()).spawn(move || {
             let _leaving = Leaving(&writer);
             lower_priority();
-            writer.write_all(file, encoder, &on_error);
+            writer.write_all(file, encoder, ring, &on_error);
         })?;
-        Ok(Self { inner })
+        Ok(Self { inner, lane: UnsafeCell::new(Lane { ring: producer, until_told: FLUSH_AT / 2 }) })
     }
 
     /// A number for one more source of tasks, which count theirs by themselves.
@@ -263,8 +279,26 @@ impl Trace {
         state.records.push(record);
         let waiting = state.records.len();
         drop(state);
-        // The first begins the period, the other ends it.
-        if waiting == 1 || waiting == FLUSH_AT {
+        if waiting == FLUSH_AT {
+            self.inner.order.notify_one();
+        }
+    }
+
+    /// As [`record`](Self::record), for half the price.
+    ///
+    /// # Safety
+    ///
+    /// No two threads are in here at the same time, and each sees what the one before has done:
+    /// they hold a lock that all of them take.
+    pub unsafe fn record_alone(&self, record: Record) {
+        // SAFETY: the caller's promise; nothing else uses it.
+        let lane = unsafe { &mut *self.lane.get() };
+        if let Err(PushError::Full(record)) = lane.ring.push(record) {
+            return self.record(record);
+        }
+        lane.until_told -= 1;
+        if lane.until_told == 0 {
+            lane.until_told = FLUSH_AT / 2;
             self.inner.order.notify_one();
         }
     }
@@ -342,13 +376,20 @@ impl Inner {
     }
 
     /// The life of the thread that writes.
-    fn write_all(&self, mut file: TraceFile, mut encoder: Encoder, on_error: &OnError) {
-        let mut spare = touched();
+    fn write_all(
+        &self,
+        mut file: TraceFile,
+        mut encoder: Encoder,
+        mut ring: Consumer<Record>,
+        on_error: &OnError,
+    ) {
+        let mut spare = Vec::new();
         let mut has_complained = false;
         loop {
             let (mut records, threads, dropped, ticket, open) = {
-                let mut state = self.wait_for_order();
-                let records = std::mem::replace(&mut state.records, spare);
+                let mut state = self.wait_for_order(&mut ring, &mut spare);
+                let mut records = std::mem::take(&mut spare);
+                records.append(&mut state.records);
                 let threads = std::mem::take(&mut state.threads);
                 let dropped = std::mem::take(&mut state.dropped);
                 (records, threads, dropped, state.asked, state.open)
@@ -378,7 +419,7 @@ impl Inner {
             }
             records.clear();
             if records.capacity() > 2 * FLUSH_AT {
-                records = touched();
+                records = Vec::new();
             }
             spare = records;
             lock(&self.state).answered = ticket;
@@ -394,20 +435,21 @@ impl Inner {
     }
 
     /// Waits until there is much to write, or something for long enough, or it is asked for.
-    fn wait_for_order(&self) -> MutexGuard<'_, State> {
+    fn wait_for_order(
+        &self,
+        ring: &mut Consumer<Record>,
+        records: &mut Vec<Record>,
+    ) -> MutexGuard<'_, State> {
+        let begun = Instant::now();
         let mut state = lock(&self.state);
-        let mut since = None;
         loop {
-            let due = state.records.len() >= FLUSH_AT;
-            if due || !state.open || state.answered < state.asked {
-                return state;
+            // After a look at who asks: what was recorded before that is in the ring by now.
+            while let Ok(record) = ring.pop() {
+                records.push(record);
             }
-            if state.records.is_empty() {
-                state = self.order.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let left = PERIOD.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
-            if left.is_zero() {
+            let due = records.len() + state.records.len() >= FLUSH_AT;
+            let left = PERIOD.saturating_sub(begun.elapsed());
+            if due || left.is_zero() || !state.open || state.answered < state.asked {
                 return state;
             }
             let waited = self.order.wait_timeout(state, left);
@@ -426,25 +468,27 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// A buffer whose memory the system has given already: workers shall not wait for that.
-fn touched() -> Vec<Record> {
-    let nothing = Record {
-        task: 0,
-        parent: -1,
-        submitted: 0,
-        started: 0,
-        ended: 0,
-        name: 0,
-        thread: 0,
-        failure: None,
-        source: 0,
-        kind: Kind::Python,
-        end: End::Done,
-    };
-    let mut records = vec![nothing; FLUSH_AT + FLUSH_AT / 8];
-    records.clear();
-    records
+/// A ring whose memory the system has given already: workers shall not wait for that.
+fn touched_ring() -> (Producer<Record>, Consumer<Record>) {
+    let (mut producer, mut consumer) = RingBuffer::new(FLUSH_AT);
+    while producer.push(NOTHING).is_ok() {}
+    while consumer.pop().is_ok() {}
+    (producer, consumer)
 }
+
+const NOTHING: Record = Record {
+    task: 0,
+    parent: -1,
+    submitted: 0,
+    started: 0,
+    ended: 0,
+    name: 0,
+    thread: 0,
+    failure: None,
+    source: 0,
+    kind: Kind::Python,
+    end: End::Done,
+};
 
 /// Lets everybody else go first. Where that is refused it goes without.
 fn lower_priority() {

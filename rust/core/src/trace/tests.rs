@@ -56,7 +56,12 @@ fn everything_recorded_before_a_flush_is_in_the_file_after_it() {
     assert_eq!(trace.name("one"), Some(0));
     let tasks = 3 * FLUSH_AT as i64;
     for task in 0..tasks {
-        trace.record(record(task, Kind::Python, 2_000, 3_000));
+        let record = record(task, Kind::Python, 2_000, 3_000);
+        match task % 5 {
+            0 => trace.record(record),
+            // SAFETY: there is no other thread.
+            _ => unsafe { trace.record_alone(record) },
+        }
     }
     trace.flush();
     let lines = scratch.lines();
