@@ -293,7 +293,6 @@ impl CoroutineWorker {
 impl Shared {
     /// Gives a task whose callable returned a coroutine to the coroutine lane.
     pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>, handle: &Py<TaskHandle>) {
-        handle.get().mark.goes_on_among_others();
         let order = self.lane(LaneKind::Coroutine).push(handle.clone_ref(py));
         if let Err(error) = self.obey(LaneKind::Coroutine, order) {
             TaskHandle::settle(handle, Outcome::Error(error), Some(py));

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,10 @@ use pyo3::types::{PyString, PyTraceback};
 
 use crate::handle::{Content, TaskHandle, state};
 use crate::native::{NativeOutcome, os_error};
-use crate::origin::{Origin, UNLABELLED};
+use crate::origin::UNLABELLED;
 use crate::progress::{Slot, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::worker::{self, Ran};
 
 /// How many names are known by their addresses.
 const MAX_LABELS: usize = 1_024;
@@ -141,53 +142,6 @@ impl Trace {
     }
 }
 
-/// What a task remembers for the trace of its runtime.
-pub(crate) struct Mark {
-    /// The number of its name.
-    label: u32,
-    /// The thread that it has to itself while it runs. Relaxed: written by that thread, and read
-    /// when the task ends, by it or by one that has synchronised with it.
-    thread: AtomicU32,
-}
-
-/// In place of a thread: what its callable has returned is awaited among others.
-const AMONG_OTHERS: u32 = u32::MAX;
-
-impl Mark {
-    pub(crate) fn new(
-        py: Python<'_>,
-        shared: &Shared,
-        task_id: i64,
-        name: Option<&Py<PyString>>,
-        origin: Option<&Py<Origin>>,
-        content: &Content,
-    ) -> Self {
-        let label = shared.tracing().map_or(0, |tracing| match (name, origin) {
-            (None, Some(origin)) if origin.get().label() != UNLABELLED => origin.get().label(),
-            (None, Some(shared_origin)) if shared_origin.get().has_name() => {
-                let label = tracing.label(py, task_id, name, origin, content);
-                shared_origin.get().set_label(label);
-                label
-            }
-            _ => tracing.label(py, task_id, name, origin, content),
-        });
-        Self { label, thread: AtomicU32::new(0) }
-    }
-
-    /// Of a task that no trace speaks of.
-    pub(crate) fn none() -> Self {
-        Self { label: 0, thread: AtomicU32::new(0) }
-    }
-
-    pub(crate) fn begins_on(&self, slot: &Slot) {
-        self.thread.store(slot.thread, Ordering::Relaxed);
-    }
-
-    pub(crate) fn goes_on_among_others(&self) {
-        self.thread.store(AMONG_OTHERS, Ordering::Relaxed);
-    }
-}
-
 /// The trace that a runtime writes to.
 pub(crate) struct Tracing {
     core: Arc<trace::Trace>,
@@ -239,28 +193,39 @@ impl Tracing {
         self.core.flush();
     }
 
-    /// The number of a task's name.
+    /// Says the name of a native task, which may end without the interpreter.
+    pub(crate) fn name_native(&self, task_id: i64, name: &Bound<'_, PyString>) {
+        self.core.note_name(self.source, task_id, &name.to_string_lossy());
+    }
+
+    /// The number of the name of a task that has ended.
     fn label(
         &self,
         py: Python<'_>,
-        task_id: i64,
-        name: Option<&Py<PyString>>,
-        origin: Option<&Py<Origin>>,
-        content: &Content,
+        handle: &TaskHandle,
+        name: Option<Py<PyString>>,
+        left_over: &Content,
     ) -> u32 {
-        let number = |text: &str| self.core.name_for(self.source, task_id, text);
-        let text = |text: &Bound<'_, PyString>| text.to_string_lossy().into_owned();
+        let number = |text: &Bound<'_, PyString>| {
+            self.core.name_for(self.source, handle.task_id, &text.to_string_lossy())
+        };
         if let Some(name) = name {
-            return self
-                .label_of_name(name.bind(py))
-                .unwrap_or_else(|| number(&text(name.bind(py))));
+            let name = name.into_bound(py);
+            return self.label_of_name(&name).unwrap_or_else(|| number(&name));
         }
-        if let Some(name) = origin.and_then(|origin| origin.get().name(py)) {
-            return number(&text(&name));
+        if let Some(origin) = &handle.origin {
+            let origin = origin.get();
+            if origin.label() != UNLABELLED {
+                return origin.label();
+            }
+            if let Some(name) = origin.name(py) {
+                origin.set_label(number(&name));
+                return origin.label();
+            }
         }
-        match content {
-            Content::Call(call) => number(&text(&derive_name(call.callable().bind(py)))),
-            _ => number("task"),
+        match left_over {
+            Content::Call(call) => number(&derive_name(call.callable().bind(py))),
+            _ => number(&PyString::new(py, "task")),
         }
     }
 
@@ -287,16 +252,29 @@ impl Tracing {
         Some(number)
     }
 
-    /// Takes down that a task has ended, however that was.
-    pub(crate) fn ended(&self, handle: &TaskHandle, parent: i64, py: Option<Python<'_>>) {
-        let thread = handle.mark.thread.load(Ordering::Relaxed);
-        let kind = match handle.lane {
-            _ if thread == AMONG_OTHERS => Kind::Coroutine,
-            Some(LaneKind::Python) => Kind::Python,
-            Some(LaneKind::Coroutine) => Kind::Coroutine,
-            Some(LaneKind::Io) => Kind::Io,
-            None if handle.is_process => Kind::Process,
-            None => Kind::Files,
+    /// Takes down that a task has ended, however that was, with its name if it has one of its own,
+    /// and what was left of what it needed.
+    pub(crate) fn ended(
+        &self,
+        handle: &TaskHandle,
+        name: Option<Py<PyString>>,
+        left_over: &Content,
+        parent: i64,
+        py: Option<Python<'_>>,
+    ) {
+        let (kind, thread) = match (handle.lane, left_over) {
+            (None, Content::Native(Some(_))) => (Kind::Process, 0),
+            (None, _) => (Kind::Files, 0),
+            (Some(LaneKind::Coroutine), _) | (_, Content::Suspended { .. }) => (Kind::Coroutine, 0),
+            (Some(lane), _) => match worker::ran(handle.task_id) {
+                Ran::Here(thread) => (kind_of(lane), thread),
+                Ran::AmongOthers => (Kind::Coroutine, 0),
+                Ran::Elsewhere => (kind_of(lane), self.thread_that_runs(handle)),
+            },
+        };
+        let name = match py {
+            Some(py) if handle.lane.is_some() => self.label(py, handle, name, left_over),
+            _ => trace::OWN_NAME,
         };
         let end = handle.state();
         let failure = match end {
@@ -311,8 +289,8 @@ impl Tracing {
             submitted,
             started,
             ended,
-            name: handle.mark.label,
-            thread: if thread == AMONG_OTHERS { 0 } else { thread },
+            name,
+            thread,
             failure: failure.map(Box::new),
             source: self.source,
             kind,
@@ -329,6 +307,23 @@ impl Tracing {
             Some(_) => unsafe { self.core.record_alone(record) },
             _ => self.core.record(record),
         }
+    }
+}
+
+impl Tracing {
+    /// The thread that is in the middle of a task that somebody else has ended; 0 if none is.
+    fn thread_that_runs(&self, handle: &TaskHandle) -> u32 {
+        let slots = handle.shared().map(|shared| shared.slots()).unwrap_or_default();
+        let runs = |slot: &&Arc<Slot>| slot.task.load(Ordering::Relaxed) == handle.task_id;
+        slots.iter().find(runs).map_or(0, |slot| slot.thread)
+    }
+}
+
+fn kind_of(lane: LaneKind) -> Kind {
+    match lane {
+        LaneKind::Python => Kind::Python,
+        LaneKind::Coroutine => Kind::Coroutine,
+        LaneKind::Io => Kind::Io,
     }
 }
 

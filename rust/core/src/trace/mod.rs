@@ -24,6 +24,8 @@ use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 /// Written when so many records wait, or after `PERIOD`.
 const FLUSH_AT: usize = if cfg!(test) { 100 } else { 32_768 };
+/// After how many records in the ring the thread that writes is told to empty it.
+const TELL_EVERY: usize = FLUSH_AT / 4 * 3;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// How many records may wait for the thread that writes them: some 64 MB.
@@ -32,8 +34,8 @@ pub const MAX_WAITING: usize = 1_000_000;
 /// How many different names are kept. The tasks with others bring theirs along.
 const MAX_NAMES: usize = if cfg!(test) { 10 } else { 65_536 };
 
-/// In place of a name's number: the task has brought its own.
-const OWN_NAME: u32 = u32::MAX;
+/// In place of a name's number: the task has brought its own, see [`Trace::note_name`].
+pub const OWN_NAME: u32 = u32::MAX;
 
 /// What has run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -220,7 +222,7 @@ impl Trace {
             lower_priority();
             writer.write_all(file, encoder, ring, &on_error);
         })?;
-        Ok(Self { inner, lane: UnsafeCell::new(Lane { ring: producer, until_told: FLUSH_AT / 2 }) })
+        Ok(Self { inner, lane: UnsafeCell::new(Lane { ring: producer, until_told: TELL_EVERY }) })
     }
 
     /// A number for one more source of tasks, which count theirs by themselves.
@@ -249,10 +251,15 @@ impl Trace {
     /// As [`name`](Self::name), leaving a note where that is needed.
     pub fn name_for(&self, source: u16, task: i64, text: &str) -> u32 {
         self.name(text).unwrap_or_else(|| {
-            let mut notes = lock(&self.inner.notes);
-            notes.entry((source, task)).or_default().name = Some(text.into());
+            self.note_name(source, task, text);
             OWN_NAME
         })
+    }
+
+    /// Says the name of a task that has not ended, to appear with its end.
+    pub fn note_name(&self, source: u16, task: i64, text: &str) {
+        let mut notes = lock(&self.inner.notes);
+        notes.entry((source, task)).or_default().name = Some(text.into());
     }
 
     /// Says more of a task that has not ended, to appear with its end.
@@ -298,7 +305,7 @@ impl Trace {
         }
         lane.until_told -= 1;
         if lane.until_told == 0 {
-            lane.until_told = FLUSH_AT / 2;
+            lane.until_told = TELL_EVERY;
             self.inner.order.notify_one();
         }
     }

@@ -24,7 +24,6 @@ use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
-use crate::trace::Mark;
 use crate::{signals, worker};
 use content::cancelled_error;
 pub(crate) use content::{Content, Outcome, restore_traceback};
@@ -60,8 +59,6 @@ pub(crate) struct TaskHandle {
     state: AtomicU8,
     /// Where it is queued; `None` for a native task, which never is.
     pub(crate) lane: Option<LaneKind>,
-    /// Whether it is a child process.
-    pub(crate) is_process: bool,
     /// Whether `wait_all` and `get_failed` of the runtime speak of this task.
     tracked: bool,
     /// Somebody wants it to stop. Relaxed: a hint that the body may look at when it likes.
@@ -71,7 +68,6 @@ pub(crate) struct TaskHandle {
     /// What is known of its callable, if that has a code object.
     pub(crate) origin: Option<Py<Origin>>,
     pub(crate) times: Times,
-    pub(crate) mark: Mark,
     /// Values and exceptions are put here and taken from here only by attached threads, so the
     /// garbage collector, which runs while all of these stand still, finds it unlocked or without
     /// any. No Python code runs while it is locked.
@@ -223,19 +219,19 @@ impl TaskHandle {
         let times = Times { submitted: AtomicU64::new(birth.at), ..Times::default() };
         let extras =
             birth.parent.clone().map(|parent| Extras { parent: Some(parent), ..Extras::default() });
-        let mark = Mark::new(py, &shared, task_id, name.as_ref(), origin.as_ref(), &content);
-        let is_process = matches!(content, Content::Native(Some(_)));
+        if let (Content::Native(_), Some(name), Some(tracing)) = (&content, &name, shared.tracing())
+        {
+            tracing.name_native(task_id, name.bind(py));
+        }
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
             lane,
-            is_process,
             tracked,
             cancel_requested: AtomicBool::new(false),
             task_id,
             origin,
             times,
-            mark,
             cell: Mutex::new(cell),
             shared: Some(shared),
             entry: AtomicU32::new(NO_ENTRY),
@@ -249,13 +245,11 @@ impl TaskHandle {
         Self {
             state: AtomicU8::new(RUNNING),
             lane: None,
-            is_process: false,
             tracked: false,
             cancel_requested: AtomicBool::new(false),
             task_id,
             origin: None,
             times: Times::default(),
-            mark: Mark::none(),
             cell: Mutex::new(cell),
             shared: None,
             entry: AtomicU32::new(NO_ENTRY),
@@ -463,14 +457,19 @@ impl TaskHandle {
         }
         // Release: whoever sees the state sees the content. Under the lock: they change as one.
         this.state.store(state, Ordering::Release);
+        let tracing = this.shared.as_ref().and_then(|shared| shared.tracing());
+        let name = match (tracing, py) {
+            (Some(_), Some(py)) => cell.name.as_ref().map(|name| name.clone_ref(py)),
+            _ => None,
+        };
         drop(cell);
+        // Before anybody wakes who may shut the runtime down, and so close the trace.
+        if let Some(tracing) = tracing {
+            let parent = parent.as_ref().map_or(-1, |family| family.parent);
+            tracing.ended(this, name, &left_over, parent, py);
+        }
         drop(left_over);
 
-        // Before anybody wakes who may shut the runtime down, and so close the trace.
-        if let Some(tracing) = this.shared.as_ref().and_then(|shared| shared.tracing()) {
-            let parent = parent.as_ref().map_or(-1, |family| family.parent);
-            tracing.ended(this, parent, py);
-        }
         if let Some(parent) = parent {
             parent.ended();
         }
