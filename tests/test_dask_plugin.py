@@ -372,7 +372,7 @@ def test_plugin_is_small_and_the_same_when_it_is_pickled(pickler):
     pickled = pickler.dumps(plugin)
     again = pickle.loads(pickled)
     assert len(pickled) < 200
-    assert vars(again) == vars(plugin) == {"threads": 3, "io_threads": 4}
+    assert vars(again) == vars(plugin) == {"threads": 3, "io_threads": 4, "trace": None}
     assert (again.name, again.idempotent) == (NAME, True)
 
 

@@ -20,6 +20,7 @@ from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.telemetry import Telemetry
+    from dftracer.asyncflow.tracing import EngineTrace
 
 Description = dict[str, Any]
 
@@ -45,6 +46,7 @@ class Dispatcher:
         self._services: dict[int, Component[Any]] = {}
         """What runs on though its future has been ended by hand, as a service's is when ready."""
         self._telemetry: Telemetry | None = None
+        self._trace: EngineTrace | None = None
 
     def _backend_named(self, name: str | None, asker: str) -> Any:
         if name is None:
@@ -73,6 +75,7 @@ class Dispatcher:
         return (
             self._takes_calls
             and self._telemetry is None
+            and (self._trace is None or self._trace.is_written_by(self._default))
             and component._template.backend is self._default
             and not component._options
             and component._attempts is None
@@ -99,7 +102,12 @@ class Dispatcher:
             component._is_call = True
             component._context = None
         try:
-            self._default.call_nowait(calls, self._take_outcomes)
+            if self._trace is None:
+                self._default.call_nowait(calls, self._take_outcomes)
+            else:
+                notes = self._trace.launched(components)
+                self._default.call_nowait(calls, self._take_outcomes, notes)
+                self._trace.handed_over(components)
         except Exception as error:
             for component in components:
                 self._settle(component, error=error)
@@ -111,6 +119,8 @@ class Dispatcher:
                 component._attempts.hand_over()
         if self._telemetry is not None:
             self._telemetry.submitted(components)
+        if self._trace is not None:
+            self._trace.describe(components)
         shares: dict[str, list[Description]] = {}
         for component in components:
             name = component._template.backend.name
@@ -227,6 +237,8 @@ class Dispatcher:
             component._stage = "RUNNING"
             if self._telemetry is not None:
                 self._telemetry.started(component, record)
+            if self._trace is not None:
+                self._trace.began(component)
 
     async def _check_outputs(self, component: Component[Any], record: Description) -> None:
         """End a task that has ended well, unless it has not written what it declares to write."""

@@ -122,6 +122,8 @@ class Scheduler(Dispatcher):
             component._workflow_id = workflow_id
         if self._telemetry is not None:
             self._telemetry.created(component)
+        if self._trace is not None:
+            self._trace.created(component)
         if waits_for:
             component._is_node = True
             self._graph.add(number, waits_for)
@@ -333,6 +335,8 @@ class Scheduler(Dispatcher):
     ) -> None:
         """Await a block's body and end the block as it ends."""
         block._stage = "RUNNING"
+        if self._trace is not None:
+            self._trace.began(block)
         # In this task's own copy of the context, so never to be reset.
         self._scope.set(Scope(block, block.uid))
         telemetry = self._telemetry
@@ -404,6 +408,8 @@ class Scheduler(Dispatcher):
         self._history.add(component)
         if self._telemetry is not None:
             self._telemetry.ended(component)
+        if self._trace is not None:
+            self._trace.ended(component)
         component._context = None
         if component._attempts is not None:
             component._attempts.end()

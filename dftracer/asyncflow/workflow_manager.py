@@ -24,6 +24,7 @@ from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 from dftracer.asyncflow.inspection import Components, Dependencies
 from dftracer.asyncflow.scheduler import Scheduler, Scope
+from dftracer.asyncflow.tracing import EngineTrace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -52,6 +53,10 @@ class WorkflowEngine(Scheduler):
         The name of the engine; ``asyncflow.session.`` and 8 random hex digits by default.
     work_dir:
         The directory below which outputs go, to ``<work_dir>/<uid>``; the current one by default.
+    trace:
+        Where to write the life of every component, in DFTracer's format: a file that ends in
+        ``.pfw.gz``, or a directory; by default what ``DFTRACER_TRACE`` in the environment says.
+        See ``docs/tracing.md``.
 
     Raises
     ------
@@ -60,7 +65,9 @@ class WorkflowEngine(Scheduler):
     TypeError
         If an argument is of the wrong type.
     ValueError
-        If there is no backend, or two have the same name.
+        If there is no backend, or two have the same name, or the trace has a wrong one.
+    OSError
+        If the trace cannot be written.
     """
 
     function_task: FunctionDecorator
@@ -88,6 +95,7 @@ class WorkflowEngine(Scheduler):
         implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
+        trace: str | os.PathLike[str] | None = None,
     ) -> None:
         loop = _running_loop()
         if backend is None:
@@ -112,6 +120,7 @@ class WorkflowEngine(Scheduler):
         self.executable_task = make_decorator(self, "executable")
         self.prompt_task = make_decorator(self, "prompt")
         self.block = make_decorator(self, "block")
+        self._trace = EngineTrace.opened(trace, self.uid, backends)
         self._attach()
         signals.watch(self)
 
@@ -123,6 +132,7 @@ class WorkflowEngine(Scheduler):
         implicit_data: bool = True,
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
+        trace: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Make an engine in the running event loop, and its default backend if none is given."""
         _running_loop()
@@ -133,7 +143,7 @@ class WorkflowEngine(Scheduler):
             for each in backends:
                 await registry.start(each)
         try:
-            return cls(backends, dry_run, implicit_data, uid, work_dir)
+            return cls(backends, dry_run, implicit_data, uid, work_dir, trace)
         except BaseException:
             if backend is None:
                 await backends[0].shutdown()
@@ -369,6 +379,8 @@ class WorkflowEngine(Scheduler):
             registry.detach(backend)
         if self._telemetry is not None:
             await self._telemetry.stop()
+        if self._trace is not None:
+            await asyncio.to_thread(self._trace.flush)
         if errors:
             raise errors[0]
 

@@ -26,11 +26,13 @@ __all__ = [
     "Results",
     "Runtime",
     "TaskHandle",
+    "Trace",
     "__version__",
     "after_fork_in_child",
     "after_fork_in_parent",
     "available_cpus",
     "before_fork",
+    "flush_traces",
     "running_task",
     "shutdown_all",
 ]
@@ -52,6 +54,9 @@ def shutdown_all(patience: float) -> list[str]:
     Waits as long as tasks end. When none has ended for ``patience`` seconds, cancels the rest and
     returns their names.
     """
+
+def flush_traces(limit: float) -> None:
+    """Wait until all traces of this process are in their files, for at most ``limit`` seconds."""
 
 def before_fork() -> None:
     """Wait until no native thread holds a lock that the child would find held for ever."""
@@ -190,7 +195,13 @@ class Results(Generic[_T]):
 class Runtime:
     """The native part of :class:`dftracer.utils.Runtime`, where it is documented."""
 
-    def __new__(cls, threads: int = 0, io_threads: int = 0, python_threads: int = 0) -> Runtime: ...
+    def __new__(
+        cls,
+        threads: int = 0,
+        io_threads: int = 0,
+        python_threads: int = 0,
+        trace: str | PathLike[str] | None = None,
+    ) -> Runtime: ...
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the pools, started or not: ``threads``, ``io_threads``,
@@ -241,6 +252,20 @@ class Runtime:
             If the runtime is shut down, or was made before a ``fork()``.
         """
 
+    def start_trace(self, trace: Trace) -> None:
+        """Write the tasks that are submitted from now on to ``trace``.
+
+        A runtime writes to one trace in its life: if it does already, nothing changes.
+
+        Raises
+        ------
+        RuntimeError
+            If the runtime was made before a ``fork()``.
+        """
+
+    def traces_to(self, trace: Trace) -> bool:
+        """Whether tasks are written to ``trace``."""
+
     def submit_to(
         self,
         mailbox: Mailbox,
@@ -254,11 +279,13 @@ class Runtime:
                 Context | None,
             ]
         ],
+        notes: Sequence[tuple[int, str]] | None = None,
     ) -> list[TaskHandle[Any]]:
         """Run many calls for one reader: token, function, args, kwargs, name, context.
 
         A body runs in its ``context``, which nothing else may run in; ``None`` is a copy of this
-        one.
+        one. ``notes`` say of each call, for the trace, when it was created
+        (:meth:`Trace.clock`), and members of a JSON object, without braces.
 
         Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
         mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
@@ -292,12 +319,13 @@ class Runtime:
         mailbox: Mailbox | None = None,
         token: Any | None = None,
         tell_begin: bool = False,
+        note: tuple[int, str] | None = None,
     ) -> TaskHandle[ProcessResult]:
         """Run a program: what :meth:`dftracer.utils.Runtime.run_process` is made of.
 
         With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
         business of its reader. With ``tell_begin`` that it begins is posted too, as by
-        :meth:`Mailbox.post`.
+        :meth:`Mailbox.post`. ``note`` is as for :meth:`submit_to`.
         """
 
     def hash_files(
@@ -394,6 +422,7 @@ class Runtime:
         """
 
 @final
+@final
 class ProcessResult:
     """How a child process ended."""
 
@@ -412,6 +441,64 @@ class ProcessResult:
     @property
     def stderr(self) -> bytes:
         """All that it wrote to its standard error."""
+
+@final
+class Trace:
+    """A trace file that is being written, by a thread of its own; dropping it closes the file.
+
+    :func:`dftracer.utils.tracing.open_trace` makes one, and knows which file to write.
+
+    Parameters
+    ----------
+    path:
+        The file; compressed if it ends in ``.gz``.
+    append:
+        Go on after what is there instead of emptying it.
+    process, host:
+        The names of this process and of the machine.
+
+    Raises
+    ------
+    BlockingIOError
+        If another trace is being written to the file.
+    OSError
+        If the file cannot be written.
+    """
+
+    def __new__(cls, path: str, append: bool, process: str, host: str) -> Trace: ...
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @staticmethod
+    def clock() -> int:
+        """The time now, in nanoseconds, as :meth:`component` takes it."""
+
+    def component(
+        self,
+        kind: str,
+        name: str,
+        times: tuple[int, int, int, int],
+        state: str,
+        members: str,
+        failure: BaseException | None = None,
+    ) -> None:
+        """Write the life of a component that none of our runtimes has run.
+
+        Parameters
+        ----------
+        kind:
+            ``"block"``, or anything else.
+        times:
+            When it was created, submitted, begun (0: never) and ended, as :meth:`clock` counts.
+        state:
+            ``"DONE"``, ``"FAILED"`` or ``"CANCELLED"``.
+        members:
+            Members of a JSON object, without its braces.
+        """
+
+    def flush(self) -> None:
+        """Wait until all that has ended before is in the file, or cannot be brought there."""
 
 @final
 class Mailbox:

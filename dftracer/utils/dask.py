@@ -41,6 +41,9 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     threads, io_threads:
         As for :class:`dftracer.utils.Runtime`, except that 0 means as many as the worker runs Dask
         tasks at a time, which is its share of the node. ``python_threads`` is always that.
+    trace:
+        A directory in which each worker process writes a trace of its runtime's tasks; made if it
+        is not there.
 
     Raises
     ------
@@ -51,7 +54,12 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     name = "dftracer-utils-runtime"
     idempotent = True
 
-    def __init__(self, threads: int = 0, io_threads: int = 0) -> None:
+    def __init__(
+        self,
+        threads: int = 0,
+        io_threads: int = 0,
+        trace: str | os.PathLike[str] | None = None,
+    ) -> None:
         for size, value in (("threads", threads), ("io_threads", io_threads)):
             if value < 0:
                 raise ValueError(f"{size} must not be negative, but is {value}")
@@ -59,15 +67,19 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         # can share one.
         self.threads = threads
         self.io_threads = io_threads
+        self.trace = None if trace is None else os.path.abspath(trace)
 
     def setup(self, worker: Worker) -> None:
         """Start a runtime for ``worker``, and make it the default of this process."""
         self.teardown(worker)  # it has one already if the plugin is registered under two names
         share = max(1, worker.state.nthreads)
+        if self.trace is not None:
+            os.makedirs(self.trace, exist_ok=True)
         runtime = Runtime(
             threads=self.threads or share,
             io_threads=self.io_threads or share,
             python_threads=share,
+            trace=self.trace,
         )
         _install(runtime)
         worker.dftracer_utils_runtime = runtime

@@ -6,17 +6,21 @@ import os
 import threading
 
 from dftracer.utils.runtime import Runtime
+from dftracer.utils.tracing import ENVIRONMENT
 
 _lock = threading.Lock()
 _default: Runtime | None = None
 
 
 def get_default_runtime() -> Runtime:
-    """Return the process-wide runtime; the first call makes it, with default sizes."""
+    """Return the process-wide runtime; the first call makes it, with default sizes.
+
+    It writes a trace if ``DFTRACER_TRACE`` in the environment says where.
+    """
     global _default
     with _lock:
         if _default is None:
-            _default = Runtime()
+            _default = Runtime(trace=os.environ.get(ENVIRONMENT) or None)
         return _default
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 # Native code imports these when it needs them. They are imported here so that no thread is in the
 # middle of that, holding the lock of an import, when the process forks.
-from dftracer.utils import _native, adoption, awaiting, callbacks, coroutines  # noqa: F401
+from dftracer.utils import _native, adoption, awaiting, callbacks, coroutines, tracing  # noqa: F401
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
 
@@ -91,11 +91,16 @@ class Runtime(_native.Runtime):
         The most threads that run plain callables, and, apart from those, the most event loops
         that run coroutine functions. 0 means ``min(32, threads)``. They are started one by one,
         when there is work for them.
+    trace:
+        Where to write the life of every task, in DFTracer's format: a file ending in ``.pfw.gz``,
+        or a directory. See ``docs/tracing.md``.
 
     Raises
     ------
     ValueError
-        If a size is negative, or above 32,767.
+        If a size is negative, or above 32,767, or the name of the trace ends in something else.
+    OSError
+        If the trace cannot be written.
 
     Notes
     -----
@@ -278,8 +283,13 @@ def _exit_patience_s() -> float:
         return 3.0
 
 
+_TRACE_GRACE_S = 10.0
+"""How long, at interpreter exit, traces may take to reach their files."""
+
+
 def _shut_down_at_exit() -> None:
     given_up = _native.shutdown_all(_exit_patience_s())
+    _native.flush_traces(_TRACE_GRACE_S)
     if given_up:
         _log.warning(
             "%d task(s) were given up at interpreter exit, because none had ended for a while "

@@ -188,6 +188,8 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
             self._fail(task, error)
         else:
             self._unfinished[task["uid"]] = (task, running)
+            if "trace_note" in task:
+                task["is_traced"] = True
 
     def _timeout_of_function(self, task: Task) -> float | None:
         """Return the seconds that a function may run; raises as :func:`timeout_of` does."""

@@ -91,6 +91,7 @@ def start_program(
         mailbox=mailbox,
         token=task,
         tell_begin=tell_begin,
+        note=task.get("trace_note"),
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend
 from dftracer.utils import Runtime
+from dftracer.utils.tracing import Trace
 
+Note = tuple[int, str]
 Call = tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any], str, Context | None]
 
 
@@ -52,6 +54,7 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         self,
         calls: list[Call],
         report: Callable[[Sequence[tuple[Any, str, Any]]], None],
+        notes: Sequence[Note] | None = None,
     ) -> None:
         """Begin to run functions that are no more than that, at less cost than tasks.
 
@@ -62,6 +65,8 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         report:
             Is given lists of tokens, each with ``"done"`` and what the function has returned,
             ``"failed"`` and what it has raised, or ``"cancelled"`` and ``None``.
+        notes:
+            For each what the trace is told of it.
 
         Raises
         ------
@@ -71,8 +76,22 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         if not self._is_open or self._runtime is None or self._mailbox is None:
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
         self._report_calls = report
-        handles = self._runtime.submit_to(self._mailbox, calls)
+        handles = self._runtime.submit_to(self._mailbox, calls, notes)
         self._calls.update(zip([call[0] for call in calls], handles, strict=True))
+
+    def trace_to(self, trace: Trace) -> bool:
+        """Let the runtime write its tasks to ``trace`` if it is this backend's own.
+
+        Returns
+        -------
+        bool
+            Whether tasks that have a ``trace_note`` are written there.
+        """
+        if self._runtime is None:
+            return False
+        if self._given_runtime is None:
+            self._runtime.start_trace(trace)
+        return self._runtime.traces_to(trace)
 
     def _run_functions(self, tasks: list[Task]) -> None:
         assert self._runtime is not None
@@ -93,9 +112,12 @@ class RuntimeExecutionBackend(HostExecutionBackend):
             calls.append(
                 (task, function, task["args"], task["kwargs"], task["name"], task.get("context"))
             )
-        handles = self._runtime.submit_to(self._mailbox, calls)
+        notes = [task["trace_note"] for task in accepted if "trace_note" in task]
+        handles = self._runtime.submit_to(self._mailbox, calls, notes or None)
         for task, handle in zip(accepted, handles, strict=True):
             self._unfinished[task["uid"]] = (task, handle)
+            if notes:
+                task["is_traced"] = True
         for limit in limits:
             self._limit(*limit)
 

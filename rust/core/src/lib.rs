@@ -18,4 +18,5 @@ pub mod patience;
 pub mod process;
 pub mod sizes;
 mod sync;
+pub mod trace;
 pub mod watchdog;

@@ -22,6 +22,7 @@ mod runtime;
 mod shared;
 mod signals;
 mod submit;
+mod trace;
 mod worker;
 
 use pyo3::prelude::*;
@@ -48,6 +49,8 @@ mod _native {
     use crate::results::Results;
     #[pymodule_export]
     use crate::runtime::Runtime;
+    #[pymodule_export]
+    use crate::trace::{Trace, flush_traces};
     #[pymodule_export]
     use crate::worker::PyBlocked;
 

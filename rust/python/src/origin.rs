@@ -1,6 +1,7 @@
 //! What is known of a callable before it is called. Of a plain function it is kept for its next
 //! submission: a campaign submits few functions, many times.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use pyo3::ffi;
@@ -22,7 +23,12 @@ pub(crate) struct Origin {
     /// Of a plain function.
     names: Option<Names>,
     name: OnceLock<Py<PyString>>,
+    /// The number of the name in the trace of its runtime. Relaxed: all write the same.
+    label: AtomicU32,
 }
+
+/// In place of a label that is not known yet.
+pub(crate) const UNLABELLED: u32 = u32::MAX;
 
 /// `__qualname__` and `__module__`.
 struct Names {
@@ -49,6 +55,14 @@ impl Origin {
         Some(name.bind(py).clone())
     }
 
+    pub(crate) fn label(&self) -> u32 {
+        self.label.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_label(&self, label: u32) {
+        self.label.store(label, Ordering::Relaxed);
+    }
+
     pub(crate) fn has_name(&self) -> bool {
         self.names.is_some()
     }
@@ -66,7 +80,8 @@ impl Origin {
             .getattr(pyo3::intern!(py, "co_flags"))
             .and_then(|flags| flags.extract::<u32>())
             .is_ok_and(|flags| flags & CO_COROUTINE != 0);
-        Py::new(py, Self { code: code.unbind(), is_coroutine, names, name: OnceLock::new() })
+        let label = AtomicU32::new(UNLABELLED);
+        Py::new(py, Self { code: code.unbind(), is_coroutine, names, name: OnceLock::new(), label })
     }
 }
 

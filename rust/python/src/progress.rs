@@ -27,7 +27,7 @@ pub(crate) fn nanos_now() -> u64 {
 
 /// A task and the count of those that it has submitted. Relaxed throughout: only shown.
 pub(crate) struct Family {
-    parent: i64,
+    pub(crate) parent: i64,
     total: AtomicU32,
     completed: AtomicU32,
 }
@@ -154,6 +154,8 @@ fn location(code: Option<&Bound<'_, PyAny>>) -> String {
 pub(crate) struct Slot {
     pub(crate) lane: LaneKind,
     pub(crate) number: usize,
+    /// The system's number of the thread.
+    pub(crate) thread: u32,
     /// The thread's identity in Python, or 0 before it is known.
     pub(crate) ident: std::sync::atomic::AtomicU64,
     /// The id of the innermost task that runs, `IDLE`, or `HELD` while another thread interrupts it.
@@ -168,10 +170,12 @@ pub(crate) const IDLE: i64 = -1;
 pub(crate) const HELD: i64 = -2;
 
 impl Slot {
+    /// The slot of the calling thread.
     pub(crate) fn new(lane: LaneKind, number: usize) -> Self {
         Self {
             lane,
             number,
+            thread: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
             ident: Default::default(),
             task: AtomicI64::new(IDLE),
             interrupted: Default::default(),

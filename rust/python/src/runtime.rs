@@ -19,6 +19,7 @@ use crate::process::{self, Request};
 use crate::progress;
 use crate::shared::{LaneKind, Shared};
 use crate::submit::Arguments;
+use crate::trace::{self, Note, Trace};
 
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
@@ -115,6 +116,7 @@ impl Runtime {
         let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
         for (number, call) in calls.into_iter().enumerate() {
             let task = TaskHandle::of_birth(
+                py,
                 &birth,
                 number,
                 self.shared.clone(),
@@ -166,14 +168,23 @@ impl Runtime {
 #[pymethods]
 impl Runtime {
     #[new]
-    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0))]
-    fn new(threads: isize, io_threads: isize, python_threads: isize) -> PyResult<Self> {
+    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None))]
+    fn new(
+        threads: isize,
+        io_threads: isize,
+        python_threads: isize,
+        trace: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
         let sizes = Sizes::resolve(
             size(threads, "threads")?,
             size(io_threads, "io_threads")?,
             size(python_threads, "python_threads")?,
         );
+        let trace = trace.map(|path| trace::open(&path)).transpose()?;
         let shared = Shared::new(sizes);
+        if let Some(trace) = trace {
+            shared.start_trace(trace);
+        }
         log::debug!("runtime started: {sizes:?}");
         Ok(Self { shared })
     }
@@ -194,17 +205,33 @@ impl Runtime {
         Ok(handle)
     }
 
+    /// Writes the tasks that are submitted from now on to a trace, unless they are already.
+    fn start_trace(&self, trace: Py<Trace>) -> PyResult<()> {
+        self.shared.check_process()?;
+        self.shared.start_trace(trace);
+        Ok(())
+    }
+
+    /// Whether tasks are written to that trace.
+    fn traces_to(&self, trace: &Trace) -> bool {
+        self.shared.tracing().is_some_and(|tracing| tracing.is_to(trace))
+    }
+
     /// As `submit` for many calls and one reader: each outcome is posted to `mailbox` under the
-    /// call's token, and failures are its business, not that of `wait_all`.
+    /// call's token, and failures are its business, not that of `wait_all`. `notes` tell the trace
+    /// of each call when it was created, and more.
+    #[pyo3(signature = (mailbox, calls, notes=None))]
     fn submit_to<'py>(
         &self,
         py: Python<'py>,
         mailbox: &Mailbox,
         calls: Vec<MailboxCall<'py>>,
+        notes: Option<Vec<Note>>,
     ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
         let mut handles = Vec::with_capacity(calls.len());
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         let mut failure = None;
+        let mut notes = notes.into_iter().flatten();
         for (token, callable, args, kwargs, name, context) in calls {
             let context = context.map(|context| context.into_any().unbind());
             let accepted = Call::new(callable, args, kwargs, context).and_then(|call| {
@@ -213,6 +240,9 @@ impl Runtime {
             });
             match accepted {
                 Ok((lane, handle)) => {
+                    if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
+                        tracing.note(handle.get(), &note);
+                    }
                     TaskHandle::deliver_to(&handle, &mailbox.core, token);
                     match lane {
                         LaneKind::Coroutine => coroutines.push(handle.clone()),
@@ -244,7 +274,7 @@ impl Runtime {
 
     /// `stdin` is bytes, the path of a file, or `None`; `stdout` and `stderr` are the path of a
     /// file, `False` to discard, or `None` to capture.
-    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false))]
+    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false, note=None))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
     fn start_process<'py>(
         &self,
@@ -260,6 +290,7 @@ impl Runtime {
         mailbox: Option<&Mailbox>,
         token: Option<Py<PyAny>>,
         tell_begin: bool,
+        note: Option<Note>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
         let token = token.unwrap_or_else(|| py.None());
         let begun = mailbox.filter(|_| tell_begin);
@@ -276,6 +307,9 @@ impl Runtime {
             begun: begun.map(|mailbox| (mailbox.core.clone(), token.clone_ref(py))),
         };
         process::submit(py, &self.shared, request, |handle| {
+            if let (Some(tracing), Some(note)) = (self.shared.tracing(), note) {
+                tracing.note(handle.get(), &note);
+            }
             if let Some(mailbox) = mailbox {
                 TaskHandle::deliver_to(handle, &mailbox.core, token);
             }

@@ -22,6 +22,7 @@ use crate::deadlines::Deadlines;
 use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
 use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
+use crate::trace::Tracing;
 use crate::{callbacks, coroutine, signals, worker};
 
 /// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     failures: Mutex<Failures>,
     /// Called with the handle and the exception of each failed task.
     error_callback: Mutex<Option<Py<PyAny>>>,
+    /// Where the lives of tasks are written.
+    tracing: OnceCell<Tracing>,
     /// Who waits, at interpreter exit, for threads to leave.
     departures: Mutex<Option<Arc<Parker>>>,
     /// False once `shutdown` has begun: no more tasks.
@@ -142,6 +145,7 @@ impl Shared {
             idle_waiters: Mutex::default(),
             failures: Mutex::default(),
             error_callback: Mutex::default(),
+            tracing: OnceCell::new(),
             departures: Mutex::default(),
             open: AtomicBool::new(true),
             threads: Mutex::default(),
@@ -176,6 +180,16 @@ impl Shared {
             ));
         }
         Ok(())
+    }
+
+    /// The trace, if there is one and its writer is in this process.
+    pub(crate) fn tracing(&self) -> Option<&Tracing> {
+        self.tracing.get().filter(|_| !self.is_copy())
+    }
+
+    /// False if there is a trace already.
+    pub(crate) fn set_tracing(&self, tracing: Tracing) -> bool {
+        self.tracing.set(tracing).is_ok()
     }
 
     pub(crate) fn is_copy(&self) -> bool {
@@ -526,6 +540,9 @@ impl Shared {
                 for thread in threads {
                     // An error means that the thread panicked, and its lane has been told.
                     let _ = thread.join();
+                }
+                if let Some(tracing) = self.tracing() {
+                    tracing.flush();
                 }
             });
         }

@@ -41,6 +41,10 @@ struct Current {
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// The task whose plain body has ended here last.
+    static RAN_LAST: Cell<i64> = const { Cell::new(IDLE) };
+    /// The system's number of this worker's thread; 0 if it is no worker, or one with an event loop.
+    static THREAD: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Looks at what this thread knows of itself as a worker: nothing if it is none, or is the copy of
@@ -119,6 +123,12 @@ pub(crate) fn as_worker<T>(
     let result = Python::try_attach(|py| {
         introduce(py, &slot);
         shared.add_slot(slot.clone());
+        if let Some(tracing) = shared.tracing() {
+            tracing.introduce(&slot);
+        }
+        if kind != LaneKind::Coroutine {
+            THREAD.set(slot.thread);
+        }
         CURRENT.set(Some(Current { shared: shared.clone(), slot: slot.clone(), task: None }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
         CURRENT.set(None);
@@ -161,7 +171,29 @@ fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers)
         Ok(None) => return None, // it goes on elsewhere
         Err(panic) => Outcome::Error(panic_error(&panic_text(panic.as_ref()))),
     };
+    RAN_LAST.set(handle.get().task_id);
     TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers)
+}
+
+/// Where a task of a lane has run that has just ended.
+pub(crate) enum Ran {
+    /// On this thread, whose number this is, with nothing else between.
+    Here(u32),
+    /// In this thread's event loop.
+    AmongOthers,
+    Elsewhere,
+}
+
+/// Asked by the thread that ends a task.
+pub(crate) fn ran(task_id: i64) -> Ran {
+    match THREAD.get() {
+        0 => with_current(|current| match current {
+            Some(_) => Ran::AmongOthers,
+            None => Ran::Elsewhere,
+        }),
+        thread if RAN_LAST.get() == task_id => Ran::Here(thread),
+        _ => Ran::Elsewhere,
+    }
 }
 
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
@@ -172,7 +204,9 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     };
     // Nobody but the queue holds the handle: nobody will ask for its name.
     // SAFETY: attached; the handle is a live object.
-    if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
+    if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1
+        || this.shared().is_some_and(|shared| shared.tracing().is_some())
+    {
         this.keep_name(call.callable().bind(py));
     }
     let outer = begin_body(py, handle);

@@ -14,11 +14,13 @@ use dftracer_core::ledger::Entry;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::park::{Parker, Wakeup};
 use dftracer_core::watchdog::Alarm;
+use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyString, PyTraceback};
 
 use crate::mailbox::{Delivery, News};
+use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
@@ -178,6 +180,14 @@ pub(crate) struct End {
     pub(crate) unheard: bool,
 }
 
+impl Times {
+    /// When it was submitted, when it was started and when it ended.
+    pub(crate) fn all(&self) -> (u64, u64, u64) {
+        let load = |time: &AtomicU64| time.load(Ordering::Relaxed);
+        (load(&self.submitted), load(&self.started), load(&self.ended))
+    }
+}
+
 impl TaskHandle {
     pub(crate) fn new(
         py: Python<'_>,
@@ -189,12 +199,13 @@ impl TaskHandle {
         tracked: bool,
     ) -> Self {
         let birth = Birth::now(py, &shared, 1);
-        Self::of_birth(&birth, 0, shared, name, content, lane, origin, tracked)
+        Self::of_birth(py, &birth, 0, shared, name, content, lane, origin, tracked)
     }
 
     /// The task of that number among those that are born together.
     #[allow(clippy::too_many_arguments)] // what a task begins with
     pub(crate) fn of_birth(
+        py: Python<'_>,
         birth: &Birth,
         number: usize,
         shared: Arc<Shared>,
@@ -208,6 +219,10 @@ impl TaskHandle {
         let times = Times { submitted: AtomicU64::new(birth.at), ..Times::default() };
         let extras =
             birth.parent.clone().map(|parent| Extras { parent: Some(parent), ..Extras::default() });
+        if let (Content::Native(_), Some(name), Some(tracing)) = (&content, &name, shared.tracing())
+        {
+            tracing.name_native(task_id, name.bind(py));
+        }
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
@@ -442,7 +457,17 @@ impl TaskHandle {
         }
         // Release: whoever sees the state sees the content. Under the lock: they change as one.
         this.state.store(state, Ordering::Release);
+        let tracing = this.shared.as_ref().and_then(|shared| shared.tracing());
+        let name = match (tracing, py) {
+            (Some(_), Some(py)) => cell.name.as_ref().map(|name| name.clone_ref(py)),
+            _ => None,
+        };
         drop(cell);
+        // Before anybody wakes who may shut the runtime down, and so close the trace.
+        if let Some(tracing) = tracing {
+            let parent = parent.as_ref().map_or(-1, |family| family.parent);
+            tracing.ended(this, name, &left_over, parent, py);
+        }
         drop(left_over);
 
         if let Some(parent) = parent {
@@ -575,6 +600,27 @@ impl TaskHandle {
             _ => None,
         };
         (self.state_name(), value)
+    }
+
+    /// The outcome of a native job, as long as nobody has looked at it.
+    pub(crate) fn native_outcome(&self) -> Option<Arc<NativeOutcome>> {
+        match &self.lock().content {
+            Content::Undecoded(outcome) => Some(outcome.clone()),
+            _ => None,
+        }
+    }
+
+    /// The error of a task that has failed, and the traceback it had.
+    pub(crate) fn error_now(
+        &self,
+        py: Python<'_>,
+    ) -> Option<(Py<PyBaseException>, Option<Py<PyTraceback>>)> {
+        match &self.lock().content {
+            Content::Error { exception, traceback } => {
+                Some((exception.clone_ref(py), traceback.as_ref().map(|t| t.clone_ref(py))))
+            }
+            _ => None,
+        }
     }
 
     /// Gives a native outcome its Python form.

@@ -1,0 +1,508 @@
+//! Traces: the lives of tasks, written to a file that trace viewers and `dftracer-utils` read.
+//!
+//! Whoever ends a task leaves a small [`Record`] in a ring or, if that is full, in a buffer. A thread
+//! of low priority takes them away once a second, or when there are many, and appends them to the
+//! file as one complete gzip member of JSON lines: what was written stays readable, whatever happens
+//! to the process later.
+//! Nobody ever waits for that thread, but in [`Trace::flush`]. Should it fall behind by
+//! [`MAX_WAITING`] records, or the file system refuse to take them, records are dropped, counted,
+//! and the trace says how many.
+
+mod event;
+mod file;
+
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use event::Encoder;
+use file::TraceFile;
+use rtrb::{Consumer, Producer, PushError, RingBuffer};
+
+/// Written when so many records wait, or after `PERIOD`.
+const FLUSH_AT: usize = if cfg!(test) { 100 } else { 32_768 };
+/// After how many records in the ring the thread that writes is told to empty it.
+const TELL_EVERY: usize = FLUSH_AT / 4 * 3;
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How many records may wait for the thread that writes them: some 64 MB.
+pub const MAX_WAITING: usize = 1_000_000;
+
+/// How many different names are kept. The tasks with others bring theirs along.
+const MAX_NAMES: usize = if cfg!(test) { 10 } else { 65_536 };
+
+/// In place of a name's number: the task has brought its own, see [`Trace::note_name`].
+pub const OWN_NAME: u32 = u32::MAX;
+
+/// What has run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// A plain call on a worker of the Python lane.
+    Python,
+    /// A coroutine.
+    Coroutine,
+    /// A plain call on the I/O lane.
+    Io,
+    /// A child process.
+    Process,
+    /// Native work on files.
+    Files,
+    /// A block of a workflow.
+    Block,
+    /// A component of a workflow that was not run by one of our runtimes, or not at all.
+    Component,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// With a result.
+    Done,
+    /// With an error.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+}
+
+/// The life of one task. Times are nanoseconds on the clock that [`Setup::now`] is of.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its number within its source.
+    pub task: i64,
+    /// The task that submitted it, of the same source; negative if none did.
+    pub parent: i64,
+    /// When it was handed over.
+    pub submitted: u64,
+    /// When it began; 0 if it never did.
+    pub started: u64,
+    /// When it ended.
+    pub ended: u64,
+    /// As [`Trace::name`] has answered.
+    pub name: u32,
+    /// The system's number of the thread that it had to itself; 0 if it had none.
+    pub thread: u32,
+    /// What is known of an end that was not good.
+    pub failure: Option<Box<Failure>>,
+    /// As [`Trace::new_source`] has answered.
+    pub source: u16,
+    /// What it was.
+    pub kind: Kind,
+    /// How it ended.
+    pub end: End,
+}
+
+/// Why a task failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// The type of the error.
+    pub error: String,
+    /// Its text.
+    pub message: String,
+    /// Where it was raised, a line for each frame, innermost last.
+    pub traceback: String,
+    /// Of a program.
+    pub exit_code: Option<i32>,
+}
+
+/// What is known of a task beyond its record, said when it is submitted.
+#[derive(Clone, Debug, Default)]
+pub struct Note {
+    /// Its name, if that is not one of those that are kept.
+    pub name: Option<Box<str>>,
+    /// When it was asked for, before it was submitted; 0 if that is the same.
+    pub created: u64,
+    /// Members of a JSON object, without its braces.
+    pub members: Box<str>,
+}
+
+/// What a trace says of the process it is of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The time now, on the clock that records use.
+    pub now: u64,
+    /// The name of the process.
+    pub process: String,
+    /// The name of the machine.
+    pub host: String,
+}
+
+/// Called once, when the file cannot be written any more, with the reason.
+pub type OnError = Box<dyn Fn(&io::Error) + Send>;
+
+/// A trace that is being written. Dropping it closes the file, in the background.
+pub struct Trace {
+    inner: Arc<Inner>,
+    /// Used by one thread at a time, as [`Trace::record_alone`] demands.
+    lane: UnsafeCell<Lane>,
+}
+
+// SAFETY: `lane` is all that is not Sync by itself; see there.
+unsafe impl Sync for Trace {}
+
+/// The way of records that takes no lock.
+struct Lane {
+    ring: Producer<Record>,
+    /// After how many records the thread that writes is told.
+    until_told: usize,
+}
+
+struct Inner {
+    /// The process that has the thread; a copy of this after a `fork()` has none.
+    process: u32,
+    state: Mutex<State>,
+    /// Signalled when there is something to do for the thread.
+    order: Condvar,
+    /// Signalled when the thread has written, and when it ends.
+    written: Condvar,
+    names: Mutex<Names>,
+    notes: Mutex<Notes>,
+}
+
+struct State {
+    records: Vec<Record>,
+    threads: Vec<(u32, String)>,
+    dropped: u64,
+    sources: u16,
+    /// How often writing was asked for, and up to which of these it was done.
+    asked: u64,
+    answered: u64,
+    open: bool,
+    /// Whether the thread is there.
+    alive: bool,
+}
+
+#[derive(Default)]
+struct Names {
+    numbers: HashMap<Arc<str>, u32>,
+    list: Vec<Arc<str>>,
+}
+
+type Notes = HashMap<(u16, i64), Note>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Trace {
+    /// Opens the file and writes its beginning. With `append` it goes on after what is there.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written; `WouldBlock` if another trace is being written to it.
+    pub fn open(path: &Path, append: bool, setup: &Setup, on_error: OnError) -> io::Result<Self> {
+        let mut file = TraceFile::open(path, append)?;
+        let mut encoder = Encoder::new(setup);
+        file.write(encoder.opening(file.is_empty()))?;
+        let inner = Arc::new(Inner {
+            process: std::process::id(),
+            state: Mutex::new(State {
+                records: Vec::new(),
+                threads: Vec::new(),
+                dropped: 0,
+                sources: 0,
+                asked: 0,
+                answered: 0,
+                open: true,
+                alive: true,
+            }),
+            order: Condvar::new(),
+            written: Condvar::new(),
+            names: Mutex::default(),
+            notes: Mutex::default(),
+        });
+        let (producer, ring) = touched_ring();
+        let writer = inner.clone();
+        std::thread::Builder::new().name("dft-trace".to_owned()).spawn(move || {
+            let _leaving = Leaving(&writer);
+            lower_priority();
+            writer.write_all(file, encoder, ring, &on_error);
+        })?;
+        Ok(Self { inner, lane: UnsafeCell::new(Lane { ring: producer, until_told: TELL_EVERY }) })
+    }
+
+    /// A number for one more source of tasks, which count theirs by themselves.
+    pub fn new_source(&self) -> u16 {
+        let mut state = lock(&self.inner.state);
+        state.sources = state.sources.wrapping_add(1);
+        state.sources
+    }
+
+    /// The number of a name; `None` if too many are kept already, and the task must bring it along
+    /// in its [`Note`].
+    pub fn name(&self, text: &str) -> Option<u32> {
+        let mut names = lock(&self.inner.names);
+        if let Some(number) = names.numbers.get(text) {
+            return Some(*number);
+        }
+        if names.list.len() >= MAX_NAMES {
+            return None;
+        }
+        let (name, number) = (Arc::<str>::from(text), names.list.len() as u32);
+        names.list.push(name.clone());
+        names.numbers.insert(name, number);
+        Some(number)
+    }
+
+    /// As [`name`](Self::name), leaving a note where that is needed.
+    pub fn name_for(&self, source: u16, task: i64, text: &str) -> u32 {
+        self.name(text).unwrap_or_else(|| {
+            self.note_name(source, task, text);
+            OWN_NAME
+        })
+    }
+
+    /// Says the name of a task that has not ended, to appear with its end.
+    pub fn note_name(&self, source: u16, task: i64, text: &str) {
+        let mut notes = lock(&self.inner.notes);
+        notes.entry((source, task)).or_default().name = Some(text.into());
+    }
+
+    /// Says more of a task that has not ended, to appear with its end.
+    pub fn note(&self, source: u16, task: i64, created: u64, members: &str) {
+        let mut notes = lock(&self.inner.notes);
+        let note = notes.entry((source, task)).or_default();
+        (note.created, note.members) = (created, members.into());
+    }
+
+    /// Names a thread.
+    pub fn name_thread(&self, thread: u32, name: &str) {
+        lock(&self.inner.state).threads.push((thread, name.to_owned()));
+    }
+
+    /// Takes the record of a task that has ended. Waits for nothing.
+    pub fn record(&self, record: Record) {
+        let mut state = lock(&self.inner.state);
+        if state.records.len() >= MAX_WAITING {
+            state.dropped += 1;
+            drop(state);
+            self.inner.take_note(&record);
+            return;
+        }
+        state.records.push(record);
+        let waiting = state.records.len();
+        drop(state);
+        if waiting == FLUSH_AT {
+            self.inner.order.notify_one();
+        }
+    }
+
+    /// As [`record`](Self::record), for half the price.
+    ///
+    /// # Safety
+    ///
+    /// No two threads are in here at the same time, and each sees what the one before has done:
+    /// they hold a lock that all of them take.
+    pub unsafe fn record_alone(&self, record: Record) {
+        // SAFETY: the caller's promise; nothing else uses it.
+        let lane = unsafe { &mut *self.lane.get() };
+        if let Err(PushError::Full(record)) = lane.ring.push(record) {
+            return self.record(record);
+        }
+        lane.until_told -= 1;
+        if lane.until_told == 0 {
+            lane.until_told = TELL_EVERY;
+            self.inner.order.notify_one();
+        }
+    }
+
+    /// The thread that writes it.
+    pub fn writer(&self) -> Writer {
+        Writer { inner: self.inner.clone() }
+    }
+
+    /// Waits until all that was recorded before is in the file, or cannot be brought there.
+    pub fn flush(&self) {
+        self.inner.flush(None);
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if self.inner.is_ours() {
+            lock(&self.inner.state).open = false;
+            self.inner.order.notify_one();
+        }
+    }
+}
+
+/// The thread that writes a trace, which outlives the trace until all is in the file.
+#[derive(Clone)]
+pub struct Writer {
+    inner: Arc<Inner>,
+}
+
+impl Writer {
+    /// Whether it is there: neither has it ended nor is it another process's.
+    pub fn is_alive(&self) -> bool {
+        self.inner.is_ours() && lock(&self.inner.state).alive
+    }
+
+    /// As [`Trace::flush`], not beyond a time limit.
+    pub fn flush(&self, deadline: Instant) {
+        self.inner.flush(Some(deadline));
+    }
+
+    /// If its trace was dropped, waits until the file is closed.
+    pub fn finish(&self) {
+        let mut state = lock(&self.inner.state);
+        while state.alive && !state.open {
+            state = self.inner.written.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Inner {
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    fn flush(&self, deadline: Option<Instant>) {
+        if !self.is_ours() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.asked += 1;
+        let ticket = state.asked;
+        self.order.notify_one();
+        while state.alive && state.answered < ticket {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            state = match left {
+                None => self.written.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return,
+                Some(left) => {
+                    let waited = self.written.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// The life of the thread that writes.
+    fn write_all(
+        &self,
+        mut file: TraceFile,
+        mut encoder: Encoder,
+        mut ring: Consumer<Record>,
+        on_error: &OnError,
+    ) {
+        let mut spare = Vec::new();
+        let mut has_complained = false;
+        loop {
+            let (mut records, threads, dropped, ticket, open) = {
+                let mut state = self.wait_for_order(&mut ring, &mut spare);
+                let mut records = std::mem::take(&mut spare);
+                records.append(&mut state.records);
+                let threads = std::mem::take(&mut state.threads);
+                let dropped = std::mem::take(&mut state.dropped);
+                (records, threads, dropped, state.asked, state.open)
+            };
+            if !(records.is_empty() && threads.is_empty() && dropped == 0) {
+                let count = records.len() as u64;
+                encoder.begin(&lock(&self.names).list);
+                for (thread, name) in &threads {
+                    encoder.thread(*thread, name);
+                }
+                if dropped > 0 {
+                    encoder.dropped(dropped);
+                }
+                records.sort_by_key(|record| record.started);
+                // A note is left before its record, so those of these records are there by now.
+                let have_notes = !lock(&self.notes).is_empty();
+                for record in &records {
+                    let note = have_notes.then(|| self.take_note(record)).flatten();
+                    encoder.task(record, note.as_ref());
+                }
+                if let Err(error) = file.write(encoder.text()) {
+                    lock(&self.state).dropped += count + dropped;
+                    if !std::mem::replace(&mut has_complained, true) {
+                        on_error(&error);
+                    }
+                }
+            }
+            records.clear();
+            if records.capacity() > 2 * FLUSH_AT {
+                records = Vec::new();
+            }
+            spare = records;
+            lock(&self.state).answered = ticket;
+            self.written.notify_all();
+            if !open {
+                return;
+            }
+        }
+    }
+
+    fn take_note(&self, record: &Record) -> Option<Note> {
+        lock(&self.notes).remove(&(record.source, record.task))
+    }
+
+    /// Waits until there is much to write, or something for long enough, or it is asked for.
+    fn wait_for_order(
+        &self,
+        ring: &mut Consumer<Record>,
+        records: &mut Vec<Record>,
+    ) -> MutexGuard<'_, State> {
+        let begun = Instant::now();
+        let mut state = lock(&self.state);
+        loop {
+            // After a look at who asks: what was recorded before that is in the ring by now.
+            while let Ok(record) = ring.pop() {
+                records.push(record);
+            }
+            let due = records.len() + state.records.len() >= FLUSH_AT;
+            let left = PERIOD.saturating_sub(begun.elapsed());
+            if due || left.is_zero() || !state.open || state.answered < state.asked {
+                return state;
+            }
+            let waited = self.order.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Tells those who wait for the thread that it has gone, whatever the reason.
+struct Leaving<'a>(&'a Inner);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).alive = false;
+        self.0.written.notify_all();
+    }
+}
+
+/// A ring whose memory the system has given already: workers shall not wait for that.
+fn touched_ring() -> (Producer<Record>, Consumer<Record>) {
+    let (mut producer, mut consumer) = RingBuffer::new(FLUSH_AT);
+    while producer.push(NOTHING).is_ok() {}
+    while consumer.pop().is_ok() {}
+    (producer, consumer)
+}
+
+const NOTHING: Record = Record {
+    task: 0,
+    parent: -1,
+    submitted: 0,
+    started: 0,
+    ended: 0,
+    name: 0,
+    thread: 0,
+    failure: None,
+    source: 0,
+    kind: Kind::Python,
+    end: End::Done,
+};
+
+/// Lets everybody else go first. Where that is refused it goes without.
+fn lower_priority() {
+    const NICENESS: i32 = 10;
+    // On Linux this is of the thread alone.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+}
+
+#[cfg(test)]
+mod tests;
