@@ -63,7 +63,8 @@ class Recorder:
 
     def note(self, task: dict[str, Any], state: str) -> None:
         """Take a state, in whatever thread."""
-        self._loop.call_soon_threadsafe(self._note, task, state)
+        # As it is now: a backend may take out of it later what only the engine needs.
+        self._loop.call_soon_threadsafe(self._note, dict(task), state)
 
     def _note(self, task: dict[str, Any], state: str) -> None:
         self.states.setdefault(task["uid"], []).append(state)
