@@ -1,4 +1,5 @@
 "use strict";
+// Longer than most files here: all parts of the page share one view of the data.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const tasks = data.tasks, count = tasks.start.length;

@@ -8,6 +8,7 @@ mod callbacks;
 mod coroutine;
 mod deadlines;
 mod exit;
+mod failures;
 mod files;
 mod fork;
 mod graph;

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dftracer_core::process::ProcessOutcome;
-use dftracer_core::trace::{self, End, Failure, Kind, Record, Setup, Writer};
+use dftracer_core::trace::{self, End, Kind, Record, Setup, Writer};
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
+use crate::failures::{describe, failure_of};
 use crate::handle::{Content, TaskHandle, state};
-use crate::native::{NativeOutcome, os_error};
+use crate::native::os_error;
 use crate::origin::UNLABELLED;
 use crate::progress::{Slot, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
@@ -22,12 +22,6 @@ use crate::worker::{self, Ran};
 
 /// How many names are known by their addresses.
 const MAX_LABELS: usize = 1_024;
-
-/// How many frames of a traceback are told, the innermost ones.
-const MAX_FRAMES: usize = 30;
-
-/// How much of what a failed program has written to its standard error is told: the end.
-const MAX_STDERR: usize = 1_000;
 
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Trace {
@@ -335,81 +329,6 @@ impl Shared {
         {
             self.slots().iter().for_each(|slot| tracing.introduce(slot));
         }
-    }
-}
-
-/// Why a task that has ended has failed; of a program, also that its exit code says so.
-fn failure_of(handle: &TaskHandle, py: Option<Python<'_>>) -> Option<Failure> {
-    if let Some(native) = handle.native_outcome() {
-        return native_failure(&native);
-    }
-    let describe = |py: Python<'_>| {
-        let (error, traceback) = handle.error_now(py)?;
-        Some(describe(error.bind(py), traceback.map(|traceback| traceback.into_bound(py))))
-    };
-    match py {
-        Some(py) => describe(py),
-        None => Python::try_attach(describe).flatten(),
-    }
-}
-
-fn describe(error: &Bound<'_, PyAny>, traceback: Option<Bound<'_, PyTraceback>>) -> Failure {
-    let kind = error.get_type().qualname().map_or_else(|_| "error".into(), |kind| kind.to_string());
-    let message = match error.str() {
-        Ok(text) => text.to_string_lossy().into_owned(),
-        Err(_) => "(no text)".to_owned(),
-    };
-    let mut frames = Vec::new();
-    let mut next = traceback.map(Bound::into_any);
-    while let Some(entry) = next {
-        if let Ok(line) = line_of(&entry) {
-            frames.push(line);
-        }
-        next = entry.getattr("tb_next").ok().filter(|next| !next.is_none());
-    }
-    let traceback = frames[frames.len().saturating_sub(MAX_FRAMES)..].join("\n");
-    Failure { error: kind, message, traceback, exit_code: None }
-}
-
-/// `file.py:12 in function`.
-fn line_of(entry: &Bound<'_, PyAny>) -> PyResult<String> {
-    let code = entry.getattr("tb_frame")?.getattr("f_code")?;
-    let (file, name) = (code.getattr("co_filename")?, code.getattr("co_name")?);
-    let line: u32 = entry.getattr("tb_lineno")?.extract()?;
-    Ok(format!("{}:{line} in {}", file.str()?.to_string_lossy(), name.str()?.to_string_lossy()))
-}
-
-/// As [`describe`], of a job that has ended without the interpreter.
-fn native_failure(outcome: &NativeOutcome) -> Option<Failure> {
-    let of = |error: &str, message: String| Failure {
-        error: error.to_owned(),
-        message,
-        ..Failure::default()
-    };
-    match outcome {
-        NativeOutcome::Process(ProcessOutcome::Exited(output)) => {
-            if output.exit_code == Some(0) {
-                return None;
-            }
-            let stderr = &output.stderr[output.stderr.len().saturating_sub(MAX_STDERR)..];
-            let message = match output.signal {
-                Some(signal) => format!("killed by signal {signal}"),
-                None => String::from_utf8_lossy(stderr).trim().to_owned(),
-            };
-            let exit_code = output.exit_code.or(output.signal.map(|signal| -signal));
-            Some(Failure { exit_code, ..of("exit code", message) })
-        }
-        NativeOutcome::Process(ProcessOutcome::NotStarted { program, error }) => {
-            Some(of("OSError", format!("{}: {error}", program.to_string_lossy())))
-        }
-        NativeOutcome::Process(ProcessOutcome::TimedOut(_)) => {
-            Some(of("TaskTimeoutError", "its process group was killed".to_owned()))
-        }
-        NativeOutcome::Digests(Err((path, error))) | NativeOutcome::Staged(Err((path, error))) => {
-            Some(of("OSError", format!("{}: {error}", path.display())))
-        }
-        NativeOutcome::Panicked(text) => Some(of("panic", text.clone())),
-        _ => None,
     }
 }
 

@@ -10,6 +10,8 @@
 
 mod event;
 mod file;
+mod record;
+mod writer;
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -20,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use event::Encoder;
 use file::TraceFile;
+pub use record::{End, Failure, Kind, Note, Record, Setup};
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use writer::{Leaving, lower_priority};
 
 /// Written when so many records wait, or after `PERIOD`.
 const FLUSH_AT: usize = if cfg!(test) { 100 } else { 32_768 };
@@ -36,100 +40,6 @@ const MAX_NAMES: usize = if cfg!(test) { 10 } else { 65_536 };
 
 /// In place of a name's number: the task has brought its own, see [`Trace::note_name`].
 pub const OWN_NAME: u32 = u32::MAX;
-
-/// What has run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// A plain call on a worker of the Python lane.
-    Python,
-    /// A coroutine.
-    Coroutine,
-    /// A plain call on the I/O lane.
-    Io,
-    /// A child process.
-    Process,
-    /// Native work on files.
-    Files,
-    /// A block of a workflow.
-    Block,
-    /// A component of a workflow that was not run by one of our runtimes, or not at all.
-    Component,
-}
-
-/// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum End {
-    /// With a result.
-    Done,
-    /// With an error.
-    Failed,
-    /// Cancelled.
-    Cancelled,
-}
-
-/// The life of one task. Times are nanoseconds on the clock that [`Setup::now`] is of.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// Its number within its source.
-    pub task: i64,
-    /// The task that submitted it, of the same source; negative if none did.
-    pub parent: i64,
-    /// When it was handed over.
-    pub submitted: u64,
-    /// When it began; 0 if it never did.
-    pub started: u64,
-    /// When it ended.
-    pub ended: u64,
-    /// As [`Trace::name`] has answered.
-    pub name: u32,
-    /// The system's number of the thread that it had to itself; 0 if it had none.
-    pub thread: u32,
-    /// What is known of an end that was not good.
-    pub failure: Option<Box<Failure>>,
-    /// As [`Trace::new_source`] has answered.
-    pub source: u16,
-    /// What it was.
-    pub kind: Kind,
-    /// How it ended.
-    pub end: End,
-}
-
-/// Why a task failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failure {
-    /// The type of the error.
-    pub error: String,
-    /// Its text.
-    pub message: String,
-    /// Where it was raised, a line for each frame, innermost last.
-    pub traceback: String,
-    /// Of a program.
-    pub exit_code: Option<i32>,
-}
-
-/// What is known of a task beyond its record, said when it is submitted.
-#[derive(Clone, Debug, Default)]
-pub struct Note {
-    /// Its name, if that is not one of those that are kept.
-    pub name: Option<Box<str>>,
-    /// When it was asked for, before it was submitted; 0 if that is the same.
-    pub created: u64,
-    /// Members of a JSON object, without its braces.
-    pub members: Box<str>,
-}
-
-/// What a trace says of the process it is of.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// The time now, on the clock that records use.
-    pub now: u64,
-    /// The name of the process.
-    pub process: String,
-    /// The name of the machine.
-    pub host: String,
-}
 
 /// Called once, when the file cannot be written any more, with the reason.
 pub type OnError = Box<dyn Fn(&io::Error) + Send>;
@@ -382,96 +292,8 @@ impl Inner {
         }
     }
 
-    /// The life of the thread that writes.
-    fn write_all(
-        &self,
-        mut file: TraceFile,
-        mut encoder: Encoder,
-        mut ring: Consumer<Record>,
-        on_error: &OnError,
-    ) {
-        let mut spare = Vec::new();
-        let mut has_complained = false;
-        loop {
-            let (mut records, threads, dropped, ticket, open) = {
-                let mut state = self.wait_for_order(&mut ring, &mut spare);
-                let mut records = std::mem::take(&mut spare);
-                records.append(&mut state.records);
-                let threads = std::mem::take(&mut state.threads);
-                let dropped = std::mem::take(&mut state.dropped);
-                (records, threads, dropped, state.asked, state.open)
-            };
-            if !(records.is_empty() && threads.is_empty() && dropped == 0) {
-                let count = records.len() as u64;
-                encoder.begin(&lock(&self.names).list);
-                for (thread, name) in &threads {
-                    encoder.thread(*thread, name);
-                }
-                if dropped > 0 {
-                    encoder.dropped(dropped);
-                }
-                records.sort_by_key(|record| record.started);
-                // A note is left before its record, so those of these records are there by now.
-                let have_notes = !lock(&self.notes).is_empty();
-                for record in &records {
-                    let note = have_notes.then(|| self.take_note(record)).flatten();
-                    encoder.task(record, note.as_ref());
-                }
-                if let Err(error) = file.write(encoder.text()) {
-                    lock(&self.state).dropped += count + dropped;
-                    if !std::mem::replace(&mut has_complained, true) {
-                        on_error(&error);
-                    }
-                }
-            }
-            records.clear();
-            if records.capacity() > 2 * FLUSH_AT {
-                records = Vec::new();
-            }
-            spare = records;
-            lock(&self.state).answered = ticket;
-            self.written.notify_all();
-            if !open {
-                return;
-            }
-        }
-    }
-
     fn take_note(&self, record: &Record) -> Option<Note> {
         lock(&self.notes).remove(&(record.source, record.task))
-    }
-
-    /// Waits until there is much to write, or something for long enough, or it is asked for.
-    fn wait_for_order(
-        &self,
-        ring: &mut Consumer<Record>,
-        records: &mut Vec<Record>,
-    ) -> MutexGuard<'_, State> {
-        let begun = Instant::now();
-        let mut state = lock(&self.state);
-        loop {
-            // After a look at who asks: what was recorded before that is in the ring by now.
-            while let Ok(record) = ring.pop() {
-                records.push(record);
-            }
-            let due = records.len() + state.records.len() >= FLUSH_AT;
-            let left = PERIOD.saturating_sub(begun.elapsed());
-            if due || left.is_zero() || !state.open || state.answered < state.asked {
-                return state;
-            }
-            let waited = self.order.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// Tells those who wait for the thread that it has gone, whatever the reason.
-struct Leaving<'a>(&'a Inner);
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        lock(&self.0.state).alive = false;
-        self.0.written.notify_all();
     }
 }
 
@@ -496,13 +318,6 @@ const NOTHING: Record = Record {
     kind: Kind::Python,
     end: End::Done,
 };
-
-/// Lets everybody else go first. Where that is refused it goes without.
-fn lower_priority() {
-    const NICENESS: i32 = 10;
-    // On Linux this is of the thread alone.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
-}
 
 #[cfg(test)]
 mod tests;
