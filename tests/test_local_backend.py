@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import GUARD_S, Door, Recorder, function_task, make_pool, program_task
+from backend_support import GUARD_S, Door, Lent, Recorder, function_task, make_pool, program_task
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
 from dftracer.utils import TaskTimeoutError
@@ -351,8 +351,9 @@ def die() -> None:
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-async def test_tasks_fail_by_name_when_their_worker_process_dies(kind: str) -> None:
-    async with served(make_pool(kind), name="pool") as (backend, recorder):
+async def test_tasks_fail_by_name_when_an_executor_of_somebody_elses_breaks(kind: str) -> None:
+    pool = make_pool(kind)
+    async with served(Lent(pool), name="pool") as (backend, recorder):
         tasks = [function_task(f"task.{n}", die) for n in range(5)]
         await backend.submit_tasks(tasks)
         for task in tasks:
@@ -363,6 +364,7 @@ async def test_tasks_fail_by_name_when_their_worker_process_dies(kind: str) -> N
         with pytest.raises(WorkerDiedError, match="task 'abs' on backend 'pool'"):
             await recorder.result_of("late")
         assert (await recorder.end_of("ls"))["stdout"] == "\n"
+    pool.shutdown()
 
 
 # --- cancellation -------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import cloudpickle
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.notes import Notes
+from dftracer.asyncflow.backends.pools import BrokenPool
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, text_of_error
 from dftracer.utils.primitives import Mailbox
@@ -54,6 +55,9 @@ class Call:
         self.future: Future[Any] | None = None
         self.end: End | None = None
         self.cancel_requested = False
+        self.cancels_future = True
+        """Whether :meth:`cancel` cancels the executor's future. Where a pool may break, it must
+        not: before Python 3.12, the executor's thread fails if it finds such a future then."""
         self._function = task["function"]
         self._args = task.get("args") or ()
         self._kwargs = task.get("kwargs") or {}
@@ -88,6 +92,8 @@ class Call:
     # --- on the way to another process ----------------------------------------------------------
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.cancel_requested:
+            return functools.partial, (tuple, (remote.MARK, "cancelled", None))
         try:
             packed = cloudpickle.dumps((self._function, self._args, self._kwargs))
         except Exception as error:
@@ -95,7 +101,7 @@ class Call:
             raise self._refusal from error
         if self._position is None:
             self._position = self._notes.reserve()
-        if self.cancel_requested:
+        if self.cancel_requested:  # meanwhile
             self._notes.cancel(self._position)
         whence = (self._notes.path, self._notes.host, self._position)
         return functools.partial, (_Run(), packed, *whence)
@@ -119,15 +125,15 @@ class Call:
 
         Raises
         ------
-        WorkerDiedError
+        BrokenExecutor
             If the executor has broken.
         RuntimeError
             If it takes no calls for another reason.
         """
         try:
             self.future = executor.submit(self)
-        except BrokenExecutor as error:
-            raise self._lost(error) from error
+        except BrokenExecutor:
+            raise
         except Exception as error:
             what = f"is refused by {type(executor).__name__}: {text_of_error(error)}"
             raise RuntimeError(self._say(what)) from error
@@ -135,8 +141,10 @@ class Call:
 
     def begun(self) -> float | None:
         """When the body began, by ``time.monotonic()``; ``None`` before."""
-        if self._begun is None and self._position is not None:
-            return self._notes.read(self._position)
+        position = self._position  # another thread may end the call
+        if self._begun is None and position is not None:
+            note = self._notes.read(position)
+            return None if note is None else note[0]
         return self._begun
 
     def began_at(self) -> float | None:
@@ -152,9 +160,10 @@ class Call:
     def cancel(self) -> bool:
         """Keep the call from beginning, if it has not; true, for whatever it does is not told."""
         self.cancel_requested = True
-        if self._position is not None:
-            self._notes.cancel(self._position)
-        if self.future is not None:
+        position = self._position  # another thread may end the call
+        if position is not None:
+            self._notes.cancel(position)
+        if self.future is not None and self.cancels_future:
             self.future.cancel()
         return True
 
@@ -175,10 +184,45 @@ class Call:
             self.end = self._end_of(future)
         except BaseException as error:  # of somebody's unpickling, if anything
             self.end = ("failed", error)
+        self._release_note()
+
+    def finish_lost(self, pool: BrokenPool) -> bool:
+        """End a call whose pool has broken, if it had begun or was cancelled; else it can run.
+
+        All the workers of the pool must have ended, so that it cannot begin any more.
+        """
+        note = None if self._position is None else self._notes.read(self._position)
+        self.future = None
+        if self.cancel_requested:
+            self.end = ("cancelled", None)
+        elif note is not None:
+            death = pool.deaths.get(note[1])
+            if death is not None:
+                what = f"is lost: its worker process died ({death})"
+            else:
+                what = (
+                    "is lost: its worker process was stopped in the middle of it, as their pool "
+                    f"broke when another died ({pool.death}); it is not run again by itself, "
+                    "because what it has done already would be done twice"
+                )
+            self.fail(what, pool.cause)
+            return True
+        else:
+            return False
+        self._release_note()
+        return True
+
+    def fail(self, what: str, cause: BaseException) -> None:
+        """End the call with a :class:`WorkerDiedError` that says so."""
+        self.end = ("failed", _caused(WorkerDiedError(self._say(what)), cause))
+        self._release_note()
+
+    def _release_note(self) -> None:
         if self._position is not None:
             if self._mailbox is not None:
                 self._begun = self.begun()
             self._notes.release(self._position)
+            self._position = None
 
     def _end_of(self, future: Future[Any]) -> End:
         if future.cancelled():
@@ -192,10 +236,11 @@ class Call:
         if self._refusal is not None:
             return "failed", self._refusal
         if isinstance(error, BrokenExecutor):
-            return "failed", _caused(self._lost(error), error)
+            return "failed", _caused(self.lost(error), error)
         return "failed", error
 
-    def _lost(self, error: BrokenExecutor) -> WorkerDiedError:
+    def lost(self, error: BrokenExecutor) -> WorkerDiedError:
+        """Return the error of a call whose executor has broken and cannot be replaced."""
         reason = "a worker process died"
         if isinstance(error, BrokenThreadPool):
             reason = "its workers cannot be set up"

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 from collections import deque
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.backends.base import Task, TaskStates
 from dftracer.asyncflow.backends.calls import Call
 from dftracer.asyncflow.backends.host import DELIVERIES_PER_TURN, HostExecutionBackend
 from dftracer.asyncflow.backends.notes import Notes
+from dftracer.asyncflow.backends.pools import BrokenPool, remake_of
+from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import Runtime
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+BREAKS_IN_A_ROW = 3
+"""After how many broken pools in which no task has begun those that wait fail."""
 
 
 class LocalExecutionBackend(HostExecutionBackend):
@@ -46,8 +53,14 @@ class LocalExecutionBackend(HostExecutionBackend):
 
     A body that runs cannot be stopped. A task that is cancelled, or fails with
     :class:`~dftracer.utils.TaskTimeoutError` at its ``timeout``, has ended for whoever waits, and
-    its worker is busy until the body is back. When a worker process dies, the tasks that its
-    executor held fail with :class:`WorkerDiedError`.
+    its worker is busy until the body is back.
+
+    A worker process that dies breaks its whole pool. Of :class:`ProcessPoolExecutor` and loky's,
+    the backend then makes another like it, which is :attr:`executor` from then on. The tasks that
+    had begun fail with :class:`WorkerDiedError`, which tells whether it was their worker that died,
+    and of what; all others run on the new pool. No body is begun twice. If three pools in a row
+    break before a task begins, those that wait fail too. With other executors all tasks that it
+    held fail, and it takes no more.
     """
 
     _after_timeout = "its worker is free again when the body returns"
@@ -61,11 +74,20 @@ class LocalExecutionBackend(HostExecutionBackend):
             )
         self._owns_executor = executor is None
         self.executor: Executor = _new_pool() if executor is None else executor
-        """Where functions run."""
+        """Where functions run. Another one after a worker process has died."""
+        self._remake = remake_of(self.executor)
+        self._lost: deque[Call] = deque()
+        """The calls that a broken pool held, and those that wait for the next. Filled by any
+        thread."""
+        self._broken: BrokenPool | None = None
+        self._breaks = 0
+        """How many pools in a row have broken before a task began."""
+        self._recovering: asyncio.Task[None] | None = None
         self._is_spent = False
         self._notes = Notes()
         self._ended: deque[Call] = deque()
         """The calls that have ended and are not yet reported. Filled by any thread."""
+        self._lock = threading.Lock()
         self._is_woken = False
         """Whether the event loop will look at them, without being told again."""
 
@@ -99,21 +121,49 @@ class LocalExecutionBackend(HostExecutionBackend):
             call = Call(
                 task, self.name, self._notes, self._mailbox if self.report_running else None
             )
+            call.cancels_future = self._remake is None
             try:
                 timeout = self._timeout_of_function(task)
-                future = call.begin(self.executor)
+                self._unfinished[task["uid"]] = (task, call)
+                self._hand_over(call)
             except Exception as error:
+                self._unfinished.pop(task["uid"], None)
                 self._fail(task, error)
                 continue
-            self._unfinished[task["uid"]] = (task, call)
             if timeout is not None:
                 self._limit(task, timeout, call.begun)
-            future.add_done_callback(functools.partial(self._note_end, call))
+
+    def _hand_over(self, call: Call) -> None:
+        """Give a call to the executor, or let it wait for the next if that has broken."""
+        if self._broken is not None:
+            self._lost.append(call)
+            self._recover()
+            return
+        try:
+            future = call.begin(self.executor)
+        except BrokenExecutor as error:
+            if self._remake is None:
+                raise call.lost(error) from error
+            self._note_break(call, error)
+            self._recover()
+            return
+        future.add_done_callback(functools.partial(self._note_end, call))
+
+    def _note_break(self, call: Call, error: BrokenExecutor) -> None:
+        """See what has died, before the executor stops the others. Called in any thread."""
+        with self._lock:
+            if self._broken is None:
+                self._broken = BrokenPool(self.executor, error)
+        self._lost.append(call)
 
     def _note_end(self, call: Call, future: Future[Any]) -> None:
         """Pass the end of a call on to the event loop. Called in any thread."""
-        call.finish(future)
-        self._ended.append(call)
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, BrokenExecutor) and self._remake is not None:
+            self._note_break(call, error)
+        else:
+            call.finish(future)
+            self._ended.append(call)
         if not self._is_woken:
             self._wake()
 
@@ -128,12 +178,65 @@ class LocalExecutionBackend(HostExecutionBackend):
         self._is_woken = False
         for _ in range(min(len(self._ended), DELIVERIES_PER_TURN)):
             call = self._ended.popleft()
+            self._breaks = 0
             if self.report_running:
                 self._begin_late(call)
             self._end(*call.take_end())
+        if self._lost:
+            self._recover()
         if self._ended:
             self._wake()
         self._tell_if_empty()
+
+    def _recover(self) -> None:
+        if self._recovering is None:
+            assert self._loop is not None
+            self._recovering = self._loop.create_task(self._replace_pool())
+
+    async def _replace_pool(self) -> None:
+        """Put another pool in the place of one that has broken, and go on with that."""
+        broken, remake = self._broken, self._remake
+        assert broken is not None
+        assert remake is not None
+        # Then its workers have ended, and all that it held is known to be lost.
+        await asyncio.to_thread(broken.executor.shutdown)
+        failure: Exception | None = None
+        try:
+            self.executor = remake()
+            self._remake = remake_of(self.executor)
+        except Exception as error:
+            failure = error
+        self._broken = self._recovering = None
+        lost = [self._lost.popleft() for _ in range(len(self._lost))]
+        waiting = []
+        for call in lost:
+            if call.finish_lost(broken):
+                self._ended.append(call)
+            else:
+                waiting.append(call)
+        self._breaks = 0 if self._ended else self._breaks + 1
+        if failure is not None:
+            what = f"another pool cannot be made: {text_of_error(failure)}"
+            self._fail_all(waiting, broken, what)
+        elif self._breaks == BREAKS_IN_A_ROW:
+            self._breaks = 0
+            what = f"that {BREAKS_IN_A_ROW} times in a row before a task could begin: look at the "
+            what += "pool's initializer, and at what its workers import"
+            self._fail_all(waiting, broken, what)
+        else:
+            for call in waiting:
+                try:
+                    self._hand_over(call)
+                except Exception as error:
+                    call.end = ("failed", error)
+                    self._ended.append(call)
+        self._report_ended()
+
+    def _fail_all(self, calls: list[Call], broken: BrokenPool, why: str) -> None:
+        for call in calls:
+            what = f"cannot begin: a worker process died ({broken.death}), and {why}"
+            call.fail(what, broken.cause)
+        self._ended.extend(calls)
 
     def _begin_late(self, call: Call) -> None:
         """Report that a call has begun if only its end tells, as in another process."""

@@ -39,11 +39,12 @@ class Notes:
         self._write(position, 0.0)
         return position
 
-    def read(self, position: int) -> float | None:
-        """Return when a call began, if it has."""
+    def read(self, position: int) -> tuple[float, int] | None:
+        """Return when a call began and the identifier of its process, if it has begun."""
         size = struct.calcsize(remote.NOTE)
-        note: float = struct.unpack(remote.NOTE, os.pread(self._file, size, position * size))[0]
-        return note if note > 0 else None
+        packed = os.pread(self._file, size, position * size)
+        since, pid = struct.unpack(remote.NOTE, packed)
+        return (since, pid) if since > 0 else None
 
     def cancel(self, position: int) -> None:
         """Keep a call from beginning."""
@@ -55,7 +56,7 @@ class Notes:
             self._free.append(position)
 
     def _write(self, position: int, note: float) -> None:
-        packed = struct.pack(remote.NOTE, note)
+        packed = struct.pack(remote.NOTE, note, 0)
         os.pwrite(self._file, packed, position * len(packed))
 
 

@@ -20,8 +20,8 @@ import cloudpickle
 MARK = "an outcome of dftracer.asyncflow"
 """The first item of what :func:`run` returns, to be told from what a body returns."""
 
-NOTE = "d"
-"""A note is one double: 0 before a call begins, then the clock when it did."""
+NOTE = "dq"
+"""A note is a double, 0 before a call begins, then the clock when it did, and the worker's pid."""
 CANCELLED = -1.0
 
 
@@ -56,9 +56,9 @@ def _may_begin(notes: str, host: str, position: int) -> bool:
         return True
     try:
         note = os.pread(file, size, position * size)
-        if note == struct.pack(NOTE, CANCELLED):
+        if struct.unpack(NOTE, note)[0] == CANCELLED:
             return False
-        os.pwrite(file, struct.pack(NOTE, time.monotonic()), position * size)
+        os.pwrite(file, struct.pack(NOTE, time.monotonic(), os.getpid()), position * size)
     finally:
         os.close(file)
     return True
