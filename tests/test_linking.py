@@ -56,7 +56,7 @@ def body(*args: Any, **kwargs: Any) -> str:
 
 async def run_diamond(backend: Any, kind: str, **options: Any) -> None:
     """Call a, b(a), c(a, b): of these a declares an output, b another, c reads that of a."""
-    async with await WorkflowEngine.create(backend, uid="flow", **options) as flow:
+    async with await WorkflowEngine.create(backend, **options) as flow:
         task = getattr(flow, kind)(body)
         a = task(OutputFile("out/a.txt"))
         b = task(a)
@@ -74,7 +74,7 @@ async def run_diamond(backend: Any, kind: str, **options: Any) -> None:
         assert_nothing_kept(flow)
 
 
-ONE, TWO, THREE = (f"flow.task.00000{number}" for number in (1, 2, 3))
+ONE, TWO, THREE = (f"task.00000{number}" for number in (1, 2, 3))
 IMPLICIT = ("implicit", TWO, THREE)
 EXPLICIT = ("explicit", ONE, THREE, "a.txt", None)
 
@@ -113,7 +113,7 @@ async def test_backend_is_told_where_a_file_is_when_no_dependency_writes_it(
     (elsewhere / "here" / "b.txt").touch()
     (elsewhere / "c.txt").write_text("of an earlier run")
     backend = Recorder(explicit=True)
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         task = flow.function_task(body)
         a = task(OutputFile("c.txt"), OutputFile("unused.txt"))
         inputs = [InputFile("a.txt"), InputFile("here/b.txt"), InputFile("c.txt")]
@@ -128,7 +128,7 @@ async def test_backend_is_told_where_a_file_is_when_no_dependency_writes_it(
 
 async def test_each_backend_is_told_of_its_own_tasks_when_there_are_several() -> None:
     first, second = Recorder(name="first"), Recorder(name="second", implicit=True, explicit=True)
-    async with await WorkflowEngine.create([first, second], uid="flow") as flow:
+    async with await WorkflowEngine.create([first, second]) as flow:
         here = flow.function_task(body)
         there = flow.function_task(backend="second")(body)
         a = here(OutputFile("a.txt"))
@@ -149,7 +149,7 @@ async def test_only_the_task_fails_when_a_hook_raises(hook: str) -> None:
         raise OSError("no link today")
 
     setattr(backend, hook, fail)
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         task = flow.function_task(body)
         a = task()
         with pytest.raises(OSError, match="no link today"):
@@ -160,7 +160,7 @@ async def test_only_the_task_fails_when_a_hook_raises(hook: str) -> None:
 
 async def test_task_fails_when_two_dependencies_write_the_same_file() -> None:
     backend = Recorder(explicit=True)
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         one, two, reader = (flow.function_task(f) for f in (_named(n) for n in "one two r".split()))
         a, b = one(OutputFile("a.txt")), two(OutputFile("x/a.txt"))
         with pytest.raises(
@@ -175,7 +175,7 @@ async def test_task_fails_when_two_inputs_have_the_same_name(elsewhere: Path) ->
         (elsewhere / name).mkdir()
         (elsewhere / name / "a.txt").touch()
     backend = Recorder(explicit=True)
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         reader = flow.function_task(_named("reader"))
         with pytest.raises(
             DataError, match=r"'reader' has two input files named 'a\.txt'.*x/a.txt"
@@ -196,7 +196,7 @@ def _named(name: str) -> Any:
 
 async def test_foreign_backend_gets_files_as_they_are_when_it_does_not_stage() -> None:
     backend = Recorder(explicit=True)
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         task = flow.function_task(body)
         given, written = InputFile("a.txt"), OutputFile("b.txt")
         await task(given, written)
@@ -208,7 +208,7 @@ async def test_foreign_backend_gets_files_as_they_are_when_it_does_not_stage() -
 async def test_rhapsody_backend_runs_tasks_when_they_declare_files() -> None:
     backends = pytest.importorskip("rhapsody.backends", reason="RHAPSODY is not installed")
     backend = await backends.ConcurrentExecutionBackend()
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
 
         @flow.function_task
         async def write(file: OutputFile) -> str:

@@ -237,7 +237,7 @@ async def test_all_succeed_in_the_end_when_many_fail_at_first(new_loop: NewLoop)
 
 async def test_each_attempt_gets_what_the_call_was_given_when_an_earlier_one_spoilt_it() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
 
         @flow.function_task(retries=1, backoff=0)
         async def body(*args: Any, **kwargs: Any) -> None: ...
@@ -256,9 +256,9 @@ async def test_each_attempt_gets_what_the_call_was_given_when_an_earlier_one_spo
             assert one[key] == two[key]
         assert one["args"] == ("value",)
         assert one["kwargs"] == {"key": 2}
-        assert one["metadata"]["dependencies"] == [{"uid": "flow.task.000001", "name": "identity"}]
-        assert (one["uid"], one["attempt"]) == ("flow.task.000002", 1)
-        assert (two["uid"], two["attempt"]) == ("flow.task.000002-2", 2)
+        assert one["metadata"]["dependencies"] == [{"uid": "task.000001", "name": "identity"}]
+        assert (one["uid"], one["attempt"]) == ("task.000002", 1)
+        assert (two["uid"], two["attempt"]) == ("task.000002-2", 2)
         assert "exception" not in two
 
 
@@ -488,7 +488,7 @@ async def test_shutdown_does_not_wait_when_calls_are_in_a_pause(new_loop: NewLoo
 
 async def test_attempt_that_runs_is_cancelled_under_its_own_name_when_it_is_not_the_first() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         future = flow.function_task(retries=1, backoff=0)(identity)(1)
         await backend.until(submitted=1)
         backend.report(0, "FAILED", exception=ValueError("once"))
@@ -497,7 +497,7 @@ async def test_attempt_that_runs_is_cancelled_under_its_own_name_when_it_is_not_
         assert future.state == "RUNNING"
         future.cancel()
         await backend.until(cancelled=1)
-        assert backend.cancelled == ["flow.task.000001-2"]
+        assert backend.cancelled == ["task.000001-2"]
 
 
 async def test_call_ends_by_hand_when_it_is_in_a_pause() -> None:
@@ -658,7 +658,7 @@ async def test_late_outcome_is_not_taken_for_the_next_attempt_s_when_one_has_tim
         paused.set()
         return 0.02
 
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         future = flow.function_task(retries=1, backoff=pause, timeout=0.5)(identity)(1)
         await backend.until(submitted=1, cancelled=1)
         assert paused.is_set()
@@ -667,7 +667,7 @@ async def test_late_outcome_is_not_taken_for_the_next_attempt_s_when_one_has_tim
         await backend.until(submitted=2)
         backend.report(0, state, **outcome)  # while it is under way
         assert not future.done()
-        assert backend.cancelled == ["flow.task.000001"]
+        assert backend.cancelled == ["task.000001"]
         backend.report(1, "DONE", return_value="in time")
         assert await future == "in time"
 
@@ -769,12 +769,12 @@ async def test_service_goes_on_when_it_was_ready_before_its_timeout(keeps_timeou
 
 async def test_service_is_stopped_at_the_end_when_an_earlier_attempt_ended_late() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="flow") as flow:
+    async with await WorkflowEngine.create(backend) as flow:
         future = flow.function_task(service=True, timeout=0.05, retries=1, backoff=0)(identity)(1)
         await backend.until(submitted=2, cancelled=1)
         future.set_result("ready")
         backend.report(0, "CANCELED")
-    assert backend.cancelled == ["flow.task.000001", "flow.task.000001-2"]
+    assert backend.cancelled == ["task.000001", "task.000001-2"]
 
 
 # --- what decorators refuse ---------------------------------------------------------------------

@@ -99,8 +99,8 @@ class Component(asyncio.Future[T], Generic[T]):
 
     @property
     def uid(self) -> str:
-        """Its identifier, for example ``"task.000042"``; with the engine's before it on backends
-        of others."""
+        """Its identifier within the engine, for example ``"task.000042"``; with the engine's name
+        before it on RHAPSODY's Dask backend, which tells engines apart by that."""
         return self._template.uid_of(self._number)
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
-from dftracer.asyncflow.backends.base import ExecutionBackend
+from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.components import Block, Component, Task
 from dftracer.asyncflow.errors import text_of
 
@@ -60,8 +60,8 @@ class Template:
     component: type[Component[Any]]
     """What a call is."""
     uid_prefix: str
-    """What the identifiers of its calls begin with: nothing, but for backends of others, some of
-    which take tasks of the same name for the same task even if they come from two engines."""
+    """What the identifiers of its calls begin with: the engine's name where tasks of two engines
+    would otherwise be taken for one."""
 
     def uid_of(self, number: int) -> str:
         """Return the identifier of the call of that number."""
@@ -165,7 +165,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             workflow_id_is_argument="workflow_id" in parameters,
             component=Block if kind == "block" else Task,
             uid_prefix=(
-                "" if kind == "block" or isinstance(target, ExecutionBackend) else f"{engine.uid}."
+                f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
             ),
         )
 

@@ -64,6 +64,15 @@ def state_names(backends: Sequence[Any]) -> dict[Any, str]:
     return names
 
 
+def shares_names(backend: Any) -> bool:
+    """Tell whether a backend takes tasks of the same name, of whatever engine, for the same task.
+
+    RHAPSODY's Dask backend does: the ``uid`` is the key on the scheduler.
+    """
+    kind = type(backend)
+    return kind.__name__ == "DaskExecutionBackend" and kind.__module__.startswith("rhapsody.")
+
+
 def attach(backend: Any, engine: str, callback: Callable[..., None], work_dir: str) -> None:
     """Let a backend serve an engine, and no other until that is shut down."""
     attached_to = list(getattr(backend, "attached_to", None) or ())
