@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +25,15 @@ from process_support import gone
 from dftracer.asyncflow import DependencyFailureError
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
+
+
+@pytest.fixture(autouse=True)
+def _sweep() -> Iterator[None]:
+    """Let go of the sockets that Dask leaves open where the other side is gone for ever."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

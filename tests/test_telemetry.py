@@ -399,13 +399,14 @@ def test_beginning_in_another_process_is_known_when_its_note_serves_another_call
     notes = Notes()
     call = Call(function_task("task.000001", identity, 1), "backend", notes, Mailbox())
     pickle.dumps(call)  # as an executor of processes does
-    assert call._position is not None
+    position = call._position
+    assert position is not None
     began = time.monotonic()
-    notes._write(call._position, began)
+    notes._write(position, began)
     future: Future[None] = Future()
     future.set_result(None)
     call.finish(future)
-    assert notes.reserve() == call._position
+    assert notes.reserve() == position
     assert call.began_at() == pytest.approx(time.time() - (time.monotonic() - began), abs=1)
 
 

@@ -309,13 +309,18 @@ class DaskExecutionBackend(ExecutionBackend):
             context = {"message": message, "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
 
+    @property
+    def client(self) -> Client | None:
+        """The client that tasks go through, while the backend is started."""
+        return self._connection.client if self._connection is not None else None
+
     def is_running(self, uid: str) -> bool:
         pending = self._pending.get(uid)
         return pending is not None and pending.is_running
 
     def _lost(self, label: str, error: BaseException | None) -> ConnectionError:
         """Return the error of a task of which Dask knows nothing any more."""
-        client = self._connection.client if self._connection is not None else None
+        client = self.client
         what = "is gone"
         if client is not None and client.status == "running":
             what = "has been told to forget it: was it restarted?"
