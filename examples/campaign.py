@@ -87,7 +87,7 @@ async def campaign(files: list[Path], backends: list[Any], summaries: int) -> di
             ranked = sorted((part.longest for part in parts), reverse=True)
             return [each for each in ranked[:summaries] if each[0]]
 
-        # Futures as arguments: the engine begins each task when the results that it needs are there.
+        # Futures as arguments: each task begins when the results that it needs are there.
         parts = [analyse(path, read(path)) for path in files]
         whole, chosen = total(parts), longest(parts)
 
