@@ -1,6 +1,7 @@
 """What every backend must do below an engine, ours and RHAPSODY's: one body of tests for all.
 
-A new backend is one line in ``KINDS``.
+A new backend is one line in ``KINDS``. Those in ``ON_REQUEST`` take minutes and much software: they
+join if the environment variable ``DFTRACER_TEST_BACKENDS`` names them, separated by commas.
 """
 
 import asyncio
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import GUARD_S, Door, Recorder, function_task, make_pool, program_task
+from backend_support import (
+    GUARD_S,
+    ON_REQUEST_KINDS,
+    Door,
+    Recorder,
+    function_task,
+    make_pool,
+    program_task,
+)
 from engine_support import REQUEST
 
 from dftracer.asyncflow import (
@@ -77,6 +86,15 @@ async def on_rhapsody_dask(name: str, request: pytest.FixtureRequest) -> Any:
     return await rhapsody.DaskExecutionBackend({"address": _address(request)}, name)
 
 
+async def on_rhapsody_pilot(name: str, _request: pytest.FixtureRequest) -> Any:
+    resources = {"resource": "local.localhost", "runtime": 15, "cores": WORKERS}
+    return await rhapsody.get_backend("radical_pilot", resources, None, name)
+
+
+async def on_rhapsody_dragon(name: str, _request: pytest.FixtureRequest) -> Any:
+    return await rhapsody.get_backend("dragon", None, name)
+
+
 def _address(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("cluster").scheduler.address)
 
@@ -94,6 +112,8 @@ KINDS: dict[str, Callable[[str, pytest.FixtureRequest], Awaitable[Any]]] = {
     "rhapsody-dask": on_rhapsody_dask,
     "noop": on_nothing,
 }
+ON_REQUEST = {"rhapsody-pilot": on_rhapsody_pilot, "rhapsody-dragon": on_rhapsody_dragon}
+KINDS |= {kind: ON_REQUEST[kind] for kind in ON_REQUEST_KINDS}
 
 LACKS: dict[str, dict[str, str]] = {
     "rhapsody-threads": {
@@ -109,6 +129,18 @@ LACKS: dict[str, dict[str, str]] = {
         "timeouts": "it passes 'timeout' on to the function",
         "stdin": "it passes 'stdin' on to the function that runs programs",
     },
+    "rhapsody-pilot": {
+        "functions": "it runs them only in its Raptor mode",
+        "errors of the system": "what went wrong is only a text",
+        "captured output": "it does not know 'capture_stdio'",
+        "descriptions": "it takes descriptions of its own only",
+        "timeouts": "it runs no functions",
+        "stdin": "it takes descriptions of its own only",
+    },
+    "rhapsody-dragon": {
+        "contexts": "a body runs in another process",
+        "stdin": "it does not know 'stdin'",
+    },
     "processes": {"contexts": "a body runs in another process"},
     "dask": {"contexts": "a body runs in another process"},
 }
@@ -118,10 +150,18 @@ LACKS: dict[str, dict[str, str]] = {
 @pytest.fixture(params=[kind for kind in KINDS if kind != "noop"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Return which kind of backend is tested; skip it if it lacks what the test needs."""
+    return able(request)
+
+
+def able(request: pytest.FixtureRequest) -> str:
+    """Return the kind that is the parameter; skip the test if the kind lacks what it needs."""
     lacks = LACKS.get(request.param, {})
-    for mark in request.node.iter_markers("needs"):
-        if mark.args[0] in lacks:
-            pytest.skip(f"{request.param} lacks {mark.args[0]}: {lacks[mark.args[0]]}")
+    needs = [mark.args[0] for mark in request.node.iter_markers("needs")]
+    if request.node.get_closest_marker("programs_only") is None:
+        needs.append("functions")
+    for need in needs:
+        if need in lacks:
+            pytest.skip(f"{request.param} lacks {need}: {lacks[need]}")
     return str(request.param)
 
 
@@ -138,9 +178,10 @@ def make(kind: str, request: pytest.FixtureRequest) -> Make:
 @pytest.fixture(params=KINDS)
 def make_any(request: pytest.FixtureRequest) -> Make:
     """Return what starts a backend of any kind, also of the one that runs nothing."""
+    kind = able(request)
 
     async def make(name: str = "default") -> Any:
-        return await KINDS[request.param](name, request)
+        return await KINDS[kind](name, request)
 
     return make
 
@@ -271,6 +312,7 @@ async def test_all_results_arrive_when_there_are_many_tasks(make_any: Make) -> N
 # --- programs -----------------------------------------------------------------------------------
 
 
+@pytest.mark.programs_only
 async def test_the_result_is_the_output_when_a_program_runs(make: Make) -> None:
     async with engine(await make()) as flow:
 
@@ -284,6 +326,7 @@ async def test_the_result_is_the_output_when_a_program_runs(make: Make) -> None:
         assert await soon(command("printf ä; exit 0")) == "ä"
 
 
+@pytest.mark.programs_only
 async def test_the_error_tells_the_end_when_a_program_fails(make: Make) -> None:
     async with engine(await make()) as flow:
 
@@ -301,6 +344,8 @@ async def test_the_error_tells_the_end_when_a_program_fails(make: Make) -> None:
             await soon(after)
 
 
+@pytest.mark.programs_only
+@pytest.mark.needs("errors of the system")
 async def test_the_task_fails_when_there_is_no_such_program(make: Make) -> None:
     async with engine(await make()) as flow:
 
@@ -312,6 +357,8 @@ async def test_the_task_fails_when_there_is_no_such_program(make: Make) -> None:
             await soon(command())
 
 
+@pytest.mark.programs_only
+@pytest.mark.needs("descriptions")
 async def test_programs_see_directory_and_environment_when_described_so(
     make: Make, tmp_path: Path
 ) -> None:
@@ -325,6 +372,8 @@ async def test_programs_see_directory_and_environment_when_described_so(
         assert await soon(show(task_description={"env": env})) == f"{tmp_path} green\n"
 
 
+@pytest.mark.programs_only
+@pytest.mark.needs("captured output")
 async def test_the_result_is_a_file_when_output_is_captured(make: Make, tmp_path: Path) -> None:
     async with engine(await make(), work_dir=tmp_path) as flow:
 
@@ -391,6 +440,7 @@ async def test_the_engine_goes_on_when_a_running_body_is_cancelled(
 
 
 @pytest.mark.needs("killing programs")
+@pytest.mark.programs_only
 async def test_the_program_ends_when_its_task_is_cancelled(make: Make, tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     os.mkfifo(alive)
