@@ -131,6 +131,8 @@ LACKS: dict[str, dict[str, str]] = {
     },
     "rhapsody-pilot": {
         "functions": "it runs them only in its Raptor mode",
+        "plain words": "a shell expands variables in the words of a program",
+        "plain errors": ', RuntimeError("task failed")',  # what it adds to standard error
         "errors of the system": "what went wrong is only a text",
         "captured output": "it does not know 'capture_stdio'",
         "descriptions": "it takes descriptions of its own only",
@@ -138,6 +140,7 @@ LACKS: dict[str, dict[str, str]] = {
         "stdin": "it takes descriptions of its own only",
     },
     "rhapsody-dragon": {
+        "many tasks": "each takes about a second",
         "contexts": "a body runs in another process",
         "stdin": "it does not know 'stdin'",
     },
@@ -292,6 +295,7 @@ async def test_the_failure_keeps_its_type_when_a_body_raises(make: Make) -> None
         assert await soon(flow.function_task(abs)(-1)) == 1
 
 
+@pytest.mark.needs("many tasks")
 async def test_all_results_arrive_when_there_are_many_tasks(make_any: Make) -> None:
     backend = await make_any()
     async with engine(backend) as flow:
@@ -313,7 +317,7 @@ async def test_all_results_arrive_when_there_are_many_tasks(make_any: Make) -> N
 
 
 @pytest.mark.programs_only
-async def test_the_result_is_the_output_when_a_program_runs(make: Make) -> None:
+async def test_the_result_is_the_output_when_a_program_runs(make: Make, kind: str) -> None:
     async with engine(await make()) as flow:
 
         @flow.executable_task
@@ -321,13 +325,14 @@ async def test_the_result_is_the_output_when_a_program_runs(make: Make) -> None:
             return words
 
         assert await soon(command("echo 'two  words'")) == "two  words\n"
-        assert await soon(command(["echo", "$HOME *"])) == "$HOME *\n"
+        if "plain words" not in LACKS.get(kind, {}):
+            assert await soon(command(["echo", "$HOME *"])) == "$HOME *\n"
         assert await soon(command("echo one two | tr ' ' '\\n' | wc -l")) == "2\n"
         assert await soon(command("printf ä; exit 0")) == "ä"
 
 
 @pytest.mark.programs_only
-async def test_the_error_tells_the_end_when_a_program_fails(make: Make) -> None:
+async def test_the_error_tells_the_end_when_a_program_fails(make: Make, kind: str) -> None:
     async with engine(await make()) as flow:
 
         @flow.executable_task
@@ -339,7 +344,8 @@ async def test_the_error_tells_the_end_when_a_program_fails(make: Make) -> None:
         with pytest.raises(ExecutableError, match="last words") as caught:
             await soon(failing)
         assert (caught.value.task, caught.value.exit_code) == ("command", 3)
-        assert (caught.value.stdout, caught.value.stderr) == ("out\n", "last words\n")
+        added = LACKS.get(kind, {}).get("plain errors", "")
+        assert (caught.value.stdout, caught.value.stderr) == ("out\n", f"last words\n{added}")
         with pytest.raises(DependencyFailureError):
             await soon(after)
 
