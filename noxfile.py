@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import nox
@@ -20,16 +19,6 @@ nox.options.sessions = ["lint", "rust", "typecheck", "imports", "tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SOURCES = ["dftracer", "examples", "benchmarks", "tests", "noxfile.py"]
-
-
-def offer_pyenv_interpreters() -> None:
-    """Let nox find all interpreters that pyenv has installed, not only those it has activated."""
-    if shutil.which("pyenv") and "PYENV_VERSION" not in os.environ:
-        listing = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True)
-        os.environ["PYENV_VERSION"] = ":".join(listing.stdout.split())
-
-
-offer_pyenv_interpreters()
 
 
 def install_wheel(session: nox.Session, *extras: str) -> None:
