@@ -140,7 +140,8 @@ LACKS: dict[str, dict[str, str]] = {
         "stdin": "it takes descriptions of its own only",
     },
     "rhapsody-dragon": {
-        "many tasks": "each takes about a second",
+        "many tasks": "each takes more than half a second",
+        "descriptions": "it ignores 'cwd' and 'env' outside its own process templates",
         "contexts": "a body runs in another process",
         "stdin": "it does not know 'stdin'",
     },
