@@ -172,6 +172,7 @@ def test_names_follow_when_a_function_is_renamed_between_submissions(runtime: Ru
     assert [first.name, second.name] == ["module.before", "module.after"]
 
 
+@pytest.mark.filterwarnings("ignore:Assigning a code object:DeprecationWarning")
 def test_function_is_told_from_its_coroutine_namesake_when_code_is_swapped(
     runtime: Runtime,
 ) -> None:
