@@ -191,9 +191,10 @@ def networks() -> Iterator[dict[str, str]]:
                 pytest.skip(f"no network namespaces here: {getattr(error, 'stderr', error)}")
         yield names
     finally:
-        for key in "sab":
+        ends = [["link", "del", f"{names['r']}0"], *(["netns", "del", names[key]] for key in "sab")]
+        for end in ends:
             with contextlib.suppress(OSError):
-                subprocess.run(["ip", "netns", "del", names[key]], capture_output=True)
+                subprocess.run(["ip", *end], capture_output=True)
 
 
 def is_reachable(host: str, port: str) -> bool:
@@ -204,7 +205,7 @@ def is_reachable(host: str, port: str) -> bool:
     return True
 
 
-async def test_tasks_run_and_are_given_up_when_networks_join_and_part(start, networks):
+async def test_tasks_run_and_are_given_up_when_networks_join_and_part(networks, start):
     def inside(key: str) -> tuple[str, ...]:
         return ("ip", "netns", "exec", networks[key])
 
