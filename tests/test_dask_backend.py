@@ -41,13 +41,18 @@ def read(path: str) -> str:
 # --- targets ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["address", "cluster", "client", "async client"])
+@pytest.mark.parametrize("kind", ["address", "mapping", "cluster", "client", "async client"])
 async def test_what_was_given_stays_when_the_engine_ends(dask_client, kind):
     cluster, address = dask_client.cluster, dask_client.cluster.scheduler_address
     if kind == "async client":
         target = await Client(address, asynchronous=True, set_as_default=False)
     else:
-        target = {"address": address, "cluster": cluster, "client": dask_client}[kind]
+        target = {
+            "address": address,
+            "mapping": {"address": address},
+            "cluster": cluster,
+            "client": dask_client,
+        }[kind]
     async with engine(target) as flow:
         pid = flow.function_task(lambda: os.getpid())
         assert {await pid(), await pid()} <= set(pids_of(cluster))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -31,7 +32,7 @@ async def test_only_that_task_fails_when_something_cannot_be_pickled(dask_client
         }
         good = take(1)
         for message, future in cases.items():
-            with pytest.raises(TypeError, match=message):
+            with pytest.raises(pickle.PicklingError, match=message):
                 await future
         assert await good == 1
 

@@ -59,8 +59,8 @@ class DaskExecutionBackend(ExecutionBackend):
     ----------
     target:
         Where: the address of a scheduler, a :class:`distributed.Client`, a cluster object, or a
-        mapping of arguments for a :class:`distributed.LocalCluster` of this backend's own.
-        ``None`` makes that with Dask's default sizes.
+        mapping of arguments for a :class:`distributed.LocalCluster` of this backend's own, or
+        with an ``address`` alone. ``None`` makes such a cluster with Dask's default sizes.
     name:
         The name by which decorators choose this backend.
     cluster, client, resources:

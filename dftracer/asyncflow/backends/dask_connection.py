@@ -77,7 +77,9 @@ class Connection:
                     "async Client in the engine's event loop, or a sync one"
                 )
             return await target if target.asynchronous else target
-        if isinstance(target, Mapping):
+        if isinstance(target, Mapping) and target.keys() == {"address"}:
+            target = target["address"]
+        elif isinstance(target, Mapping):
             arguments = {"dashboard_address": ":0", **target}
             target = await asyncio.to_thread(functools.partial(LocalCluster, **arguments))
             self._own.append(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import pickle
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _dumps(label: str, what: str, value: Any) -> bytes:
     try:
         return dask_worker.dumps(value)
     except Exception as error:
-        raise TypeError(
+        raise pickle.PicklingError(
             f"{label}: its {what}, of type {type(value).__name__}, cannot be pickled, so it cannot "
             f"be sent to a worker: {text_of_error(error)}"
         ) from error

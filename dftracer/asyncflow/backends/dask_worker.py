@@ -238,7 +238,7 @@ def _check(call: Call, result: Any) -> Any:
             try:
                 cloudpickle.dumps(result, 5, buffer_callback=_leave_out)
             except Exception as error:
-                raise TypeError(
+                raise pickle.PicklingError(
                     f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so "
                     f"it cannot leave its worker: {text_of_error(error)}"
                 ) from error
