@@ -22,6 +22,7 @@ from dftracer.asyncflow.decorators import (
 )
 from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
+from dftracer.asyncflow.graph import WorkflowGraph, graph_of
 from dftracer.asyncflow.inspection import Components, Dependencies
 from dftracer.asyncflow.scheduler import Scheduler, Scope
 from dftracer.asyncflow.tracing import EngineTrace
@@ -178,6 +179,22 @@ class WorkflowEngine(Scheduler):
     def resolved(self) -> set[str]:
         """The ``uid`` of every component that waits for no other: launched, or ended lately."""
         return self.running | {ended.uid for ended in self._history}
+
+    def graph(self, fold: bool | None = None) -> WorkflowGraph:
+        """Return the graph of all calls as it stands, before, during or after a run.
+
+        Parameters
+        ----------
+        fold:
+            Whether all calls of one function are one node, in each kind of block; by default if
+            there are more than 100 calls.
+
+        Raises
+        ------
+        ValueError
+            If every call shall have its node, and there were more than 1,000.
+        """
+        return graph_of(self, fold)
 
     @asynccontextmanager
     async def workflow_scope(self, workflow_id: str | None = None) -> AsyncIterator[str]:
