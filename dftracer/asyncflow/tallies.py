@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dftracer.utils.progress import Row
+
 MAX_TALLIES = 1_000
 """How many tallies an engine keeps. What is decorated or called elsewhere then shares one."""
 
@@ -72,6 +74,21 @@ class Tallies:
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(list(self._all))
+
+    def rows(self) -> list[Row]:
+        """Return how far the tasks of each name have come; blocks are none."""
+        rows: dict[str, Row] = {}
+        for tally in self:
+            if tally.kind != "block" and tally.registered:
+                _, total, ended, failed, cancelled = rows.get(tally.name, Row("", 0, 0, 0, 0))
+                rows[tally.name] = Row(
+                    tally.name,
+                    total + tally.registered,
+                    ended + tally.ended,
+                    failed + tally.failed,
+                    cancelled + tally.cancelled,
+                )
+        return list(rows.values())
 
     def of(self, kind: str, name: str) -> Tally:
         """Return the tally of the functions of that name."""
