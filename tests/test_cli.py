@@ -540,7 +540,8 @@ def test_a_shell_completes_commands_when_it_has_read_the_script(flow: Flow, tmp_
     source = """
     source completion
     COMP_WORDS=(dftracer-flow d) COMP_CWORD=1
-    eval "$(complete -p dftracer-flow | sed -E 's/.*-F ([^ ]+).*/\\1/') dftracer-flow d dftracer-flow"
+    complete=$(complete -p dftracer-flow | sed -E 's/.*-F ([^ ]+).*/\\1/')
+    $complete dftracer-flow d dftracer-flow
     echo "${COMPREPLY[@]}"
     """
     done = subprocess.run(
