@@ -26,6 +26,12 @@ from dftracer.utils.progress import SHARE, Meter, Row, RuntimeRows, Shown, Ticke
 PYTHON = [sys.executable, "-W", "error", "-c"]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the directory of the checkout, where programs would take its sources."""
+    monkeypatch.chdir(tmp_path)
+
+
 def row(name: str = "work", total: int = 10, ended: int = 0, failed: int = 0) -> Row:
     return Row(name, total, ended, failed, 0)
 

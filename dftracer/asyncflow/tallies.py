@@ -76,10 +76,13 @@ class Tallies:
         return iter(list(self._all))
 
     def rows(self) -> list[Row]:
-        """Return how far the tasks of each name have come; blocks are none."""
+        """Return how far the tasks of each name have come, in the order of their decoration.
+
+        Blocks are no tasks.
+        """
         rows: dict[str, Row] = {}
         for tally in self:
-            if tally.kind != "block" and tally.registered:
+            if tally.kind != "block":
                 _, total, ended, failed, cancelled = rows.get(tally.name, Row("", 0, 0, 0, 0))
                 rows[tally.name] = Row(
                     tally.name,
@@ -88,7 +91,7 @@ class Tallies:
                     failed + tally.failed,
                     cancelled + tally.cancelled,
                 )
-        return list(rows.values())
+        return [row for row in rows.values() if row.total]
 
     def of(self, kind: str, name: str) -> Tally:
         """Return the tally of the functions of that name."""
