@@ -26,6 +26,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -95,27 +96,9 @@ def find_files(root: str) -> dict[str, list[str]]:
     return {package: sorted(files) for package, files in sorted(packages.items())}
 
 
-class Progress:
-    """Count finished files on stderr: one line rewritten on a terminal, else a line per tenth."""
-
-    def __init__(self, total: int) -> None:
-        self.done, self.total = 0, total
-        self.terminal = sys.stderr.isatty()
-
-    def step(self, _: object) -> None:
-        """Count one more file."""
-        self.done += 1
-        steps = 100 if self.terminal else 10
-        if self.done * steps // self.total > (self.done - 1) * steps // self.total:
-            end = "\r" if self.terminal and self.done < self.total else "\n"
-            text = f"parsed {self.done:,} of {self.total:,} files"
-            print(text, end=end, file=sys.stderr, flush=True)
-
-
 async def census(root: str, output: Path, top: int, quiet: bool) -> int:
     """Count everything below ``root``, print and write the result, return the number of files."""
     packages = find_files(root)
-    progress = Progress(sum(map(len, packages.values())))
 
     async with await WorkflowEngine.create() as flow:
 
@@ -151,8 +134,6 @@ async def census(root: str, output: Path, top: int, quiet: bool) -> int:
         @flow.block
         async def package(files: list[str]) -> Tally:
             parsing = [parse(file) for file in files]
-            for future in () if quiet else parsing:
-                future.add_done_callback(progress.step)
             chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
             parts, results = await asyncio.gather(
                 asyncio.gather(*map(weigh_all, chunks)),
@@ -176,8 +157,9 @@ async def census(root: str, output: Path, top: int, quiet: bool) -> int:
             output.write_text(text, encoding="utf-8")
             return total.files
 
-        # The arguments are the futures of the blocks: ``report`` runs when all have finished.
-        return await report({name: package(files) for name, files in packages.items()})
+        with nullcontext() if quiet else flow.progress():
+            # The arguments are the futures of the blocks: ``report`` runs when all have finished.
+            return await report({name: package(files) for name, files in packages.items()})
 
 
 def table(tallies: dict[str, Tally], total: Tally, top: int) -> str:

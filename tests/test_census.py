@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal_support import Terminal
 
 CENSUS = Path(__file__).resolve().parents[1] / "examples" / "census.py"
 SEQUENTIAL = Path(__file__).resolve().with_name("census_sequential.py")
@@ -311,7 +312,7 @@ def test_stderr_stays_empty_when_a_parsed_file_warns(tree: Path, output: Path) -
     assert json.loads(output.read_text(encoding="utf-8"))["total"]["lines"] == 3
 
 
-def test_progress_is_a_line_per_tenth_when_stderr_is_not_a_terminal(
+def test_progress_ends_with_a_line_per_task_when_stderr_is_not_a_terminal(
     tree: Path, output: Path
 ) -> None:
     for number in range(40):
@@ -320,28 +321,29 @@ def test_progress_is_a_line_per_tenth_when_stderr_is_not_a_terminal(
     done = run(CENSUS, tree, "--json", output)
 
     *progress, last = done.stderr.splitlines()
-    assert progress == [f"parsed {count} of 40 files" for count in range(4, 44, 4)]
+    assert {line.partition(",")[0] for line in progress[-3:]} == {
+        "parse: 40/40",
+        "weigh: 1/1",
+        "report: 1/1",
+    }
     assert last.startswith("40 files in ")
     assert last.endswith(" files/s")
 
 
-def test_progress_rewrites_one_line_when_stderr_is_a_terminal(tree: Path, output: Path) -> None:
-    pty = pytest.importorskip("pty")
+def test_progress_is_a_bar_per_task_when_stderr_is_a_terminal(tree: Path, output: Path) -> None:
     for number in range(10):
         write(tree / f"module_{number}.py", GOOD)
-    ours, theirs = pty.openpty()
 
     command = [sys.executable, str(CENSUS), str(tree), "--json", str(output)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False)
-    os.close(theirs)
-    text = os.read(ours, 65536).decode()
-    os.close(ours)
+    with Terminal(width=100) as terminal:
+        done = terminal.run(command)
+        lines = terminal.screen()
 
-    assert done.returncode == 0
-    progress, last, end = text.split("\r\n")
-    assert progress == "\r".join(f"parsed {count} of 10 files" for count in range(1, 11))
-    assert last.startswith("10 files in ")
-    assert end == ""
+    assert done == 0
+    bars = [line for line in lines if "━" in line]
+    assert [line.split()[0] for line in bars] == ["parse", "weigh", "report"]
+    assert [line.split()[2] for line in bars] == ["10/10", "1/1", "1/1"]
+    assert lines[-1].startswith("10 files in ")
 
 
 def test_table_is_cut_when_top_is_smaller_than_the_number_of_packages(

@@ -38,9 +38,11 @@ class Component(asyncio.Future[T], Generic[T]):
         "_is_call",
         "_is_node",
         "_kwargs",
+        "_launched_at",
         "_number",
         "_options",
         "_stage",
+        "_tally",
         "_template",
     )
 
@@ -51,6 +53,8 @@ class Component(asyncio.Future[T], Generic[T]):
     _owner = 0
     """The number of the component in whose body this one was called; 0 if in none."""
     _workflow_id: str | None = None
+    _sources: Sequence[int] = ()
+    """The numbers of those it was given futures of, if it is among the first of its engine."""
     _files: Collection[File] = ()
     """What its arguments declare that it reads and writes."""
     _producers: Sequence[dict[str, Any]] = ()
@@ -91,6 +95,9 @@ class Component(asyncio.Future[T], Generic[T]):
         """Whether its backend was given it as a plain call."""
         self._description: dict[str, Any] | None = None
         self._stage = "PENDING"
+        self._tally = template.tally
+        self._launched_at = 0.0
+        """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
 
     @property
     def id(self) -> str:

@@ -12,6 +12,7 @@ from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.components import Block, Component, Task
 from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.tallies import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
@@ -62,6 +63,8 @@ class Template:
     uid_prefix: str
     """What the identifiers of its calls begin with: the engine's name where tasks of two engines
     would otherwise be taken for one."""
+    tally: Tally
+    """Where its calls are counted, but for those in the bodies of blocks."""
 
     def uid_of(self, number: int) -> str:
         """Return the identifier of the call of that number."""
@@ -167,6 +170,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             uid_prefix=(
                 f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
             ),
+            tally=engine._tallies.of(kind, name),
         )
 
         @functools.wraps(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.asyncflow.components import Component, number_of
@@ -30,17 +30,47 @@ Entry = tuple["Template", int, bool | None, "weakref.ref[Component[Any]]"]
 """The same, made in less time."""
 
 
+class Tie(NamedTuple):
+    """What is remembered of a component besides, if it is among the first of its engine."""
+
+    owner: int
+    """The number of the block in whose body it was called; 0 if in none."""
+    sources: Sequence[int]
+    """The numbers of those it was given futures of."""
+    seconds: float
+    """From its launch to its end; 0 if it was not launched."""
+
+
 class History:
     """The components that have ended last, oldest first."""
 
     def __init__(self) -> None:
         self._ended: deque[Entry] = deque(maxlen=HISTORY_SIZE)
+        self.ties: dict[int, Tie] = {}
+        """By their numbers, from 1 to the size of the history."""
 
-    def add(self, component: Component[Any]) -> None:
-        """Remember a component that has just ended."""
-        succeeded = None if component.cancelled() else component._exception is None
-        entry = (component._template, component._number, succeeded, weakref.ref(component))
-        self._ended.append(entry)
+    def add(self, component: Component[Any], succeeded: bool | None, now: float) -> None:
+        """Remember, and count, a component that has ended at this time of the monotonic clock.
+
+        It has ``succeeded``, failed, or (``None``) was cancelled.
+        """
+        tally, launched_at = component._tally, component._launched_at
+        seconds = now - launched_at if launched_at else 0.0
+        if succeeded:
+            tally.done += 1
+            tally.seconds += seconds
+        elif succeeded is None:
+            tally.cancelled += 1
+        else:
+            tally.failed += 1
+        number = component._number
+        self._ended.append((component._template, number, succeeded, weakref.ref(component)))
+        if number <= HISTORY_SIZE:
+            self.ties[number] = Tie(component._owner, component._sources, seconds)
+
+    def entries(self) -> list[Entry]:
+        """Return what is remembered, oldest first."""
+        return list(self._ended)
 
     def __iter__(self) -> Iterator[Ended]:
         return map(_shown, list(self._ended))

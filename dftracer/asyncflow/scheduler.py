@@ -22,8 +22,9 @@ import contextvars
 import functools
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
@@ -43,7 +44,8 @@ from dftracer.asyncflow.failures import (
     label_of,
     root_of,
 )
-from dftracer.asyncflow.inspection import History
+from dftracer.asyncflow.inspection import HISTORY_SIZE, History
+from dftracer.asyncflow.tallies import Tallies
 from dftracer.utils.primitives import Graph
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ class Scheduler(Dispatcher):
         """Of those who wait, and those whom somebody waits for; the others need none."""
         self._numbers = 0
         self._history = History()
+        self._tallies = Tallies()
+        self._batch_ended_at = 0.0
+        """When the outcomes came that are dealt with at this moment, on the monotonic clock."""
         self._foreign: dict[asyncio.Future[Any], int] = {}
         self._ready: list[Component[Any]] = []
         self._launch_scheduled = False
@@ -120,6 +125,9 @@ class Scheduler(Dispatcher):
             self._take_in(component, scope)
         if workflow_id is not None:
             component._workflow_id = workflow_id
+        component._tally.registered += 1
+        if futures:
+            self._count_edges(component, futures)
         if self._telemetry is not None:
             self._telemetry.created(component)
         if self._trace is not None:
@@ -137,7 +145,19 @@ class Scheduler(Dispatcher):
         owner = scope.owner
         if owner is not None and not owner.done():
             component._owner = owner._number
+            component._tally = self._tallies.inside(owner._tally, component._tally)
             self._members.setdefault(owner._number, {})[component._number] = component
+
+    def _count_edges(
+        self, component: Component[Any], futures: Iterable[asyncio.Future[Any]]
+    ) -> None:
+        """Note whose futures a call was given."""
+        own = [f for f in futures if isinstance(f, Component) and f._engine is self]
+        counts = component._tally.sources
+        for future in own:
+            counts[future._tally] = counts.get(future._tally, 0) + 1
+        if component._number <= HISTORY_SIZE:
+            component._sources = [future._number for future in own]
 
     def _refuse_caller(self, template: Template) -> None:
         if asyncio._get_running_loop() is not self.loop:
@@ -191,6 +211,7 @@ class Scheduler(Dispatcher):
         ready, self._ready = self._ready, []
         calls: list[Component[Any]] = []
         tasks: list[Component[Any]] = []
+        now = monotonic()
         for component in ready:
             if component.done() or component._stage != "PENDING":
                 continue
@@ -198,6 +219,7 @@ class Scheduler(Dispatcher):
                 continue
             if self._telemetry is not None and component._attempts is None:
                 self._telemetry.resolved(component)
+            component._launched_at = now
             if component._template.policy is not None:
                 self._begin_attempt(component, component._template.policy)
             kind = component._template.kind
@@ -379,7 +401,7 @@ class Scheduler(Dispatcher):
             self._leave(component, result)
         else:
             asyncio.Future.set_result(component, result)
-        self._forget(component)
+        self._forget(component, error is None)
         if verdicts:
             self._follow(verdicts)
 
@@ -401,11 +423,14 @@ class Scheduler(Dispatcher):
         if component._callbacks:  # somebody has
             component._fetch()
 
-    def _forget(self, component: Component[Any]) -> None:
-        """Let go of an ended component: from here on its future is all there is of it."""
+    def _forget(self, component: Component[Any], succeeded: bool | None) -> None:
+        """Let go of an ended component: from here on its future is all there is of it.
+
+        It has ``succeeded``, failed, or (``None``) was cancelled.
+        """
         number = component._number
         del self._unfinished[number]
-        self._history.add(component)
+        self._history.add(component, succeeded, self._batch_ended_at or monotonic())
         if self._telemetry is not None:
             self._telemetry.ended(component)
         if self._trace is not None:
@@ -438,7 +463,7 @@ class Scheduler(Dispatcher):
                 failed = all_failed(component._dependencies)
                 error = dependency_failure(component, failed)
                 asyncio.Future.set_exception(component, error)
-            self._forget(component)
+            self._forget(component, None if cancelled else False)
 
     # --- a cancellation -------------------------------------------------------------------------
 
@@ -469,17 +494,19 @@ class Scheduler(Dispatcher):
             self._to_cancel.append((member, msg or f"{label_of(component)} was cancelled", ""))
         component._root = root
         asyncio.Future.cancel(component, msg)
-        self._forget(component)
+        self._forget(component, None)
         self._stop(component, msg)
         if component._is_node:
             self._follow(self._graph.cancel(number))
 
     def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
         was_scheduled, self._launch_scheduled = self._launch_scheduled, True
+        self._batch_ended_at = monotonic()
         try:
             super()._take_outcomes(outcomes)
         finally:
             self._launch_scheduled = was_scheduled
+            self._batch_ended_at = 0.0
         # What this has made ready needs no turn of the loop of its own.
         if self._ready and not was_scheduled:
             self._launch()

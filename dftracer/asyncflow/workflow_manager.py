@@ -6,13 +6,12 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from dftracer.asyncflow import signals
+from dftracer.asyncflow import defaults, signals
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
-from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.components import Component
 from dftracer.asyncflow.decorators import (
     BlockDecorator,
@@ -22,9 +21,11 @@ from dftracer.asyncflow.decorators import (
 )
 from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
+from dftracer.asyncflow.graph import WorkflowGraph, graph_of
 from dftracer.asyncflow.inspection import Components, Dependencies
 from dftracer.asyncflow.scheduler import Scheduler, Scope
 from dftracer.asyncflow.tracing import EngineTrace
+from dftracer.utils.progress import show
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,10 +44,12 @@ class WorkflowEngine(Scheduler):
     backend:
         Where tasks run: an execution backend that has been awaited, or a list of them with
         different names, the first being the one for tasks that name none. For :meth:`create` they
-        need not have been awaited, and ``None`` is a :class:`RuntimeExecutionBackend` of its own.
+        need not have been awaited, and ``None`` is a :class:`RuntimeExecutionBackend` of its own,
+        or what ``DFTRACER_BACKEND`` in the environment says: see ``docs/cli.md``.
     dry_run:
         Run nothing: every task ends at once with a dummy result, whichever backend it names. The
-        backends that are given are neither used nor shut down.
+        backends that are given are neither used nor shut down. ``DFTRACER_DRY_RUN=1`` in the
+        environment asks all engines for it.
     implicit_data:
         Let a task have the files of those it depends on, on backends that can do that.
     uid:
@@ -103,6 +106,7 @@ class WorkflowEngine(Scheduler):
                 "backend is missing: use 'await WorkflowEngine.create()', which makes one"
             )
         _check_arguments(dry_run, implicit_data, uid, work_dir)
+        dry_run = dry_run or defaults.is_dry_run()
         backends = _as_list(backend)
         if dry_run:
             backends = [NoopExecutionBackend(each.name) for each in backends]
@@ -121,6 +125,7 @@ class WorkflowEngine(Scheduler):
         self.prompt_task = make_decorator(self, "prompt")
         self.block = make_decorator(self, "block")
         self._trace = EngineTrace.opened(trace, self.uid, backends)
+        defaults.register(self)
         self._attach()
         signals.watch(self)
 
@@ -137,7 +142,8 @@ class WorkflowEngine(Scheduler):
         """Make an engine in the running event loop, and its default backend if none is given."""
         _running_loop()
         _check_arguments(dry_run, implicit_data, uid, work_dir)
-        backends = [RuntimeExecutionBackend()] if backend is None else _as_list(backend)
+        dry_run = dry_run or defaults.is_dry_run()
+        backends = [defaults.make_backend(dry_run)] if backend is None else _as_list(backend)
         registry.by_name(backends)  # before any of them starts
         if not dry_run:
             for each in backends:
@@ -178,6 +184,30 @@ class WorkflowEngine(Scheduler):
     def resolved(self) -> set[str]:
         """The ``uid`` of every component that waits for no other: launched, or ended lately."""
         return self.running | {ended.uid for ended in self._history}
+
+    def graph(self, fold: bool | None = None) -> WorkflowGraph:
+        """Return the graph of all calls as it stands, before, during or after a run.
+
+        Parameters
+        ----------
+        fold:
+            Whether all calls of one function are one node, in each kind of block; by default if
+            there are more than 100 calls.
+
+        Raises
+        ------
+        ValueError
+            If every call shall have its node, and there were more than 1,000.
+        """
+        return graph_of(self, fold)
+
+    def progress(self) -> AbstractContextManager[None]:
+        """Show on the standard error how far the tasks of each name have come, for ``with``.
+
+        Bars on a terminal and in a notebook, with the extra ``[progress]``; otherwise lines, every
+        few seconds. See ``docs/progress.md``.
+        """
+        return show(self._tallies.rows)
 
     @asynccontextmanager
     async def workflow_scope(self, workflow_id: str | None = None) -> AsyncIterator[str]:

@@ -15,13 +15,35 @@ _default: Runtime | None = None
 def get_default_runtime() -> Runtime:
     """Return the process-wide runtime; the first call makes it, with default sizes.
 
-    It writes a trace if ``DFTRACER_TRACE`` in the environment says where.
+    In the environment ``DFTRACER_THREADS`` gives it another size, and ``DFTRACER_TRACE`` says where
+    to write a trace.
+
+    Raises
+    ------
+    ValueError
+        If one of these cannot be used.
     """
     global _default
     with _lock:
         if _default is None:
-            _default = Runtime(trace=os.environ.get(ENVIRONMENT) or None)
+            trace = os.environ.get(ENVIRONMENT) or None
+            _default = Runtime(threads_of_environment(), trace=trace)
         return _default
+
+
+def threads_of_environment() -> int:
+    """Return what ``DFTRACER_THREADS`` says of the size of runtimes that are given none; 0 if
+    nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, or a negative one.
+    """
+    text = os.environ.get("DFTRACER_THREADS") or "0"
+    if not text.isdecimal():
+        raise ValueError(f"DFTRACER_THREADS in the environment must be a number, not {text!r}")
+    return int(text)
 
 
 def peek_default_runtime() -> Runtime | None:

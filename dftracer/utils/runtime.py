@@ -108,6 +108,18 @@ class Runtime(_native.Runtime):
     interpreter exit, after ``fork()`` and on signals is in ``docs/lifecycle.md``.
     """
 
+    def __init__(
+        self,
+        threads: int = 0,
+        io_threads: int = 0,
+        python_threads: int = 0,
+        trace: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if os.environ.get("DFTRACER_STATUS"):
+            from dftracer.utils import status
+
+            status.tell_of_runtime(self)
+
     def run_process(
         self,
         command: str | Sequence[str | bytes | os.PathLike[str]],
@@ -221,6 +233,34 @@ class Runtime(_native.Runtime):
     def wait(self, handle: TaskHandle[Any], timeout: float | None = None) -> None:
         """Wait until the task of ``handle`` has ended. As ``handle.wait(timeout)``."""
         handle.wait(timeout)
+
+    def wait_all(self, raise_on_error: bool = False, progress: bool = False) -> None:
+        """Wait until every task has ended.
+
+        Called inside a task it waits for all tasks but those that are inside ``wait_all``
+        themselves: for these it would wait for ever.
+
+        Parameters
+        ----------
+        raise_on_error:
+            Raise if tasks have failed since the last call.
+        progress:
+            Show meanwhile, on the standard error, how far the tasks of each name have come, if
+            that takes more than half a second; see ``docs/progress.md``.
+
+        Raises
+        ------
+        RuntimeError
+            With ``raise_on_error``, if tasks have failed; it names them.
+        """
+        if not progress:
+            super().wait_all(raise_on_error)
+            return
+        from dftracer.utils.progress import RuntimeRows, show
+
+        rows = RuntimeRows()
+        with show(lambda: rows.of(self), is_cheap=False):
+            super().wait_all(raise_on_error)
 
     def set_timeout(self, global_ms: float | str = 0) -> None:
         """Let every task that has not ended by then run out of time; 0 takes that back.

@@ -17,6 +17,7 @@ from dftracer.asyncflow.backends.notes import Notes
 from dftracer.asyncflow.backends.pools import BrokenPool, remake_of
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import Runtime
+from dftracer.utils.default import threads_of_environment
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -101,7 +102,7 @@ class LocalExecutionBackend(HostExecutionBackend):
             raise RuntimeError(
                 f"backend '{self.name}' has shut its executor down: make a new one of each"
             )
-        return Runtime()
+        return Runtime(threads_of_environment())
 
     async def _release(self) -> None:
         # Both wait for their workers; not in the event loop's thread.

@@ -13,6 +13,7 @@ from typing import Any
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend
 from dftracer.utils import Runtime
+from dftracer.utils.default import threads_of_environment
 from dftracer.utils.tracing import Trace
 
 Note = tuple[int, str]
@@ -43,7 +44,7 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         self._given_runtime = runtime
 
     def _acquire(self) -> Runtime:
-        return self._given_runtime or Runtime()
+        return self._given_runtime or Runtime(threads_of_environment())
 
     async def _release(self) -> None:
         if self._runtime is not None and self._given_runtime is None:
