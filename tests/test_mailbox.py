@@ -90,3 +90,15 @@ def test_token_is_released_when_its_mailbox_is_dropped_unread() -> None:
     del mailbox, token
     gc.collect()
     assert seen() is None
+
+
+def test_each_outcome_comes_once_when_the_reader_looks_for_the_next() -> None:
+    mailbox, count = Mailbox(), 2_000
+    with Runtime(python_threads=1) as runtime:
+        for number in range(count):
+            runtime.submit_to(mailbox, [(number, int, (number,), None, "int", None)])
+            outcomes = mailbox.drain(10, look=True) or next_of(mailbox)
+            assert outcomes in ([(number, "done", number)], [])
+            if not outcomes:  # the descriptor was to say what a look had seen
+                assert next_of(mailbox) == [(number, "done", number)]
+    assert mailbox.drain(10) == mailbox.drain(10, look=True) == []

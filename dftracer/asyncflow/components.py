@@ -87,8 +87,8 @@ class Component(asyncio.Future[T], Generic[T]):
         self._options = options
         self._context: Context | None = context
         self._dependencies: Sequence[asyncio.Future[Any]] = ()
-        self._depended_on: Sequence[tuple[str, str]] = ()
-        """The identifiers and names of its dependencies, once it does not hold them any more."""
+        self._depended_on: Sequence[tuple[Template, int]] = ()
+        """The functions and numbers of its dependencies, once it does not hold them any more."""
         self._is_node = False
         """Whether the graph knows it."""
         self._is_call = False
@@ -195,15 +195,21 @@ class Component(asyncio.Future[T], Generic[T]):
             self._description.update(args=args, kwargs=kwargs)
 
     def _names_of_dependencies(self) -> Sequence[tuple[str, str]]:
-        return self._depended_on or [
-            (future.uid, future.name)
+        return [
+            (template.uid_of(number), template.name)
+            for template, number in self._depended_on or self._calls_depended_on()
+        ]
+
+    def _calls_depended_on(self) -> Sequence[tuple[Template, int]]:
+        return [
+            (future._template, future._number)
             for future in self._dependencies
             if isinstance(future, Component)
         ]
 
     def _release_dependencies(self) -> None:
         """Let go of the futures it depends on, and keep their names."""
-        self._depended_on = self._names_of_dependencies()
+        self._depended_on = self._calls_depended_on()
         self._dependencies = ()
 
     def __repr__(self) -> str:

@@ -86,27 +86,13 @@ class Dispatcher:
         if self._default._callback_func != self.task_callbacks:
             self._submit(components)  # somebody listens to what it tells of tasks
             return
-        calls = []
-        for component in components:
-            template = component._template
-            calls.append(
-                (
-                    component,
-                    template.function,
-                    component._args,
-                    component._kwargs,
-                    template.name,
-                    component._context,
-                )
-            )
-            component._is_call = True
-            component._context = None
+        calls = map(_as_call, components)
         try:
             if self._trace is None:
-                self._default.call_nowait(calls, self._take_outcomes)
+                self._default.call_nowait(components, calls, self._take_outcomes)
             else:
                 notes = self._trace.launched(components)
-                self._default.call_nowait(calls, self._take_outcomes, notes)
+                self._default.call_nowait(components, calls, self._take_outcomes, notes)
                 self._trace.handed_over(components)
         except Exception as error:
             for component in components:
@@ -161,9 +147,9 @@ class Dispatcher:
 
     # --- from a backend -------------------------------------------------------------------------
 
-    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
+    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> bool:
         """End plain calls: each with ``"done"`` and its value, ``"failed"`` and its error, or
-        ``"cancelled"``."""
+        ``"cancelled"``. Return whether the next may soon follow, and nobody waits for these."""
         for component, end, value in outcomes:
             if component.done():  # cancelled meanwhile, or ended by hand
                 component._engine._services.pop(component._number, None)
@@ -173,6 +159,7 @@ class Dispatcher:
                 self._settle(component, error=value)
             else:
                 self._cancel(component, None)
+        return False
 
     def task_callbacks(
         self,
@@ -302,6 +289,21 @@ class Dispatcher:
             return component._stage == "RUNNING"
         backend = component._template.backend
         return isinstance(backend, ExecutionBackend) and backend.is_running(component._key)
+
+
+def _as_call(component: Component[Any]) -> tuple[Any, ...]:
+    """Return what a backend needs of a plain call, which it then is."""
+    template, context = component._template, component._context
+    component._is_call = True
+    component._context = None
+    return (
+        component,
+        template.function,
+        component._args,
+        component._kwargs,
+        template.name,
+        context,
+    )
 
 
 def _is_on_backend(component: Component[Any]) -> bool:

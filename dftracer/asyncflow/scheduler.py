@@ -499,7 +499,9 @@ class Scheduler(Dispatcher):
         if component._is_node:
             self._follow(self._graph.cancel(number))
 
-    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
+    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> bool:
+        # Of the links of a chain, nobody awaits any but the last.
+        is_link = len(outcomes) == 1 and not outcomes[0][0]._callbacks
         was_scheduled, self._launch_scheduled = self._launch_scheduled, True
         self._batch_ended_at = monotonic()
         try:
@@ -510,6 +512,8 @@ class Scheduler(Dispatcher):
         # What this has made ready needs no turn of the loop of its own.
         if self._ready and not was_scheduled:
             self._launch()
+            return is_link
+        return False
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -269,7 +269,7 @@ class Runtime:
     def submit_to(
         self,
         mailbox: Mailbox,
-        calls: Sequence[
+        calls: Iterable[
             tuple[
                 Any,
                 Callable[..., Any],
@@ -512,11 +512,14 @@ class Mailbox:
         """Tell the reader, from any thread, that the task of ``token`` begins now."""
 
     def drain(
-        self, limit: int
+        self, limit: int, *, look: bool = False
     ) -> list[tuple[Any, Literal["running", "done", "failed", "cancelled"], Any]]:
         """Take what is oldest, at most ``limit``: token, state, and value or exception.
 
         For ``running`` the value is the time at which the task began, in seconds since the epoch.
+
+        With ``look`` it is given a moment, of at most 20 µs, in which something may come: where
+        such moments have not been in vain lately.
         """
 
 @final

@@ -32,6 +32,13 @@ FUNCTION_OPTIONS = frozenset({"timeout"})
 DELIVERIES_PER_TURN = 1_000
 """How many outcomes are handled before the event loop gets to do something else."""
 
+LOOKS_PER_TURN = 16
+"""How often in a row the next outcome may be waited for without a turn of the event loop, which
+takes longer than a short function."""
+
+Report = Callable[[Sequence[tuple[Any, str, Any]]], bool]
+"""Takes what has become of plain calls; true if more may come soon, and nobody else is waiting."""
+
 Begun = Callable[[], "float | None"]
 """Tells since when a task runs, by ``time.monotonic()``; ``None`` if it does not."""
 
@@ -69,7 +76,7 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         """The unfinished tasks of the engine that is served, by their identifiers."""
         self._calls: dict[Any, Running] = {}
         """The unfinished plain calls, by their tokens."""
-        self._report_calls: Callable[[Sequence[tuple[Any, str, Any]]], None] | None = None
+        self._report_calls: Report | None = None
         self._late: dict[int, tuple[Task, Running]] = {}
         """What runs on though nobody will be told, by the identity of the task: tasks of earlier
         engines, and those that were given up."""
@@ -218,19 +225,20 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         """Report what has ended. Called by the event loop when the mailbox holds something."""
         if self._mailbox is None:
             return
-        calls = self._calls
-        ended = []
-        for delivery in self._mailbox.drain(DELIVERIES_PER_TURN):
-            token, end, value = delivery
-            if type(token) is not dict:
-                del calls[token]
-                ended.append(delivery)
-            elif end == "running":
-                self._begin(token, value)
-            else:
-                self._end(token, end, value)
-        if ended and self._report_calls is not None:
-            self._report_calls(ended)
+        calls, mailbox = self._calls, self._mailbox
+        for look in range(LOOKS_PER_TURN):
+            ended = []
+            for delivery in mailbox.drain(DELIVERIES_PER_TURN, look=look > 0):
+                token, end, value = delivery
+                if type(token) is not dict:
+                    del calls[token]
+                    ended.append(delivery)
+                elif end == "running":
+                    self._begin(token, value)
+                else:
+                    self._end(token, end, value)
+            if not ended or self._report_calls is None or not self._report_calls(ended):
+                break
         self._tell_if_empty()
 
     def _begin(self, task: Task, since: float) -> None:

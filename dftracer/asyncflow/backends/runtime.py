@@ -6,12 +6,12 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any
 
 from dftracer.asyncflow.backends.base import Task
-from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend
+from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend, Report
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
 from dftracer.utils.tracing import Trace
@@ -53,19 +53,23 @@ class RuntimeExecutionBackend(HostExecutionBackend):
 
     def call_nowait(
         self,
-        calls: list[Call],
-        report: Callable[[Sequence[tuple[Any, str, Any]]], None],
+        tokens: Sequence[Any],
+        calls: Iterable[Call],
+        report: Report,
         notes: Sequence[Note] | None = None,
     ) -> None:
         """Begin to run functions that are no more than that, at less cost than tasks.
 
         Parameters
         ----------
+        tokens:
+            What the calls are known by.
         calls:
-            For each a token, the function, its arguments, name and context.
+            For each its token, the function, its arguments, name and context.
         report:
             Is given lists of tokens, each with ``"done"`` and what the function has returned,
-            ``"failed"`` and what it has raised, or ``"cancelled"`` and ``None``.
+            ``"failed"`` and what it has raised, or ``"cancelled"`` and ``None``. Its answer is
+            whether there may soon be more to report, and the event loop nothing else to do.
         notes:
             For each what the trace is told of it.
 
@@ -78,7 +82,7 @@ class RuntimeExecutionBackend(HostExecutionBackend):
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
         self._report_calls = report
         handles = self._runtime.submit_to(self._mailbox, calls, notes)
-        self._calls.update(zip([call[0] for call in calls], handles, strict=True))
+        self._calls.update(zip(tokens, handles, strict=True))
 
     def trace_to(self, trace: Trace) -> bool:
         """Let the runtime write its tasks to ``trace`` if it is this backend's own.

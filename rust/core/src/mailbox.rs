@@ -3,15 +3,26 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::notify::Notifier;
 use crate::park::Unpark;
+use crate::patience::Patience;
+
+/// What the reader does, and whether it was called.
+const AWAY: u8 = 0;
+const LOOKING: u8 = 1;
+const CALLED: u8 = 2;
 
 /// Where finished tasks wait for an event loop.
 pub struct Mailbox<T> {
     inbox: Mutex<Inbox<T>>,
     notifier: Notifier,
+    /// `AWAY` → `LOOKING` → `AWAY` by the reader, anything → `CALLED` by a poster, who need not use
+    /// the descriptor where the reader was looking.
+    reader: AtomicU8,
+    patience: Mutex<Patience>,
 }
 
 struct Inbox<T> {
@@ -21,11 +32,12 @@ struct Inbox<T> {
     armed: bool,
 }
 
-impl<T> Mailbox<T> {
+impl<T: Send> Mailbox<T> {
     /// An empty mailbox with a descriptor of its own.
     pub fn new() -> io::Result<Self> {
         let inbox = Mutex::new(Inbox { items: VecDeque::new(), armed: false });
-        Ok(Self { inbox, notifier: Notifier::new()? })
+        let (reader, patience) = (AtomicU8::new(AWAY), Mutex::new(Patience::NONE));
+        Ok(Self { inbox, notifier: Notifier::new()?, reader, patience })
     }
 
     /// The descriptor that is readable while items wait.
@@ -36,7 +48,7 @@ impl<T> Mailbox<T> {
     /// Adds an item. Any thread; never blocks on the reader.
     pub fn post(&self, item: T) {
         if self.post_quietly(item) {
-            self.notifier.notify();
+            self.unpark();
         }
     }
 
@@ -51,7 +63,31 @@ impl<T> Mailbox<T> {
     /// Takes the oldest items, at most `limit`. What remains keeps the descriptor readable.
     pub fn drain(&self, limit: usize) -> Vec<T> {
         // Before looking: an item posted after the look arms and notifies again.
+        self.reader.store(AWAY, Ordering::Release);
         self.notifier.acknowledge();
+        self.take(limit)
+    }
+
+    /// Looks for a moment whether items come, if that was worth it lately, and takes them.
+    pub fn look(&self, limit: usize) -> Vec<T> {
+        if !self.reader_goes(AWAY, LOOKING) {
+            return self.drain(limit); // it was called meanwhile, and maybe through the descriptor
+        }
+        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let called = || self.reader.load(Ordering::Acquire) == CALLED;
+        if !patience.look_before_return(called) && self.reader_goes(LOOKING, AWAY) {
+            return Vec::new();
+        }
+        self.reader.store(AWAY, Ordering::Release);
+        self.take(limit)
+    }
+
+    /// Changes what the reader does; false if it was called.
+    fn reader_goes(&self, from: u8, to: u8) -> bool {
+        self.reader.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    fn take(&self, limit: usize) -> Vec<T> {
         let mut inbox = self.lock();
         let count = inbox.items.len().min(limit);
         let items = inbox.items.drain(..count).collect();
@@ -59,7 +95,7 @@ impl<T> Mailbox<T> {
         inbox.armed = more;
         drop(inbox);
         if more {
-            self.notifier.notify();
+            self.unpark();
         }
         items
     }
@@ -71,7 +107,10 @@ impl<T> Mailbox<T> {
 
 impl<T: Send> Unpark for Mailbox<T> {
     fn unpark(&self) {
-        self.notifier.notify();
+        // AcqRel: what was posted before is seen by a reader that sees this.
+        if self.reader.swap(CALLED, Ordering::AcqRel) != LOOKING {
+            self.notifier.notify();
+        }
     }
 }
 
@@ -83,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    fn readable<T>(mailbox: &Mailbox<T>) -> bool {
+    fn readable<T: Send>(mailbox: &Mailbox<T>) -> bool {
         let mut fds = [PollFd::new(&mailbox.notifier, PollFlags::IN)];
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&zero)).expect("poll") == 1
@@ -106,6 +145,27 @@ mod tests {
 
     #[test]
     fn loses_and_doubles_nothing_when_many_threads_post() {
+        take_all_of_many_threads(|mailbox| mailbox.drain(1_000));
+    }
+
+    #[test]
+    fn loses_and_doubles_nothing_when_the_reader_looks_for_more() {
+        let mut looked = 0;
+        take_all_of_many_threads(|mailbox| {
+            let mut items = mailbox.drain(1_000);
+            loop {
+                let more = mailbox.look(1_000);
+                if more.is_empty() {
+                    return items;
+                }
+                looked += 1;
+                items.extend(more);
+            }
+        });
+        assert!(looked > 0, "no look has found anything");
+    }
+
+    fn take_all_of_many_threads(mut take: impl FnMut(&Mailbox<usize>) -> Vec<usize>) {
         const EACH: usize = 5_000;
         let mailbox = Arc::new(Mailbox::new().expect("descriptor"));
         let posters: Vec<_> = (0..4)
@@ -123,7 +183,7 @@ mod tests {
             let mut fds = [PollFd::new(&mailbox.notifier, PollFlags::IN)];
             let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
             assert_eq!(poll(&mut fds, Some(&limit)).expect("poll"), 1, "a wake-up was lost");
-            seen.extend(mailbox.drain(1_000));
+            seen.extend(take(&mailbox));
         }
         for poster in posters {
             poster.join().expect("poster");

@@ -43,10 +43,24 @@ impl Patience {
 
     /// Looks for a notification, if that is worth it; true if there was one.
     pub fn look(&mut self, parker: &Parker) -> bool {
+        self.look_for(|| parker.take_notification())
+    }
+
+    /// The same for a thread that sleeps elsewhere, so that nobody knows for how long: it tries
+    /// again as if all sleeps were short ones.
+    pub fn look_before_return(&mut self, found: impl FnMut() -> bool) -> bool {
+        if self.left == 0 {
+            self.count_short_sleep();
+            return false;
+        }
+        self.look_for(found)
+    }
+
+    fn look_for(&mut self, found: impl FnMut() -> bool) -> bool {
         if self.left == 0 || !has_company() {
             return false;
         }
-        let found = until(MOMENT, || parker.take_notification());
+        let found = until(MOMENT, found);
         if found {
             *self = Self { left: LOOKS, ..Self::NONE };
             return true;
@@ -64,12 +78,16 @@ impl Patience {
         let begin = Instant::now();
         let wakeup = parker.park(timeout);
         if self.left == 0 && wakeup == Wakeup::Notified && begin.elapsed() < SHORT {
-            self.until_try -= 1;
-            if self.until_try == 0 {
-                self.left = LOOKS_OF_A_TRY;
-            }
+            self.count_short_sleep();
         }
         wakeup
+    }
+
+    fn count_short_sleep(&mut self) {
+        self.until_try -= 1;
+        if self.until_try == 0 {
+            self.left = LOOKS_OF_A_TRY;
+        }
     }
 }
 

@@ -49,8 +49,15 @@ impl Mailbox {
         self.core.post(Delivery::begun(token));
     }
 
-    fn drain<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
-        let deliveries = self.core.drain(limit);
+    #[pyo3(signature = (limit, *, look=false))]
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        limit: usize,
+        look: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let deliveries =
+            if look { py.detach(|| self.core.look(limit)) } else { self.core.drain(limit) };
         let items = PyList::empty(py);
         for Delivery { token, news } in deliveries {
             match news {

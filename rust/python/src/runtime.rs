@@ -225,21 +225,26 @@ impl Runtime {
         &self,
         py: Python<'py>,
         mailbox: &Mailbox,
-        calls: Vec<MailboxCall<'py>>,
+        calls: &Bound<'py, PyAny>,
         notes: Option<Vec<Note>>,
     ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
-        let mut handles = Vec::with_capacity(calls.len());
+        let mut handles = Vec::new();
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         let mut failure = None;
         let mut notes = notes.into_iter().flatten();
-        for (token, callable, args, kwargs, name, context) in calls {
-            let context = context.map(|context| context.into_any().unbind());
-            let accepted = Call::new(callable, args, kwargs, context).and_then(|call| {
+        for item in calls.try_iter()? {
+            let accepted = item.and_then(|item| {
+                let (token, callable, args, kwargs, name, context): MailboxCall<'py> =
+                    item.extract()?;
+                let context = context.map(|context| context.into_any().unbind());
+                let call = Call::new(callable, args, kwargs, context)?;
                 let lane = LaneKind::Python;
-                self.accept(py, Submission { call, name: Some(name), lane, tracked: false })
+                let name = Some(name);
+                let accepted = self.accept(py, Submission { call, name, lane, tracked: false })?;
+                Ok((token, accepted))
             });
             match accepted {
-                Ok((lane, handle)) => {
+                Ok((token, (lane, handle))) => {
                     if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
                         tracing.note(handle.get(), &note);
                     }
