@@ -72,6 +72,17 @@ def resolve_call(
     args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf = asyncio.Future.result
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the result of each future in its place."""
+    if not kwargs:
+        plain = []
+        for value in args:
+            if type(value) in _LEAVES:
+                plain.append(value)
+            elif isinstance(value, asyncio.Future):
+                plain.append(value_of(value))
+            else:
+                break
+        else:  # the common case: nothing to look into
+            return tuple(plain), kwargs
     containers = [
         value
         for value in ((*args, *kwargs.values()) if kwargs else args)

@@ -104,11 +104,7 @@ class Scheduler(Dispatcher):
         if self._is_closed or asyncio._get_running_loop() is not self.loop:
             self._refuse_caller(template)
         futures, files = dependencies.find_in_call(args, kwargs)
-        waits_for = (
-            [self._node_of(future) for future in futures if not self._has_ended(future)]
-            if futures
-            else None
-        )
+        waits_for = self._nodes_of(futures) if futures else None
         self._numbers = number = self._numbers + 1
         if options is None:
             options = template.task_description
@@ -173,13 +169,23 @@ class Scheduler(Dispatcher):
         """Tell whether nobody needs to wait for a future, without having its result fetched."""
         return (type(future) is RemoteTask and future._engine is self) or future.done()
 
-    def _node_of(self, future: asyncio.Future[Any]) -> int:
-        """Return the node of an unfinished future: a component, or any other one of this loop."""
-        if isinstance(future, Component) and future._engine is self:
-            if not future._is_node:
-                future._is_node = True
-                self._graph.add(future._number, [])
-            return future._number
+    def _nodes_of(self, futures: Iterable[asyncio.Future[Any]]) -> list[int]:
+        """Return the nodes of those futures that have not ended."""
+        nodes = []
+        for future in futures:
+            if isinstance(future, Component) and future._engine is self:
+                # Not `done()`, which would have the result fetched of one that is not here.
+                if future._number in self._unfinished:
+                    if not future._is_node:
+                        future._is_node = True
+                        self._graph.add(future._number, [])
+                    nodes.append(future._number)
+            elif not future.done():
+                nodes.append(self._node_of_foreign(future))
+        return nodes
+
+    def _node_of_foreign(self, future: asyncio.Future[Any]) -> int:
+        """Return the node of an unfinished future of this loop that is no component of ours."""
         if future in self._foreign:
             return self._foreign[future]
         if future.get_loop() is not self.loop:
@@ -211,6 +217,7 @@ class Scheduler(Dispatcher):
         ready, self._ready = self._ready, []
         calls: list[Component[Any]] = []
         tasks: list[Component[Any]] = []
+        has_begun_bodies = False
         now = monotonic()
         for component in ready:
             if component.done() or component._stage != "PENDING":
@@ -226,14 +233,16 @@ class Scheduler(Dispatcher):
             if kind == "function" and not (component._files or component._producers):
                 component._stage = "LAUNCHED"
                 (calls if self._is_plain_call(component) else tasks).append(component)
-            elif kind == "block":
-                self._start_body(component, self._run_block(component))
             else:
-                self._start_body(component, self._prepare(component))
-        # The body of a block that was started eagerly may have cancelled some.
-        if calls := [call for call in calls if not call.done()]:
+                has_begun_bodies = True
+                work = self._run_block if kind == "block" else self._prepare
+                self._start_body(component, work(component))
+        if has_begun_bodies:  # maybe eagerly, and they may have cancelled some
+            calls = [call for call in calls if not call.done()]
+            tasks = [task for task in tasks if not task.done()]
+        if calls:
             self._submit_calls(calls)
-        if tasks := [task for task in tasks if not task.done()]:
+        if tasks:
             self._submit(tasks)
 
     def _start_body(
