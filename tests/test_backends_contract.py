@@ -91,7 +91,12 @@ async def on_rhapsody_pilot(name: str, _request: pytest.FixtureRequest) -> Any:
     return await rhapsody.get_backend("radical_pilot", resources, None, name)
 
 
-async def on_rhapsody_dragon(name: str, _request: pytest.FixtureRequest) -> Any:
+async def on_rhapsody_dragon(name: str, request: pytest.FixtureRequest) -> Any:
+    from dragon.native.machine import Node
+
+    # Dragon starts a worker for every second CPU, and nothing can be said about that.
+    cpus = property(lambda _node: 2 * WORKERS)
+    request.getfixturevalue("monkeypatch").setattr(Node, "num_cpus", cpus)
     return await rhapsody.get_backend("dragon", None, name)
 
 
@@ -140,6 +145,7 @@ LACKS: dict[str, dict[str, str]] = {
         "stdin": "it takes descriptions of its own only",
     },
     "rhapsody-dragon": {
+        "errors of the system": "a program that is not there is an AttributeError",
         "many tasks": "each takes more than half a second",
         "descriptions": "it ignores 'cwd' and 'env' outside its own process templates",
         "contexts": "a body runs in another process",
@@ -170,11 +176,18 @@ def able(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(kind: str, request: pytest.FixtureRequest) -> Make:
+def made() -> list[Any]:
+    """Return the backends that a test has started."""
+    return []
+
+
+@pytest.fixture
+def make(kind: str, made: list[Any], request: pytest.FixtureRequest) -> Make:
     """Return what starts a backend of the kind that is tested."""
 
     async def make(name: str = "default") -> Any:
-        return await KINDS[kind](name, request)
+        made.append(await KINDS[kind](name, request))
+        return made[-1]
 
     return make
 
@@ -191,18 +204,24 @@ def make_any(request: pytest.FixtureRequest) -> Make:
 
 
 @pytest.fixture
-def handed_on(kind: str, request: pytest.FixtureRequest) -> HandedOn:
+def handed_on(kind: str, made: list[Any], request: pytest.FixtureRequest) -> HandedOn:
     """Return what waits until calls, or their cancellation, have come to where bodies queue.
 
     A few turns of the event loop are enough for that, but not for a cluster, which must be asked.
     """
 
+    async def keys() -> set[str]:
+        if kind.endswith("dask"):
+            return await asyncio.to_thread(_keys_of, request.getfixturevalue("cluster"))
+        await asyncio.to_thread(lambda: None)
+        return set(made[-1]._task_registry)  # of RHAPSODY, until Dragon has cancelled it
+
     async def handed_on(uids: list[str], *, present: bool) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
-        while kind.endswith("dask"):
-            keys = await asyncio.to_thread(_keys_of, request.getfixturevalue("cluster"))
-            known = [uid for uid in uids if any(key.endswith(uid) for key in keys)]
+        while kind.endswith(("dask", "dragon")):
+            there = await keys()
+            known = [uid for uid in uids if any(key.endswith(uid) for key in there)]
             if known == (uids if present else []):
                 break
 
