@@ -212,6 +212,33 @@ async def test_tasks_are_cancelled_when_their_submission_is() -> None:
 # --- cancel_task and shutdown ---------------------------------------------------------------------
 
 
+class StrictBackend(ForeignBackend):
+    """Takes it amiss to be asked to cancel what it was not given."""
+
+    async def cancel_task(self, uid: str) -> bool:
+        if uid not in self.tasks:
+            raise ValueError(f"task {uid} not found")
+        return await super().cancel_task(uid)
+
+
+async def test_a_backend_hears_nothing_of_a_task_when_its_submission_has_not_begun() -> None:
+    backend = StrictBackend()
+    async with await WorkflowEngine.create(backend) as flow:
+        call = flow.function_task(identity)
+        first, second = call(1), call(2)
+        flow._launch()  # as the loop will do, before it begins the submission
+        assert second.cancel()
+        await backend.end(first, return_value=1)
+        assert await first == 1
+        assert list(backend.tasks) == [first.uid]
+        third = call(3)
+        flow._launch()
+        await flow.shutdown()
+        assert third.cancelled()
+    assert list(backend.tasks) == [first.uid]
+    assert backend.cancelled == []
+
+
 async def test_a_complaint_is_made_when_a_backend_cannot_cancel() -> None:
     class Raising(ForeignBackend):
         async def cancel_task(self, uid: str) -> bool:

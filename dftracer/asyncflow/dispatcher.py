@@ -42,6 +42,8 @@ class Dispatcher:
         self._bodies = Bodies(loop, self._body_ended)
         self._submissions: set[asyncio.Task[Any]] = set()
         """What in the background hands tasks to a backend, and may wait there for their ends."""
+        self._on_their_way: set[str] = set()
+        """The identifiers of the tasks in submissions that have not begun."""
         self._unfinished: dict[int, Component[Any]] = {}
         self._services: dict[int, Component[Any]] = {}
         """What runs on though its future has been ended by hand, as a service's is when ready."""
@@ -123,6 +125,7 @@ class Dispatcher:
             if submit_nowait is not None:
                 submit_nowait(tasks)
             else:
+                self._on_their_way.update(task["uid"] for task in tasks)
                 work = self._submit_and_wait(backend, tasks)
                 submission = self._bodies.run_in_background(work)
                 self._submissions.add(submission)
@@ -131,6 +134,10 @@ class Dispatcher:
             self._fail_all(tasks, error)
 
     async def _submit_and_wait(self, backend: Any, tasks: list[Description]) -> None:
+        tasks = [task for task in tasks if task["uid"] in self._on_their_way]
+        self._on_their_way.difference_update(task["uid"] for task in tasks)
+        if not tasks:
+            return
         try:
             await registry.end_of(backend.submit_tasks(tasks))
         except asyncio.CancelledError:
@@ -267,6 +274,9 @@ class Dispatcher:
         backend, uid = component._template.backend, component._key
         cancel_nowait: Callable[[Any], bool] | None = getattr(backend, "cancel_nowait", None)
         if cancel_nowait is None:
+            if uid in self._on_their_way:
+                self._on_their_way.remove(uid)  # and so it will not get there
+                return
             self._bodies.run_in_background(self._cancel_and_wait(backend, uid))
             return
         try:
