@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from catalog import Row, Side
+from catalog import GROUPS, Row, Side
 from results import Cell, Results, amount, digits
-from targets import Verdict
+from targets import Target, Verdict
 
 
 @dataclass(frozen=True)
@@ -19,57 +19,82 @@ class Setting:
     repeats: int
     quick: bool
     cores: int
+    processor: str
     python: str
     system: str
     load: float
     installed: dict[str, str]
 
 
-def judge(results: Results, row: Row, quick: bool) -> Verdict:
-    """What the row's target comes to; without a target, or at quick sizes, nothing is judged."""
-    if row.target is None:
-        return Verdict("", None)
-    if quick:
-        return Verdict("not judged at --quick sizes", None)
-    return row.target.judge(results, row.name)
+def judge(results: Results, row: Row, target: Target, quick: bool) -> Verdict:
+    """What a target of the row comes to; at quick sizes nothing is judged."""
+    return Verdict("small size") if quick else target.judge(results, row.name)
 
 
 def as_markdown(
     results: Results, rows: Sequence[Row], sides: Sequence[Side], setting: Setting
 ) -> str:
-    headings = ["row", "what", *[side.label for side in sides], "target", "measured", "met"]
-    lines = [_setting_line(setting), "", _line(headings), _line(["---"] * len(headings))]
-    failures = []
-    for row in rows:
-        verdict = judge(results, row, setting.quick)
-        cells = [_side_cell(results, row, side, setting.repeats) for side in sides]
-        lines.append(
-            _line(
-                [
-                    row.name,
-                    f"{row.title} (here {row.quick_n:,})" if setting.quick else row.title,
-                    *cells,
-                    row.target.text if row.target else "",
-                    verdict.measured,
-                    _met(row, verdict),
-                ]
-            )
-        )
-        failures += [
-            f"- {row.name}, {side.name}: {results.cell(row.name, side.name).failure}"
-            for side in sides
-            if results.cell(row.name, side.name).failure is not None
-        ]
+    """The setting, and for each group of rows its targets and its times."""
+    lines = [_setting_line(setting), ""]
+    for group in GROUPS:
+        chosen = [row for row in rows if row.group == group]
+        if not chosen:
+            continue
+        lines += [f"### {group.capitalize()}: targets", ""]
+        lines += [*_targets(results, chosen, setting), ""]
+        lines += [f"### {group.capitalize()}: measured", ""]
+        lines += [*_measured(results, chosen, sides, setting), ""]
     lines += [
-        "",
-        (
-            "Amounts are medians. `40x [38-43]` is how many times as much as ours it took: the"
-            " median and the range of the ratios of pairs run one after the other."
-        ),
+        "Amounts are medians. `40x [38-43]` is how many times as much as ours it took for each"
+        " task: the median and the range of the ratios of pairs run one after the other."
+    ]
+    failures = [
+        f"- {row.name}, {side.name}: {results.cell(row.name, side.name).failure}"
+        for row in rows
+        for side in sides
+        if results.cell(row.name, side.name).failure is not None
     ]
     if failures:
         lines += ["", "Failed:", "", *failures]
     return "\n".join(lines)
+
+
+def _targets(results: Results, rows: Sequence[Row], setting: Setting) -> list[str]:
+    headings = ["row", "target", "measured", "range", "verdict", "stretch", "verdict"]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for row in rows:
+        for target in row.targets:
+            verdict = judge(results, row, target, setting.quick)
+            stretch = "" if target.stretch is None else _word(verdict.stretch_met)
+            lines.append(
+                _line(
+                    [
+                        row.name,
+                        target.text,
+                        verdict.measured,
+                        verdict.spread,
+                        _word(verdict.met),
+                        target.stretch_text,
+                        stretch,
+                    ]
+                )
+            )
+    return lines
+
+
+def _measured(
+    results: Results, rows: Sequence[Row], sides: Sequence[Side], setting: Setting
+) -> list[str]:
+    present = [s for s in sides if any(results.cell(row.name, s.name).samples for row in rows)]
+    headings = ["row", "what", *[side.label for side in present]]
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for row in rows:
+        title = row.title
+        if setting.quick:
+            title += f" (here {row.size_on('ours', quick=True):,})"
+        cells = [_side_cell(results, row, side, setting.repeats) for side in present]
+        lines.append(_line([row.name, title, *cells]))
+    return lines
 
 
 def as_json(
@@ -81,11 +106,18 @@ def as_json(
             {
                 "row": row.name,
                 "title": row.title,
-                "n": row.quick_n if setting.quick else row.n,
+                "group": row.group,
+                "n": row.size_on("ours", quick=setting.quick),
                 "unit": row.unit,
                 "sides": {side.name: _cell_as_json(results, row, side) for side in sides},
-                "target": row.target.text if row.target else None,
-                "verdict": asdict(judge(results, row, setting.quick)) if row.target else None,
+                "targets": [
+                    {
+                        "target": target.text,
+                        "stretch": target.stretch_text,
+                        **asdict(judge(results, row, target, setting.quick)),
+                    }
+                    for target in row.targets
+                ],
             }
             for row in rows
         ],
@@ -114,6 +146,9 @@ def _side_cell(results: Results, row: Row, side: Side, repeats: int) -> str:
     if cell.absent or not cell.samples:
         return "-"
     text = amount(cell.median, row.unit)
+    tasks = next(iter(cell.samples.values())).n
+    if side.name in row.sizes:
+        text += f" for {tasks:,}"
     if side.name == "ours":
         text += f" ({_per_task(cell, row.unit)} each)"
     else:
@@ -121,7 +156,7 @@ def _side_cell(results: Results, row: Row, side: Side, repeats: int) -> str:
         if ratios:
             spread = f"{digits(min(ratios))}-{digits(max(ratios))}"
             text += f", {digits(median(ratios))}x [{spread}]"
-    if len(cell.samples) < repeats:
+    if len(cell.samples) < min(repeats, row.repeats):
         text += f", {len(cell.samples)} runs only"
     return text
 
@@ -133,15 +168,13 @@ def _per_task(cell: Cell, unit: str) -> str:
 def _setting_line(setting: Setting) -> str:
     installed = "; ".join(f"{name}: {what}" for name, what in setting.installed.items())
     return (
-        f"Repeats: {setting.repeats}. Cores: {setting.cores}. "
+        f"Repeats: {setting.repeats}. {setting.processor}, {setting.cores} cores. "
         f"{setting.system}, {setting.python}, load {setting.load:.2f} at the start. {installed}."
     )
 
 
-def _met(row: Row, verdict: Verdict) -> str:
-    if row.target is None:
-        return ""
-    return {True: "yes", False: "NO", None: "not judged"}[verdict.met]
+def _word(met: bool | None) -> str:
+    return {True: "met", False: "missed", None: "not judged"}[met]
 
 
 def _line(cells: Sequence[str]) -> str:

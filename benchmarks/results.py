@@ -70,7 +70,7 @@ class Results:
         return self._cells.setdefault((row, side), Cell())
 
     def ratios(self, row: str, side: str, base: str) -> list[float]:
-        """What `side` took over what `base` took, one ratio for each repeat both ran.
+        """What `side` took for each task over what `base` took, a ratio for each repeat both ran.
 
         There is none where one of them took nothing, or gave memory back.
         """
@@ -78,8 +78,8 @@ class Results:
         if not (upper.usable and lower.usable):
             return []
         common = sorted(upper.samples.keys() & lower.samples.keys())
-        pairs = [(upper.samples[i].value, lower.samples[i].value) for i in common]
-        if any(value <= 0 for pair in pairs for value in pair):
+        pairs = [(upper.samples[i].per_task, lower.samples[i].per_task) for i in common]
+        if any(each <= 0 for pair in pairs for each in pair):
             return []
         return [above / below for above, below in pairs]
 

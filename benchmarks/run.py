@@ -16,13 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from catalog import ROWS, SIDES, Row, Side, find_row, find_side
+from catalog import GROUPS, ROWS, SIDES, Row, Side, find_row, find_side
 from environments import EnvironmentNotMadeError, child_environment, draw, prepare, python_of
+from page import write_figures
 from report import Setting, as_json, as_markdown, judge
 from results import Results, Sample, amount
 from sides import usable_cores
 
 CASES = Path(__file__).resolve().parent / "cases.py"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 SLOW_SECONDS = 20.0
 SLOW_REPEATS = 2
@@ -49,7 +51,8 @@ def main(arguments: list[str]) -> int:
         quick=options.quick,
         cores=usable_cores(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        system=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
         load=os.getloadavg()[0],
         installed=installed,
     )
@@ -62,10 +65,15 @@ def main(arguments: list[str]) -> int:
         options.output.write_text(json.dumps(content, indent=2) + "\n")
     if options.table is not None:
         options.table.write_text(table + "\n")
+    if options.docs:
+        write_figures(PAGE, table)
+        options.plot = PAGE.with_suffix(".svg")
     if options.plot is not None:
         draw(as_json(results, options.rows, options.sides, setting), options.plot)
 
-    verdicts = [judge(results, row, options.quick) for row in options.rows if row.target]
+    verdicts = [
+        judge(results, row, target, options.quick) for row in options.rows for target in row.targets
+    ]
     if any(results.cell(row.name, "ours").failure for row in options.rows):
         return 1
     if options.check and any(verdict.met is False for verdict in verdicts):
@@ -73,13 +81,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _processor() -> str:
+    """The model of the processor, where Linux tells it."""
+    with suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
 def measure_all(options: argparse.Namespace, results: Results) -> None:
     """All rows once, then all rows again, ...; within a row the sides take turns."""
     for repeat in range(options.repeats):
         for row in options.rows:
             for side in options.sides:
+                if side.name in row.without:
+                    continue
                 cell = results.cell(row.name, side.name)
-                if cell.absent or cell.failure is not None:
+                if cell.absent or cell.failure is not None or repeat >= row.repeats:
                     continue
                 slow = any(sample.wall_seconds > SLOW_SECONDS for sample in cell.samples.values())
                 if repeat >= SLOW_REPEATS and slow:
@@ -160,6 +179,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         metavar="ROW,...",
         help="only these rows: " + ", ".join(row.name for row in ROWS),
     )
+    parser.add_argument("--only", choices=GROUPS, help="only the rows of this group")
     parser.add_argument(
         "--sides",
         type=_names(find_side),
@@ -176,8 +196,14 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write every sample to this file as JSON")
     parser.add_argument("--table", type=Path, help="write the table to this file as Markdown")
     parser.add_argument("--plot", type=Path, help="draw the ratios into this file as SVG")
+    parser.add_argument(
+        "--docs", action="store_true", help="write table and plot into docs/performance.md"
+    )
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.only is not None:
+        options.rows = [row for row in options.rows if row.group == options.only]
+    return options
 
 
 def _names(find: Callable[[str], Entry]) -> Callable[[str], list[Entry]]:

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Subject = TypeVar("Subject")
 
@@ -92,6 +92,30 @@ def check_counted(values: list[int], n: int) -> None:
 def check_equal(value: int, expected: int) -> None:
     if value != expected:
         raise WrongAnswerError(f"{value!r} instead of {expected!r}")
+
+
+def check_all_equal(values: list[int], expected: int) -> None:
+    if not values or any(value != expected for value in values):
+        raise WrongAnswerError(f"{len(values)} values, not all of them {expected}")
+
+
+LAYER = 100
+
+
+def depth_of(n: int) -> int:
+    """The number of layers that so many tasks make, 100 in each."""
+    return max(1, n // LAYER)
+
+
+def layered(node: Callable[..., Any], n: int) -> list[Any]:
+    """Call `node` for the tasks of all layers with three of the layer before; return the last."""
+    width = min(n, LAYER)
+    layer = [node(0, 0, 0) for _ in range(width)]
+    for _ in range(depth_of(n) - 1):
+        layer = [
+            node(layer[i], layer[(i + 1) % width], layer[(i + 7) % width]) for i in range(width)
+        ]
+    return layer
 
 
 def usable_cores() -> int:

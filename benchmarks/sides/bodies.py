@@ -30,6 +30,10 @@ async def add_one_async(x: int) -> int:
     return x + 1
 
 
+async def add_first_async(x: int, _y: int, _z: int) -> int:
+    return x + 1
+
+
 async def nap(x: int) -> int:
     await asyncio.sleep(NAP_SECONDS)
     return x
@@ -37,3 +41,7 @@ async def nap(x: int) -> int:
 
 async def echo_command(x: int) -> str:
     return f"/bin/echo {x}"
+
+
+async def sleep_command(_: int) -> str:
+    return "sleep 1"

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from typing import Any
 
-from sides import Case, engine, pools
+from sides import Case, engine, in_loop, pools
 
 asyncflow: Any = import_module("dftracer.asyncflow")
 utils: Any = import_module("dftracer.utils")
@@ -16,6 +16,13 @@ utils: Any = import_module("dftracer.utils")
 @asynccontextmanager
 async def opened_engine() -> AsyncIterator[Any]:
     async with await asyncflow.WorkflowEngine.create() as flow:
+        yield flow
+
+
+@asynccontextmanager
+async def opened_noop_engine() -> AsyncIterator[Any]:
+    backend = asyncflow.NoopExecutionBackend()
+    async with await asyncflow.WorkflowEngine.create(backend=backend) as flow:
         yield flow
 
 
@@ -33,6 +40,7 @@ POOL_CASES = pools.cases(opened_runtime, lambda handle: handle.get(), wait_for_a
 
 CASES: dict[str, Case] = {
     **engine.cases(opened_engine),
+    "noop-bag": in_loop(opened_noop_engine, engine.noop_bag),
     **POOL_CASES,
     "submit-all-records": POOL_CASES["submit-all"],
 }

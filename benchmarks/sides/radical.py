@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from sides import engine
+from sides import Case, engine, in_loop
 
 asyncflow: Any = import_module("radical.asyncflow")
 
@@ -23,4 +23,20 @@ async def opened_engine() -> AsyncIterator[Any]:
         await flow.shutdown()
 
 
-CASES = engine.cases(opened_engine, without=("plain-bag",))
+@asynccontextmanager
+async def opened_noop_engine() -> AsyncIterator[Any]:
+    backend = asyncflow.NoopExecutionBackend()
+    flow = await asyncflow.WorkflowEngine.create(backend=backend)
+    try:
+        yield flow
+    finally:
+        await flow.shutdown()
+
+
+# A task that it has ended stays with it, and a large graph takes it hours.
+_WITHOUT = ("plain-bag", "kept", "layers-pending", "sleep-programs")
+
+CASES: dict[str, Case] = {
+    **engine.cases(opened_engine, without=_WITHOUT),
+    "noop-bag": in_loop(opened_noop_engine, engine.noop_bag),
+}
