@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         return 0
     n = row.size_on(options.side, quick=options.quick)
     _allow_many_descriptors()
-    watch = case(min(row.warm_up, n), n)
+    watch = case(row.warm_up_for(n), n)
     value = watch.bytes if row.unit == "bytes" else watch.seconds
     if value is None:
         raise RuntimeError(f"case {row.case!r} measured no {row.unit}")

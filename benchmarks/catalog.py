@@ -19,7 +19,8 @@ class Row:
     n: int
     quick_n: int
     targets: tuple[Target, ...] = ()
-    warm_up: int = 16
+    warm_up: int | None = None
+    """How many tasks are run before; if not told a tenth, at most 1,000."""
     unit: str = "seconds"  # or "bytes"
     repeats: int = 100
     """At most so many, for what takes long."""
@@ -32,6 +33,9 @@ class Row:
     def size_on(self, side: str, *, quick: bool) -> int:
         size = self.sizes.get(side, self.n)
         return min(size, self.quick_n) if quick else size
+
+    def warm_up_for(self, n: int) -> int:
+        return max(1, min(1_000, n // 10)) if self.warm_up is None else min(self.warm_up, n)
 
 
 @dataclass(frozen=True)
@@ -219,7 +223,7 @@ _ENGINE_ROWS = (
         "layers",
         100_000,
         1_000,
-        repeats=3,
+        repeats=2,
         without=("radical",),
     ),
     Row(
@@ -230,7 +234,7 @@ _ENGINE_ROWS = (
         1_000_000,
         2_000,
         (GrowthAtMost(1.2, 1.05, base_row="graph-100k"),),
-        repeats=3,
+        repeats=2,
         without=("radical", "asyncio"),
     ),
     Row(
