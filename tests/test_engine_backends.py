@@ -23,7 +23,12 @@ from engine_support import (
     launched,
 )
 
-from dftracer.asyncflow import DependencyFailureError, RuntimeExecutionBackend, WorkflowEngine
+from dftracer.asyncflow import (
+    DependencyFailureError,
+    NoopExecutionBackend,
+    RuntimeExecutionBackend,
+    WorkflowEngine,
+)
 
 pytestmark = pytest.mark.usefixtures("new_loop")
 
@@ -462,3 +467,24 @@ def test_engines_do_not_mix_when_two_threads_have_each_a_loop_and_several_engine
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(work, (0, 1_000)))
     assert results == [list(range(100)), list(range(1_000, 1_100))]
+
+
+async def test_a_dry_call_is_described_as_run_when_it_has_ended() -> None:
+    async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
+        future = flow.function_task(identity)(1)
+        assert await future == "Dummy Output"
+        kept = {key: future.task[key] for key in ("stdout", "return_value", "exit_code")}
+    assert kept == {"stdout": "Dummy Output", "return_value": "Dummy Output", "exit_code": 0}
+
+
+async def test_tasks_go_the_way_of_a_subclass_when_it_changes_their_submission() -> None:
+    class Counting(NoopExecutionBackend):
+        seen = 0
+
+        async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+            self.seen += len(tasks)
+            await super().submit_tasks(tasks)
+
+    async with await WorkflowEngine.create(backend := Counting()) as flow:
+        await asyncio.gather(*map(flow.function_task(identity), range(5)))
+    assert backend.seen == 5

@@ -226,7 +226,7 @@ class Task(Component[T]):
         """The description that the backend was given or will be, with what it has told."""
         description = self._describe()
         if self._is_call and self.state == "DONE":
-            description["return_value"] = self.result()
+            description.update(self._template.backend.record_of_call(self.result()))
         return description
 
 

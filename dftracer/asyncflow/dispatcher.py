@@ -37,7 +37,8 @@ class Dispatcher:
         self._thread = threading.get_ident()
         self._backends = registry.by_name(backends)
         self._default = backends[0]
-        self._takes_calls = hasattr(self._default, "call_nowait")
+        # Not if it has that from a base class: it may do otherwise with tasks.
+        self._takes_calls = "call_nowait" in vars(type(self._default))
         self._states = registry.state_names(backends)
         self._bodies = Bodies(loop, self._body_ended)
         self._submissions: set[asyncio.Task[Any]] = set()

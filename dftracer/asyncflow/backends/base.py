@@ -53,11 +53,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 Task = dict[str, Any]
 Callback = Callable[[Task, str], None]
+
+Report = Callable[[Sequence[tuple[Any, str, Any]]], bool]
+"""Takes what has become of plain calls; true if more may come soon, and nobody else is waiting."""
 
 
 class TaskStates:
@@ -135,6 +138,10 @@ class ExecutionBackend(ABC):
     def get_task_states_map(self) -> TaskStates:
         """Return the names of the states."""
         return TaskStates()
+
+    def record_of_call(self, value: Any) -> Task:
+        """Return what it would have added to a task for a call that has ended well."""
+        return {"return_value": value}
 
     def is_running(self, uid: Any) -> bool:
         """Tell whether a task has begun, if this backend reports no ``RUNNING`` state."""

@@ -6,10 +6,16 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.backends.base import (
+    Callback,
+    ExecutionBackend,
+    Report,
+    Task,
+    TaskStates,
+)
 from dftracer.asyncflow.backends.programs import (
     PROGRAM_OPTIONS,
     name_of,
@@ -35,9 +41,6 @@ DELIVERIES_PER_TURN = 1_000
 LOOKS_PER_TURN = 16
 """How often in a row the next outcome may be waited for without a turn of the event loop, which
 takes longer than a short function."""
-
-Report = Callable[[Sequence[tuple[Any, str, Any]]], bool]
-"""Takes what has become of plain calls; true if more may come soon, and nobody else is waiting."""
 
 Begun = Callable[[], "float | None"]
 """Tells since when a task runs, by ``time.monotonic()``; ``None`` if it does not."""

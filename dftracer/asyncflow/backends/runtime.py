@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any
 
-from dftracer.asyncflow.backends.base import Task
-from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend, Report
+from dftracer.asyncflow.backends.base import Report, Task
+from dftracer.asyncflow.backends.host import Begun, HostExecutionBackend
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
 from dftracer.utils.tracing import Trace
