@@ -88,11 +88,11 @@ def test_search_and_choice_move_the_view_when_they_are_used(chromium: Any, small
     whole = browser.span()
     page.fill("#search", "comb")
     assert page.inner_text("#found") == "12 found"  # with the errors of those that needed it
-    page.fill("#search", "FETCH")
+    page.fill("#search", "LOAD")
     assert page.inner_text("#found") == "10 found"
     page.press("#search", "Enter")
     browser.settle()
-    assert "fetch" in page.inner_text("#selected")
+    assert "load" in page.inner_text("#selected")
     assert browser.span() < whole / 2
     first = browser.ask("report.view.selected")
     page.press("#search", "Enter")
