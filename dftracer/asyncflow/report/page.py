@@ -175,13 +175,13 @@ def _uids(tasks: list[TaskSpan]) -> list[str]:
 
 
 def _ordered_rows(trace: Trace) -> list[tuple[int, int]]:
-    """Return the rows, blocks first, then by name with numbers in their order."""
+    """Return the rows by name, with numbers in their order; blocks, which only wait, are last."""
     blocks = {task.row for task in trace.tasks if task.is_block}
 
     def place(row: tuple[int, int]) -> tuple[Any, ...]:
         label = trace.rows[row]
         words = [(part.isdigit(), part.zfill(12)) for part in label.replace("-", " ").split()]
-        return (row not in blocks, words, row)
+        return (row in blocks, words, row)
 
     return sorted(trace.rows, key=place)
 
