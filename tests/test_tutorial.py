@@ -1,5 +1,6 @@
 """The tutorial, executed as a notebook: what its cells show, and what they leave behind."""
 
+import asyncio
 import email
 import re
 import shutil
@@ -19,7 +20,11 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
 
-STRICT = "import warnings\n\nwarnings.simplefilter('error')"
+STRICT = """import warnings
+
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", module="ipykernel")  # which warns of itself
+"""
 
 
 class Tutorial:
@@ -33,7 +38,7 @@ class Tutorial:
         client = nbclient.NotebookClient(
             notebook, timeout=50, resources={"metadata": {"path": str(folder)}}
         )
-        client.execute()
+        asyncio.run(client.async_execute())
         self.cells: dict[str, Any] = {cell.id: cell for cell in notebook.cells}
 
     def printed(self, cell: str) -> str:

@@ -118,7 +118,8 @@
 
   /** Colours as numbers, as they stand in the memory of an image. */
   const packed = (red, green, blue) => (255 << 24) | (blue << 16) | (green << 8) | red;
-  const palette = data.names.map((_, number) => hslToRgb((number * 137.508) % 360, 0.55, 0.58));
+  // Without red, which is for failures.
+  const palette = data.names.map((_, number) => hslToRgb(25 + ((185 + number * 137.508) % 310), 0.55, 0.58));
   const full = palette.map((rgb) => packed(...rgb));
   const FAILED = packed(217, 45, 32), INK = "#1b1f24"; // on bars, which are the same in the dark
   let style, ground, grid, block, faint, dim;
