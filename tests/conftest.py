@@ -5,6 +5,7 @@ import contextlib
 import gc
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,3 +147,16 @@ def line(tmp_path: Path) -> Iterator[Line]:
     """A way for bodies and programs to send lines to the test."""
     with Line(tmp_path) as line:
         yield line
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Return a browser; tests that need it are skipped where none can be had."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no chromium here")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import weakref
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -144,7 +145,7 @@ def trace_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def read_events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the events of a trace file as they stand there.
 
-    A file whose end is missing, because its process was killed, gives what is there.
+    A file whose end is missing or damaged, because its process was killed, gives what is there.
     """
     with _reading(Path(path)) as lines:
         try:
@@ -158,7 +159,7 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
                     continue  # of the last member, cut off
                 if isinstance(event, dict):
                     yield event
-        except EOFError:
+        except (EOFError, gzip.BadGzipFile, zlib.error):
             return
 
 
@@ -212,7 +213,10 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
             for event in read_events(file):
                 arguments = event.get("args")
                 host = arguments.get("hhash") if isinstance(arguments, dict) else None
-                event["id"], event["pid"] = count, _number(numbers, host, event.get("pid", 0))
+                event["id"], event["pid"] = (
+                    count,
+                    process_number(numbers, host, event.get("pid", 0)),
+                )
                 if count:
                     out.write(",\n" if is_strict else "\n")
                 out.write(json.dumps(event, separators=(",", ":"), ensure_ascii=False))
@@ -221,8 +225,11 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
     return count
 
 
-def _number(numbers: dict[tuple[Any, Any], int], host: Any, process: int) -> int:
-    """Return a process's number, another one if that of another machine has it."""
+def process_number(numbers: dict[tuple[Any, Any], int], host: Any, process: int) -> int:
+    """Return a process's number, another one if that of another machine has it.
+
+    What was returned is remembered in ``numbers``.
+    """
     known = numbers.get((host, process))
     if known is None:
         taken = set(numbers.values())

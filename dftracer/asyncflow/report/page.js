@@ -9,13 +9,16 @@
   const isBlock = new Uint8Array(count);
   for (const number of tasks.block) isBlock[number] = 1;
   const onPath = new Set(data.path.map((step) => step[0]));
+  const failureOf = new Map(data.failures);
 
   // --- numbers as text ---
-  const time = (us) => {
+  /** With as many digits as tell it from what is `step` away; with two if no step is given. */
+  const time = (us, step) => {
     const size = Math.abs(us);
-    if (size >= 6e7) return `${Math.floor(us / 6e7)} min ${((us % 6e7) / 1e6).toFixed(1)} s`;
-    if (size >= 1e6) return `${(us / 1e6).toFixed(2)} s`;
-    if (size >= 1e3) return `${(us / 1e3).toFixed(2)} ms`;
+    const digits = (unit) => (step ? Math.max(0, Math.ceil(Math.log10(unit / step) - 1e-9)) : 2);
+    if (size >= 6e7) return `${Math.trunc(us / 6e7)} min ${(Math.abs(us % 6e7) / 1e6).toFixed(step ? digits(1e6) : 1)} s`;
+    if (size >= 1e6) return `${(us / 1e6).toFixed(digits(1e6))} s`;
+    if (size >= 1e3) return `${(us / 1e3).toFixed(digits(1e3))} ms`;
     return `${Math.round(us)} µs`;
   };
   const whole = (number) => Number(number).toLocaleString("en");
@@ -115,10 +118,22 @@
 
   /** Colours as numbers, as they stand in the memory of an image. */
   const packed = (red, green, blue) => (255 << 24) | (blue << 16) | (green << 8) | red;
-  const palette = data.names.map((_, number) => hslToRgb((number * 137.508) % 360, 0.55, 0.58));
-  const faint = (rgb) => packed(...rgb.map((part) => Math.round(255 - (255 - part) * 0.18)));
-  const full = palette.map((rgb) => packed(...rgb)), dim = palette.map(faint);
-  const BLOCK = [195, 202, 213], FAILED = packed(217, 45, 32);
+  // Without red, which is for failures.
+  const palette = data.names.map((_, number) => hslToRgb(25 + ((185 + number * 137.508) % 310), 0.55, 0.58));
+  const full = palette.map((rgb) => packed(...rgb));
+  const FAILED = packed(217, 45, 32), INK = "#1b1f24"; // on bars, which are the same in the dark
+  let style, ground, grid, block, faint, dim;
+  /** Take over the colours of the style sheet: those of the day or of the night. */
+  function readColours() {
+    const computed = getComputedStyle(document.documentElement);
+    style = (name) => computed.getPropertyValue(`--${name}`).trim();
+    const rgb = (name) => [1, 3, 5].map((place) => parseInt(style(name).slice(place, place + 2), 16));
+    const page = rgb("page");
+    faint = (colour) => packed(...colour.map((part, place) => Math.round(page[place] + (part - page[place]) * 0.18)));
+    [ground, grid, block] = [packed(...page), packed(...rgb("line")), rgb("block")];
+    dim = palette.map(faint);
+  }
+  readColours();
   function hslToRgb(hue, saturation, lightness) {
     const reach = saturation * Math.min(lightness, 1 - lightness);
     return [0, 8, 4].map((turn) => {
@@ -138,7 +153,7 @@
     view.scroll = Math.max(0, Math.min(view.scroll, total() - (high - TOP)));
     // Bars are set pixel by pixel: that is far quicker than to draw so many.
     const image = pen.createImageData(columns, lines), pixels = new Uint32Array(image.data.buffer);
-    pixels.fill(packed(255, 255, 255));
+    pixels.fill(ground);
     const bar = (left, top, size, thick, colour) => {
       const from = Math.round(left * scale), to = Math.min(columns, Math.round((left + size) * scale));
       const until = Math.min(lines, Math.round((top + thick) * scale));
@@ -152,7 +167,7 @@
     for (const row of layout) {
       const top = TOP + row.top - view.scroll;
       if (top + row.height < TOP || top > high) continue;
-      bar(0, top + row.height - 1, wide, 1, packed(237, 240, 243));
+      bar(0, top + row.height - 1, wide, 1, grid);
       const thick = row.lines > 1 ? 8 : 14;
       // Tasks of less than a pixel share one: what falls on a pixel that is taken is left out.
       const taken = new Float64Array(row.lines || 1).fill(-1);
@@ -169,7 +184,7 @@
         if (isStrong && isMatch) strong.push(number, left, top + 2 + line * 9, right - left, thick);
         else if (right > taken[line] + 0.5) {
           const colours = isMatch && !showPath ? full : dim;
-          const grey = isMatch && !showPath ? packed(...BLOCK) : faint(BLOCK);
+          const grey = isMatch && !showPath ? packed(...block) : faint(block);
           bar(left, top + 2 + line * 9, right - left, thick,
             isBlock[number] ? grey : colours[tasks.name[number]]);
           taken[line] = right;
@@ -181,7 +196,7 @@
     }
     for (let place = 0; place < strong.length; place += 5) {
       const number = strong[place], [left, top, size, thick] = strong.slice(place + 1, place + 5);
-      const colour = isBlock[number] ? packed(...BLOCK) : full[tasks.name[number]];
+      const colour = isBlock[number] ? packed(...block) : full[tasks.name[number]];
       bar(left, top, Math.max(size, 2), thick, tasks.state[number] === 1 ? FAILED : colour);
       drawn++;
     }
@@ -190,25 +205,30 @@
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif";
     pen.textBaseline = "middle";
-    pen.fillStyle = "#1b1f24";
+    pen.fillStyle = INK;
     for (const [number, left, top, size, thick] of texts.slice(0, 500)) {
       write(data.names[tasks.name[number]], left + 4, top, size - 6, thick);
     }
-    pen.strokeStyle = "#1b1f24";
+    pen.strokeStyle = style("text");
     for (const [number, left, top, size, thick] of frames) {
       pen.lineWidth = number === view.selected ? 2 : 1;
       pen.strokeRect(left, top, Math.max(size, 2), thick);
     }
     // Labels and the axis, over what sticks out.
-    pen.fillStyle = "#fff";
+    pen.fillStyle = style("page");
     pen.fillRect(0, 0, LEFT - 4, high);
     pen.fillRect(0, 0, wide, TOP);
-    pen.fillStyle = "#1b1f24";
+    pen.fillStyle = style("text");
     for (const row of layout) {
       const top = TOP + row.top - view.scroll;
       if (top >= TOP - row.height / 2 && top < high) write(row.label, 6, top, LEFT - 14, row.height);
     }
     axis(wide, high);
+    const room = high - TOP;
+    if (total() > room) { // how far it is scrolled
+      pen.fillStyle = style("dim");
+      pen.fillRect(wide - 5, TOP + (view.scroll / total()) * room, 4, Math.max(12, (room / total()) * room));
+    }
     if (dragging && dragging.selects) {
       pen.fillStyle = "rgba(31, 111, 235, 0.2)";
       pen.fillRect(Math.min(dragging.x, dragging.now), TOP, Math.abs(dragging.now - dragging.x), high);
@@ -229,8 +249,8 @@
     const rough = (view.to - view.from) / Math.max(2, width() / 110);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-    pen.fillStyle = "#667085";
-    pen.strokeStyle = "#e4e7ec";
+    pen.fillStyle = style("dim");
+    pen.strokeStyle = style("line");
     pen.lineWidth = 1;
     for (let at = Math.ceil(view.from / step) * step; at <= view.to; at += step) {
       const x = toX(at);
@@ -240,7 +260,7 @@
       pen.globalAlpha = 0.6;
       pen.stroke();
       pen.globalAlpha = 1;
-      pen.fillText(time(at), x + 3, TOP / 2);
+      pen.fillText(time(at, step), x + 3, TOP / 2);
     }
   }
 
@@ -294,14 +314,15 @@
     const box = byId("selected");
     box.hidden = number < 0;
     if (number < 0) return draw();
-    const failure = data.failures.find((each) => each[0] === number);
+    const failure = failureOf.get(number);
     box.replaceChildren(element("b", data.names[tasks.name[number]]), ` ${describe(number)}`);
-    if (failure) box.append(failureText(failure[1]));
+    if (failure) box.append(failureText(failure));
     if (move) {
       const size = Math.max(tasks.duration[number], 1);
       const row = layout.find((each) => each.members.includes(number));
       view.scroll = row.top - (frame.clientHeight - TOP) / 2;
-      show(tasks.start[number] - 2 * size, tasks.start[number] + 3 * size);
+      const { from, to } = home();
+      show(Math.max(from, tasks.start[number] - 2 * size), Math.min(to, tasks.start[number] + 3 * size));
     }
     return draw();
   }
@@ -371,7 +392,7 @@
   canvas.addEventListener("keydown", (event) => {
     const by = 0.2 * (view.to - view.from);
     const act = {
-      "+": () => zoom(0.7), "-": () => zoom(1.4), Home: reset,
+      "+": () => zoom(0.7), "-": () => zoom(1.4), Home: reset, Escape: () => select(-1),
       ArrowLeft: () => show(view.from - by, view.to - by),
       ArrowRight: () => show(view.from + by, view.to + by),
       ArrowUp: () => { view.scroll -= 40; draw(); }, ArrowDown: () => { view.scroll += 40; draw(); },
@@ -401,8 +422,9 @@
       const named = data.names.map((name) => name.toLowerCase().includes(wanted));
       matches = new Uint8Array(count);
       for (let number = 0; number < count; number++) {
-        const uid = data.uids[number];
-        if (named[tasks.name[number]] || (uid && uid.toLowerCase().includes(wanted))) {
+        const uid = data.uids[number], failure = failureOf.get(number);
+        if (named[tasks.name[number]] || (uid && uid.toLowerCase().includes(wanted))
+          || (failure && `${failure.error}: ${failure.message}`.toLowerCase().includes(wanted))) {
           matches[number] = 1;
           found++;
         }
@@ -420,11 +442,22 @@
   }
   byId("search").addEventListener("input", (event) => search(event.target.value));
   byId("search").addEventListener("keydown", (event) => { if (event.key === "Enter") next(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.closest("input, select")) return;
+    event.preventDefault();
+    byId("search").focus();
+  });
 
   // --- load over time ---
   const bins = data.load.running.map((_, number) => ((number + 0.5) * data.load.width_us) / 1e6);
   const line = (name, values, axisName, extra = {}) => ({
     x: bins, y: values, name, mode: "lines", yaxis: axisName, line: { width: 1.3, shape: "hvh" }, ...extra,
+  });
+  const chartColours = () => ({
+    paper_bgcolor: "rgba(0, 0, 0, 0)", plot_bgcolor: "rgba(0, 0, 0, 0)", "font.color": style("text"),
+    ...Object.fromEntries(["xaxis", "yaxis", "yaxis2", "yaxis3"].flatMap((axisName) => [
+      [`${axisName}.gridcolor`, style("line")], [`${axisName}.zerolinecolor`, style("line")],
+    ])),
   });
   Plotly.newPlot(chart, [
     line("running", data.load.running, "y", { fill: "tozeroy" }),
@@ -438,6 +471,12 @@
     yaxis2: { domain: [0.36, 0.64], rangemode: "tozero", title: { text: "queued" }, fixedrange: true },
     yaxis3: { domain: [0, 0.3], rangemode: "tozero", title: { text: "ended/s" }, fixedrange: true },
   }, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+  Plotly.relayout(chart, chartColours());
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    readColours();
+    draw();
+    Plotly.relayout(chart, chartColours());
+  });
   chart.on("plotly_relayout", (change) => {
     if (change["xaxis.autorange"]) return reset();
     const from = change["xaxis.range[0]"], to = change["xaxis.range[1]"];
@@ -496,6 +535,7 @@
   function tab(title) {
     for (const button of byId("tabs").children) {
       button.setAttribute("aria-selected", String(button.dataset.tab === title));
+      button.tabIndex = button.dataset.tab === title ? 0 : -1;
     }
     const { note, columns, rows } = TABLES[title];
     const table = element("table"), head = table.createTHead().insertRow(), body = table.createTBody();
@@ -505,7 +545,10 @@
     });
     for (const { task, cells } of rows()) {
       const line_ = body.insertRow();
-      if (task !== undefined) line_.dataset.task = task;
+      if (task !== undefined) {
+        line_.dataset.task = task;
+        line_.tabIndex = 0;
+      }
       cells.forEach((cell, place) => {
         const made = line_.insertCell();
         if (numeric[place]) made.className = "number";
@@ -526,9 +569,19 @@
     const chosen = event.target.closest("tr[data-task]");
     if (chosen) select(Number(chosen.dataset.task), { move: true });
   });
+  byId("table-frame").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") event.target.click();
+  });
+  byId("tabs").addEventListener("keydown", (event) => {
+    const buttons = [...byId("tabs").children], by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    const chosen = buttons.at((buttons.indexOf(document.activeElement) + by) % buttons.length);
+    tab(chosen.dataset.tab);
+    chosen.focus();
+  });
 
   window.addEventListener("resize", draw);
-  const report = { view, search, next, show, zoom, reset, select, group, tab, paint, taskAt, toX, drawn: 0 };
+  const report = { view, search, next, show, zoom, reset, select, group, tab, paint, taskAt, toX, time, drawn: 0 };
   window.report = report;
   group("worker");
   tab(data.totals.failures ? "Failures" : "Critical path");

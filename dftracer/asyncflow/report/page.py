@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
@@ -78,19 +79,17 @@ def _chart_library() -> str:
 def render(trace: Trace, title: str, library: str) -> str:
     """Return the page of a trace."""
     folder = resources.files(__package__)
-    page = folder.joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("{{title}}", html.escape(title))
     parts = {
-        "{{style}}": folder.joinpath("page.css").read_text(encoding="utf-8"),
+        "title": html.escape(title),
+        "style": folder.joinpath("page.css").read_text(encoding="utf-8"),
         # Text that ends a script early would be run as part of the page.
-        "{{data}}": json.dumps(_data_of(trace), separators=(",", ":")).replace("<", "\\u003c"),
-        "{{library}}": library,
-        "{{script}}": folder.joinpath("page.js").read_text(encoding="utf-8"),
+        "data": json.dumps(_data_of(trace), separators=(",", ":")).replace("<", "\\u003c"),
+        "library": library,
+        "script": folder.joinpath("page.js").read_text(encoding="utf-8"),
     }
-    for place, text in parts.items():
-        before, _, after = page.partition(place)
-        page = before + text + after
-    return page
+    page = folder.joinpath("page.html").read_text(encoding="utf-8")
+    # In one go: a title or the name of a task may look like a place.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page)
 
 
 def _data_of(trace: Trace) -> dict[str, Any]:
@@ -176,13 +175,13 @@ def _uids(tasks: list[TaskSpan]) -> list[str]:
 
 
 def _ordered_rows(trace: Trace) -> list[tuple[int, int]]:
-    """Return the rows, blocks first, then by name with numbers in their order."""
+    """Return the rows by name, with numbers in their order; blocks, which only wait, are last."""
     blocks = {task.row for task in trace.tasks if task.is_block}
 
     def place(row: tuple[int, int]) -> tuple[Any, ...]:
         label = trace.rows[row]
         words = [(part.isdigit(), part.zfill(12)) for part in label.replace("-", " ").split()]
-        return (row not in blocks, words, row)
+        return (row in blocks, words, row)
 
     return sorted(trace.rows, key=place)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dftracer.utils.tracing import read_events, trace_files
+from dftracer.utils.tracing import process_number, read_events, trace_files
 
 Key = tuple[Any, ...]
 
@@ -85,6 +85,7 @@ def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
     tasks: list[TaskSpan] = []
     threads: dict[tuple[int, int], str] = {}
     processes: dict[int, str] = {}
+    numbers: dict[tuple[Any, Any], int] = {}
     lost = 0
     for file_number, path in enumerate(trace_files(paths)):
         for event in read_events(path):
@@ -92,6 +93,7 @@ def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
             if not isinstance(arguments, dict):
                 arguments = {}
             pid, tid = _whole(event.get("pid")), _whole(event.get("tid"))
+            pid = process_number(numbers, arguments.get("hhash"), pid)
             phase, name = event.get("ph"), str(event.get("name", ""))
             if phase in ("X", 1):
                 key = (file_number, pid)
