@@ -22,6 +22,9 @@ class Terminal:
     def __init__(self, width: int = 120, height: int = 40) -> None:
         self.width, self.height = width, height
         self._ours, self.theirs = pty.openpty()
+        modes = termios.tcgetattr(self.theirs)
+        modes[3] &= ~termios.ECHO  # what is typed is not to be seen
+        termios.tcsetattr(self.theirs, termios.TCSANOW, modes)
         self.resize(width, height)
         self.written = b""
 

@@ -25,6 +25,9 @@ _NOTEBOOK_INTERVAL_S = 0.5
 _PUT_AGAIN_S = 0.05
 """How soon bars are back that had to make way for a line."""
 
+_MOST_HELD = 8192
+"""Characters of a line that is not complete, as the streams of Python hold them back themselves."""
+
 _hint_given = False
 
 
@@ -48,12 +51,12 @@ def make_view(stream: TextIO | None) -> View:
         return Lines(stream)
     try:
         return NotebookBars() if is_notebook else TerminalBars(stream)
-    except ImportError as error:
+    except ImportError:
         global _hint_given
         if not _hint_given:
             _hint_given = True
             print(
-                f"progress: for bars instead of lines, which need {error.name!r}: "
+                "progress: for bars instead of lines, which need 'rich': "
                 "pip install 'dftracer-asyncflow[progress]'",
                 file=sys.stderr,
             )
@@ -198,7 +201,7 @@ class NotebookBars:
 class TerminalBars:
     """Bars in the last lines of a terminal; what the program writes goes above them.
 
-    For that, the ``write`` of its text streams is wrapped as long as there are bars.
+    For that, ``write`` and ``flush`` of its text streams are wrapped as long as there are bars.
     """
 
     interval = _BARS_INTERVAL_S
@@ -210,6 +213,7 @@ class TerminalBars:
         self._console: Console = Console(file=stream)
         self._stream = stream
         self._write: Callable[[str], int] = stream.write
+        self._flush: Callable[[], None] = stream.flush
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a signal's handler may print
         self._frame = ""
@@ -269,34 +273,59 @@ class TerminalBars:
     def _send(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the terminal is gone
             self._write(text)
-            self._stream.flush()
+            self._flush()
 
     def _wrap(self, stream: TextIO) -> None:
-        original = stream.write
+        original, original_flush = stream.write, stream.flush
+        held: dict[int, str] = {}
+        """The beginnings of lines, by thread: ``print`` writes a line in two parts."""
 
         def write(text: str, /) -> int:
             if os.getpid() != self._pid:  # in the child of a fork, the lock may be held
                 return original(text)
             with self._lock:
-                self._erase()
-                try:
-                    return original(text)
-                finally:
-                    if text:
-                        self._is_at_line_start = text.endswith("\n")
-                    if self._is_at_line_start:
-                        with contextlib.suppress(OSError, ValueError):
-                            stream.flush()
-                        # Of a program that writes all the time, the thread does it.
-                        if time.monotonic() - self._put_at >= _PUT_AGAIN_S:
-                            self._put()
+                thread = threading.get_ident()
+                whole = held.pop(thread, "") + text
+                end = 1 + max(whole.rfind("\n"), whole.rfind("\r"))
+                if len(whole) - end > _MOST_HELD:
+                    end = len(whole)
+                if whole[end:]:
+                    held[thread] = whole[end:]
+                if end:
+                    send(whole[:end])
+            return len(text)
+
+        def flush() -> None:
+            if os.getpid() == self._pid:
+                with self._lock:
+                    texts = list(held.values())
+                    held.clear()
+                    if texts:
+                        send("".join(texts))
+            original_flush()
+
+        def send(text: str) -> None:
+            self._erase()
+            try:
+                original(text)
+            finally:
+                self._is_at_line_start = text.endswith("\n")
+                with contextlib.suppress(OSError, ValueError):
+                    original_flush()
+                # Of a program that writes all the time, the thread does it.
+                if self._is_at_line_start and time.monotonic() - self._put_at >= _PUT_AGAIN_S:
+                    self._put()
 
         def restore() -> None:
-            if vars(stream).get("write") is write:
-                del stream.write
+            with contextlib.suppress(OSError, ValueError):
+                flush()
+            for name, ours in (("write", write), ("flush", flush)):
+                if vars(stream).get(name) is ours:
+                    delattr(stream, name)
 
         with contextlib.suppress(AttributeError):  # it is an object that takes no attributes
             setattr(stream, "write", write)  # noqa: B010 - for mypy
+            setattr(stream, "flush", flush)  # noqa: B010
             self._restore.append(restore)
 
 

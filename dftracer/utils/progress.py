@@ -221,7 +221,7 @@ class RuntimeRows:
     """The tasks of a runtime by their names.
 
     A runtime forgets a task that has ended when nobody holds its handle; those that were seen
-    before are counted here. The others have no names any more, unless there is only one.
+    before are counted here. The others have no names any more.
     """
 
     def __init__(self) -> None:
@@ -235,8 +235,7 @@ class RuntimeRows:
         unfinished: dict[str, int] = {}
         ends: dict[str, dict[str, int]] = {"failed": {}, "cancelled": {}}
         tasks: list[Any] = list(progress["tasks"])
-        while tasks:
-            task = tasks.pop()
+        for task in tasks:  # to which their children are added meanwhile
             tasks += task["children"]
             name, state = task["name"], task["state"]
             if task["task_id"] > last_id:
@@ -247,10 +246,6 @@ class RuntimeRows:
             elif state in ends:
                 ends[state][name] = ends[state].get(name, 0) + 1
         unseen = progress["total"] - sum(self._totals.values())
-        if unseen > 0 and len(self._totals) == 1:
-            (name,) = self._totals
-            self._totals[name] += unseen
-            unseen = 0
         rows = [
             Row(
                 name,
