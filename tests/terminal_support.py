@@ -16,15 +16,30 @@ import pytest
 GUARD_S = 40
 
 
-class Terminal:
-    """A terminal of that size, for programs to write to."""
+class Program(subprocess.Popen[bytes]):
+    """A program that does not outlive a test that has failed."""
 
-    def __init__(self, width: int = 120, height: int = 40) -> None:
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is not None:
+            self.kill()
+        super().__exit__(exc_type, value, traceback)
+
+
+class Terminal:
+    """A terminal of that size, for programs to write to; with ``echo``, it shows what is typed."""
+
+    def __init__(self, width: int = 120, height: int = 40, echo: bool = False) -> None:
         self.width, self.height = width, height
         self._ours, self.theirs = pty.openpty()
-        modes = termios.tcgetattr(self.theirs)
-        modes[3] &= ~termios.ECHO  # what is typed is not to be seen
-        termios.tcsetattr(self.theirs, termios.TCSANOW, modes)
+        if not echo:
+            modes = termios.tcgetattr(self.theirs)
+            modes[3] &= ~termios.ECHO
+            termios.tcsetattr(self.theirs, termios.TCSANOW, modes)
         self.resize(width, height)
         self.written = b""
 
@@ -51,14 +66,14 @@ class Terminal:
         cwd: str | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
-    ) -> "subprocess.Popen[bytes]":
+    ) -> Program:
         """Start a program on it, in a session of its own; some of its output may go elsewhere."""
         environment = {
             key: value
             for key, value in os.environ.items()
             if key not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
         }
-        return subprocess.Popen(
+        return Program(
             command,
             stdin=self.theirs,
             stdout=self.theirs if stdout is None else stdout,

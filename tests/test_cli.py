@@ -284,6 +284,23 @@ def test_the_graph_goes_as_far_as_it_came_when_a_script_fails(
     assert "double" in (tmp_path / "g.dot").read_text()
 
 
+def test_there_is_no_graph_when_a_script_is_killed(flow: Flow, script: Callable) -> None:
+    path = script("import os; os.kill(os.getpid(), 9)", engine=False)
+    done = flow("graph", "-o", "g.dot", path, code=1)
+    assert done.stdout == ""
+    assert done.stderr.endswith("has failed, maybe because of a dummy result; there is no graph\n")
+
+
+def test_no_script_runs_when_its_graph_could_not_be_drawn(
+    flow: Flow, script: Callable, tmp_path: Path
+) -> None:
+    path = script("open('ran', 'w')", engine=False)
+    for arguments in (("run", "--graph"), ("graph", "-o")):
+        done = flow(*arguments, "g.svg", path, code=2, PATH=str(tmp_path))
+        assert "needs the program 'dot' of Graphviz" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_it_says_so_when_a_script_makes_no_engine(
     flow: Flow, script: Callable, tmp_path: Path
 ) -> None:
@@ -395,7 +412,7 @@ def test_top_shows_bars_until_the_process_ends_when_it_has_a_terminal(
         terminal.read_until(lambda: top.poll() is not None)
         assert top.returncode == 0
         lines = terminal.screen()
-    assert lines[-1] == f"process {process.pid} has ended"
+    assert lines[-1] == f"process {process.pid} has ended; this is what it told last"
     assert sorted(line.split()[0] for line in lines[1:-1]) == ["double", "readline"]
 
 
@@ -411,6 +428,20 @@ def test_top_ends_with_130_when_it_is_interrupted(
     assert b"Traceback" not in terminal.written
 
 
+def test_top_says_why_when_there_is_nothing_to_watch(
+    flow: Flow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedy = ": start it with 'dftracer-flow run', or with DFTRACER_STATUS=1 in its environment\n"
+    done = flow("top", code=1)
+    assert done.stderr == f"dftracer-flow top: no process of yours tells of its tasks{remedy}"
+    done = flow("top", os.getpid(), code=1)
+    assert done.stderr.endswith(f"process {os.getpid()} does not tell of its tasks{remedy}")
+    assert flow("top", 2**22 + 1, code=1).stderr.endswith(": there is no process 4194305\n")
+    monkeypatch.setattr(os, "getuid", lambda: os.stat("/proc/self").st_uid + 1)
+    assert cli.main(["top", str(os.getpid())]) == 1
+    assert "belongs to another user" in capsys.readouterr().err
+
+
 def test_nothing_is_left_of_a_process_when_it_has_ended(
     flow: Flow, running: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
@@ -424,9 +455,13 @@ def test_nothing_is_left_of_a_process_when_it_has_ended(
     assert [file.name for file in folder.iterdir()] == [f"{second.pid}.json"]
     second.kill()
     second.communicate()
-    done = flow("top", "--once", second.pid, code=1)
-    assert f"process {second.pid} tells nothing of its tasks: start it with" in done.stderr
-    assert "no process of yours tells anything of its tasks" in flow("top", code=1).stderr
+    assert [file.name for file in folder.iterdir()] == [f"{second.pid}.json"]
+    third = running()
+    assert [file.name for file in folder.iterdir()] == [f"{third.pid}.json"]
+    third.kill()
+    third.communicate()
+    flow("top", code=1)
+    assert list(folder.iterdir()) == []
 
 
 def test_no_file_is_written_when_nobody_asks_for_it(script: Callable, tmp_path: Path) -> None:
@@ -535,20 +570,36 @@ def test_limits_are_those_of_the_tightest_cgroup_when_there_are_several(
     assert doctor.memory_limit(tmp_path / "proc", tmp_path / "sys") == memory
 
 
-def test_a_shell_completes_commands_when_it_has_read_the_script(flow: Flow, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("do", "doctor"),
+        ("run scr", "run script.py"),
+        ("run --tr", "run --trace"),
+        ("report run.p", "report run.pfw.gz"),
+    ],
+)
+def test_a_shell_completes_what_is_typed_when_it_has_read_the_script(
+    flow: Flow, script: Callable, tmp_path: Path, shell: str, typed: str, completed: str
+) -> None:
     pytest.importorskip("shtab")
-    (tmp_path / "completion").write_text(flow("completion", "bash").stdout)
-    source = """
-    source completion
-    COMP_WORDS=(dftracer-flow d) COMP_CWORD=1
-    complete=$(complete -p dftracer-flow | sed -E 's/.*-F ([^ ]+).*/\\1/')
-    $complete dftracer-flow d dftracer-flow
-    echo "${COMPREPLY[@]}"
-    """
-    done = subprocess.run(
-        ["bash", "-c", textwrap.dedent(source)], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.stdout.split() == ["doctor"], done.stderr
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    script("pass")
+    (tmp_path / "run.pfw.gz").touch()
+    (tmp_path / "completion").write_text(flow("completion", shell).stdout)
+    plain, setup = {
+        "bash": (["bash", "--norc"], ""),
+        "zsh": (["zsh", "-f"], "autoload -Uz compinit; compinit -u -D; "),
+    }[shell]
+    command = [*plain, "-i"]
+    with Terminal(echo=True) as terminal, terminal.start(command, cwd=str(tmp_path)) as process:
+        terminal.type(f'{setup}eval "$(cat completion)"; echo re""ady\n')
+        terminal.read_until(lambda: "ready" in terminal.screen())
+        terminal.type(f"dftracer-flow {typed}\t")
+        terminal.read_until(lambda: f"dftracer-flow {completed}" in terminal.screen()[-1])
+        process.kill()
 
 
 def test_completion_names_its_extra_when_that_is_missing() -> None:
@@ -560,6 +611,25 @@ def test_completion_names_its_extra_when_that_is_missing() -> None:
 
 
 # --- all of them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("doctor | head -1 | cut -c -9; echo ${PIPESTATUS[0]}", "dftracer-\n0\n"),
+        ("doctor >&-; echo $?", "0\n"),
+        ("run script.py >&-; echo $?", "0\n"),
+        ("doctor > /dev/full; echo $?", "1\n"),
+    ],
+)
+def test_a_command_ends_as_it_should_when_its_output_does_not_arrive(
+    script: Callable, tmp_path: Path, line: str, expected: str
+) -> None:
+    script("print(await double(1))")
+    whole = f"{sys.executable} -m dftracer.asyncflow {line}"
+    done = subprocess.run(["bash", "-c", whole], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == expected
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

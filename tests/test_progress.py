@@ -346,6 +346,26 @@ def test_every_line_is_to_be_seen_when_threads_print_all_the_time(terminal: Term
     assert len(bars(lines)) == 1
 
 
+def test_a_part_of_a_line_is_to_be_seen_when_it_is_flushed(terminal: Terminal) -> None:
+    program = engine_program(
+        """
+        held = hold()
+        await asyncio.sleep(0.7)
+        print("one", end="")
+        print("error", file=sys.stderr)
+        print(", two", end="", flush=True)
+        await held
+        print(", three")
+        """
+    )
+    with terminal.start([*PYTHON, program]) as process:
+        terminal.read_until(lambda: b"two" in terminal.written)
+        assert terminal.screen() == ["error", "one, two"]
+        terminal.type("\n")
+        terminal.read_until(lambda: process.poll() is not None)
+    assert terminal.screen()[:2] == ["error", "one, two, three"]
+
+
 def test_what_goes_to_a_file_is_not_touched_when_stderr_is_a_terminal(
     terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -410,7 +430,10 @@ def test_bars_fit_when_the_terminal_is_narrow(terminal: Terminal) -> None:
     assert terminal.run([*PYTHON, program]) == 0
     lines = terminal.screen()
     assert len(lines) == 6
-    assert lines[-1].startswith("15 oth")
+    assert [line.split() for line in lines[-2:]] == [
+        ["a_rather_long_name_4", "1/1"],
+        ["15", "others", "15/15"],
+    ]
 
 
 def test_two_engines_share_the_bars_when_both_show_progress(terminal: Terminal) -> None:

@@ -15,10 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow import defaults
 from dftracer.asyncflow.drawing import writer_for
+from dftracer.asyncflow.graph import WorkflowGraph
 from dftracer.utils import status
 from dftracer.utils.primitives import __version__
 from dftracer.utils.tracing import ENVIRONMENT as TRACE
@@ -50,22 +51,19 @@ def _add_run(commands: Commands) -> None:
         help="threads of runtimes, or workers of the backend (default: as many CPUs as there are)",
     )
     parser.add_argument("--backend", type=_backend, help=defaults.BACKENDS)
-    parser.add_argument(
-        "--trace", metavar="PATH", help="write a trace: FILE.pfw.gz, or a directory"
-    )
-    parser.add_argument(
-        "--graph", type=_graph_file, metavar="FILE", help="draw the graph when the script ends"
-    )
+    trace = "write a trace: FILE.pfw.gz, or a directory"
+    _add_file(parser, "--trace", metavar="PATH", help=trace)
+    graph = "draw the graph when the script ends"
+    _add_file(parser, "--graph", type=_graph_file, metavar="FILE", help=graph)
     parser.add_argument("--dry-run", action="store_true", help="run no task")
     _add_script(parser)
     parser.set_defaults(act=_run)
 
 
 def _add_script(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("script", type=_script, metavar="SCRIPT", help="a Python file")
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS", help="what the script is given"
-    )
+    _add_file(parser, "script", type=_script, metavar="SCRIPT", help="a Python file")
+    given, rest = "what the script is given", argparse.REMAINDER
+    _add_file(parser, "arguments", nargs=rest, metavar="ARGUMENTS", help=given)
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -82,7 +80,6 @@ def _run(given: argparse.Namespace) -> int:
         environment[defaults.GRAPH] = str(given.graph)
     if given.dry_run:
         environment[defaults.DRY_RUN] = "1"
-    sys.stdout.flush()
     # The script is this process from here on: its signals and its exit code are this command's.
     os.execve(sys.executable, _command(given), {**os.environ, **environment})
 
@@ -98,7 +95,8 @@ def _add_graph(commands: Commands) -> None:
         description="Run a script dry, so that no task runs and each has a dummy result, and draw "
         "the graph of its calls; of several engines, each to a file of its own.",
     )
-    parser.add_argument(
+    _add_file(
+        parser,
         "-o",
         "--output",
         type=_graph_file,
@@ -121,9 +119,9 @@ def _graph(given: argparse.Namespace) -> int:
     if code == -signal.SIGINT:
         return INTERRUPTED
     if code:
+        graph = "its graph goes as far as it came" if drawn else "there is no graph"
         print(
-            f"{NAME} graph: {given.script} has failed, maybe because of a dummy result; its graph "
-            "goes as far as it came",
+            f"{NAME} graph: {given.script} has failed, maybe because of a dummy result; {graph}",
             file=sys.stderr,
         )
     elif not drawn:
@@ -154,16 +152,7 @@ def _add_top(commands: Commands) -> None:
 def _top(given: argparse.Namespace) -> int:
     told = status.read(given.pid) if given.pid else next(reversed(status.read_all()), None)
     if told is None:
-        who = (
-            f"process {given.pid} tells nothing"
-            if given.pid
-            else "no process of yours tells anything"
-        )
-        print(
-            f"{NAME} top: {who} of its tasks: start it with '{NAME} run', or with "
-            f"{status.ENVIRONMENT}=1 in its environment",
-            file=sys.stderr,
-        )
+        print(f"{NAME} top: {_reason(given.pid)}", file=sys.stderr)
         return 1
     from dftracer.utils.bars import Lines, make_view
     from dftracer.utils.progress import Meter
@@ -186,8 +175,22 @@ def _top(given: argparse.Namespace) -> int:
     finally:
         view.close(shown)
     if not given.once:
-        print(f"process {told.pid} has ended")
+        print(f"process {told.pid} has ended; this is what it told last")
     return 0
+
+
+def _reason(pid: int | None) -> str:
+    """Return why there is nothing to watch."""
+    remedy = f"start it with '{NAME} run', or with {status.ENVIRONMENT}=1 in its environment"
+    if pid is None:
+        return f"no process of yours tells of its tasks: {remedy}"
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except FileNotFoundError:
+        return f"there is no process {pid}"
+    if owner != os.getuid():
+        return f"process {pid} belongs to another user, whom alone it tells of its tasks"
+    return f"process {pid} does not tell of its tasks: {remedy}"
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def _top(given: argparse.Namespace) -> int:
 def _add_report(commands: Commands) -> None:
     parser = commands.add_parser("report", help="make a page of traces")
     _add_traces(parser)
-    parser.add_argument("-o", "--output", default="report.html", help="default: %(default)s")
+    _add_file(parser, "-o", "--output", default="report.html", help="default: %(default)s")
     parser.add_argument("--title", help="default: the names of the traces")
     parser.set_defaults(act=_report)
 
@@ -204,16 +207,14 @@ def _add_report(commands: Commands) -> None:
 def _add_merge(commands: Commands) -> None:
     parser = commands.add_parser("merge", help="make one trace of several, on one timeline")
     _add_traces(parser)
-    parser.add_argument(
-        "-o", "--output", required=True, help=".pfw.gz or .pfw; .json or .json.gz for strict JSON"
-    )
+    kinds = ".pfw.gz or .pfw; .json or .json.gz for strict JSON"
+    _add_file(parser, "-o", "--output", required=True, help=kinds)
     parser.set_defaults(act=_merge)
 
 
 def _add_traces(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "traces", nargs="+", metavar="TRACE", help="a trace, or a directory of them"
-    )
+    several = "a trace, or a directory of them"
+    _add_file(parser, "traces", nargs="+", metavar="TRACE", help=several)
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -255,7 +256,8 @@ def _add_completion(commands: Commands) -> None:
     parser = commands.add_parser(
         "completion",
         help="print what completes these commands in a shell",
-        description=f'Print a script for a shell. For bash: eval "$({NAME} completion bash)"',
+        description="Print a script for a shell. For bash and zsh, in what the shell reads when it "
+        f'starts: eval "$({NAME} completion bash)"',
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     parser.set_defaults(act=_completion)
@@ -285,6 +287,13 @@ COMMANDS: Sequence[Callable[[Commands], None]] = (
 # --- all of them ----------------------------------------------------------------------------------
 
 
+def _add_file(parser: argparse.ArgumentParser, *names: str, **said: Any) -> None:
+    """Add an argument that a shell completes with the names of files."""
+    action = parser.add_argument(*names, **said)
+    by_shell = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+    setattr(action, "complete", by_shell)  # noqa: B010 - where shtab looks for it
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it must be a number above 0, not {text!r}")
@@ -301,8 +310,9 @@ def _backend(text: str) -> str:
 def _graph_file(text: str) -> Path:
     path = Path(text).absolute()
     try:
-        writer_for(path)
-    except ValueError as error:
+        # An empty one, to know it before the script has run for hours.
+        writer_for(path)(WorkflowGraph("", (), (), is_folded=False))
+    except (ImportError, RuntimeError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
@@ -332,7 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = make_parser().parse_args(arguments)
     try:
         code: int = given.act(given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read has had enough

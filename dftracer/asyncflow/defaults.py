@@ -75,7 +75,7 @@ def make_backend(dry_run: bool) -> Any:
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"{BACKEND}={name} needs {error.name!r}: pip install 'dftracer-asyncflow[dask]'"
-            ) from error
+            ) from None
         own = {"n_workers": workers} if workers else None
         return DaskExecutionBackend(address or own, name="default")
     return RuntimeExecutionBackend()

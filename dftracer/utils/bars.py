@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 12
 """How many names are shown one by one."""
 
+_NARROW = 60
+"""Columns; below that there are only names and counts."""
+
 LINES_INTERVAL_S = 5.0
 _BARS_INTERVAL_S = 0.2
 _NOTEBOOK_INTERVAL_S = 0.5
@@ -155,24 +158,29 @@ class Lines:
 
 
 def table_of(shown: Sequence[Shown], width: int) -> Table:
-    """Return a bar for each name, for a terminal of that width."""
+    """Return a row for each name, for a terminal of that width; with bars if it is not narrow."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
-    for justify in ("left", "left", "right", "right", "left", "left"):
+    is_wide = width >= _NARROW
+    wide, narrow = ("left", "left", "right", "right"), ("left", "right")
+    for justify in (*(wide if is_wide else narrow), "left", "left"):
         table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
     for each in shown:
         row = each.row
-        table.add_row(
+        cells = [
             Text(row.name, overflow="ellipsis"),
-            ProgressBar(max(row.total, 1), row.ended, width=max(5, min(30, width - 60))),
             count_of(row),
-            Text(pace_of(each), "cyan"),
             Text(trouble_of(row), "red"),
             Text(left_of(each), "dim"),
-        )
+        ]
+        if is_wide:
+            size = max(5, min(30, width - 60))
+            cells.insert(1, ProgressBar(max(row.total, 1), row.ended, width=size))
+            cells.insert(3, Text(pace_of(each), "cyan"))
+        table.add_row(*cells)
     return table
 
 

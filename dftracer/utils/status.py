@@ -109,6 +109,7 @@ class _Writer:
         self.runtimes: list[RowsOrNone] = []
         self._pid = os.getpid()
         self._path = _own_directory() / f"{self._pid}.json"
+        read_all()  # which removes what is left of processes that were killed
         self._told = {
             "pid": self._pid,
             "began": _beginning_of(self._pid),
@@ -192,13 +193,15 @@ def read(pid: int) -> Status | None:
         If others than this user can write where it would tell it.
     """
     folder = directory()
+    file = folder / f"{pid}.json"
     try:
         _check_owner(folder)
-        told: dict[str, Any] = json.loads((folder / f"{pid}.json").read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if told["began"] is None or told["began"] != _beginning_of(pid):
-        return None  # it was killed before it could remove the file
+        file.unlink(missing_ok=True)  # it was killed before it could do that itself
+        return None
     return Status(told["pid"], told["command"], [Row(*row) for row in told["rows"]])
 
 
