@@ -285,16 +285,18 @@ def node(number: int, name: str, block: str | None = None) -> Node:
     return Node(f"n{number}", "function", name, f"task.{number:06d}", {"DONE": 1}, 0.25, block)
 
 
-AWKWARD = ["<lambda>", 'say "hi"', "back\\slash", "a & b # c;", "ünï", "]) --> n2"]
+AWKWARD = ["<lambda>", 'say "hi"', "back\\slash", "a &amp; b # c;", "ünï", "]) --> n2", "`%%{x}`"]
+HIDDEN = "line\nbreak \x00 \ud800 \u202e"
+"""What cannot be drawn, or not be written to a file."""
 
 
 @needs_dot
 def test_graphviz_draws_it_when_names_are_awkward(tmp_path: Path) -> None:
-    nodes = tuple(node(n, name) for n, name in enumerate(AWKWARD))
+    nodes = tuple(node(n, name) for n, name in enumerate([*AWKWARD, HIDDEN]))
     graph = WorkflowGraph('the "engine"', nodes, (Edge("n0", "n1", 3),), is_folded=False)
     root = ElementTree.fromstring(graph.to_svg())
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert texts == {*AWKWARD, "250 ms", "3"}
+    assert texts == {*AWKWARD, r"line\nbreak \x00 \ud800 \u202e", "250 ms", "3"}
     assert graph.save(tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
     page = graph.save(tmp_path / "g.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 1
@@ -304,15 +306,17 @@ def test_graphviz_draws_it_when_names_are_awkward(tmp_path: Path) -> None:
 
 
 def test_quotes_and_signs_are_escaped_when_mermaid_would_read_them() -> None:
-    nodes = tuple(node(n, name) for n, name in enumerate(AWKWARD))
+    nodes = tuple(node(n, name) for n, name in enumerate([*AWKWARD, HIDDEN]))
     lines = WorkflowGraph("g", nodes, (), is_folded=False).to_mermaid().splitlines()
-    assert lines[1:7] == [
+    assert lines[1:9] == [
         '  n0("&lt;lambda&gt;<br/>250 ms")',
         '  n1("say #quot;hi#quot;<br/>250 ms")',
         '  n2("back\\slash<br/>250 ms")',
-        '  n3("a &amp; b #35; c;<br/>250 ms")',
+        '  n3("a &amp;amp; b #35; c;<br/>250 ms")',
         '  n4("ünï<br/>250 ms")',
         '  n5("]) --&gt; n2<br/>250 ms")',
+        '  n6("#96;#37;#37;{x}#96;<br/>250 ms")',
+        r'  n7("line\nbreak \x00 \ud800 \u202e<br/>250 ms")',
     ]
 
 

@@ -251,6 +251,12 @@ def test_lines_tell_only_what_is_new_when_they_are_written_again() -> None:
     ]
 
 
+def test_a_name_is_on_one_line_when_it_has_several() -> None:
+    stream = io.StringIO()
+    Lines(stream).draw([Shown(row("one\ntwo \x1b[2J \ud800"), 0.0, None)])
+    assert stream.getvalue() == "one\\ntwo \\x1b[2J \\ud800: 0/10, 0/s, -:-- left\n"
+
+
 def test_lines_go_to_stderr_alone_when_that_is_no_terminal() -> None:
     program = engine_program(WORK + "print('out'); print('err', file=sys.stderr)")
     done = subprocess.run([*PYTHON, program], capture_output=True, text=True)
@@ -431,7 +437,7 @@ def test_bars_fit_when_the_terminal_is_narrow(terminal: Terminal) -> None:
     lines = terminal.screen()
     assert len(lines) == 6
     assert [line.split() for line in lines[-2:]] == [
-        ["a_rather_long_name_4", "1/1"],
+        ["a_rather_long_…", "1/1"],
         ["15", "others", "15/15"],
     ]
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dftracer.utils.bars import printable
+
 if TYPE_CHECKING:
     from dftracer.asyncflow.graph import Node, WorkflowGraph
 
@@ -21,6 +23,12 @@ _COLORS = {
 
 _SHAPES = {"block": "component", "executable": "box", "prompt": "note"}
 """Graphviz's shapes, where a kind has one of its own."""
+
+_MERMAID_SIGNS = str.maketrans(
+    {"#": "#35;", '"': "#quot;", "`": "#96;", "%": "#37;", "&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
+_DOT_SIGNS = str.maketrans({"\\": "\\\\", '"': '\\"', "&": "&amp;"})
+"""What is written for signs that would mean something."""
 
 _MERMAID_BRACKETS = {"block": '[["{}"]]', "executable": '["{}"]', "prompt": '>"{}"]'}
 
@@ -93,7 +101,7 @@ def to_mermaid(graph: WorkflowGraph) -> str:
     """Return the graph in the language of Mermaid."""
 
     def text(value: str) -> str:
-        return html.escape(value.replace("#", "#35;")).replace("&quot;", "#quot;")
+        return printable(value).translate(_MERMAID_SIGNS)
 
     def write(node: Node) -> str:
         label = "<br/>".join(map(text, _lines(node)))
@@ -120,7 +128,7 @@ def to_dot(graph: WorkflowGraph) -> str:
     """Return the graph in the language of Graphviz."""
 
     def text(value: str) -> str:
-        return value.replace("\\", "\\\\").replace('"', '\\"')
+        return printable(value).translate(_DOT_SIGNS)
 
     def write(node: Node) -> str:
         label = "\\n".join(map(text, _lines(node)))
@@ -192,7 +200,9 @@ def to_table(graph: WorkflowGraph, note: str) -> str:
             ", ".join(sources.get(node.id, ())),
             names[node.block] if node.block is not None else "",
         )
-        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        rows.append(
+            "<tr>" + "".join(f"<td>{html.escape(printable(cell))}</td>" for cell in cells) + "</tr>"
+        )
     heads = ("name", "kind", "states", "mean duration", "waits for", "in the block")
     head = "".join(f"<th>{each}</th>" for each in heads)
     return (
@@ -204,7 +214,7 @@ def to_table(graph: WorkflowGraph, note: str) -> str:
 
 def to_page(graph: WorkflowGraph, svg: str) -> str:
     """Return a page that needs no other file."""
-    title = html.escape(graph.name)
+    title = html.escape(printable(graph.name))
     note = "Durations count from the launch to the end."
     style = (
         "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin-top:2em}"

@@ -96,6 +96,15 @@ def fitted(shown: Sequence[Shown], most: int = MOST_ROWS) -> list[Shown]:
     return [each for each in shown if id(each) in single] + [total]
 
 
+def printable(text: str) -> str:
+    """Return a text with what is not to be seen as Python writes it, for example ``"\\\\n"``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def count_of(row: Row) -> str:
     """Return for example ``"5/1,000"``."""
     return f"{row.ended:,}/{row.total:,}"
@@ -145,7 +154,7 @@ class Lines:
             if self._written.get(each.row.name) != each.row:
                 self._written[each.row.name] = each.row
                 parts = [count_of(each.row), trouble_of(each.row), pace_of(each), left_of(each)]
-                lines.append(f"{each.row.name}: {', '.join(filter(None, parts))}\n")
+                lines.append(f"{printable(each.row.name)}: {', '.join(filter(None, parts))}\n")
         if lines and self._stream is not None:
             with contextlib.suppress(OSError, ValueError):  # it is closed
                 self._stream.write("".join(lines))
@@ -168,10 +177,11 @@ def table_of(shown: Sequence[Shown], width: int) -> Table:
     wide, narrow = ("left", "left", "right", "right"), ("left", "right")
     for justify in (*(wide if is_wide else narrow), "left", "left"):
         table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+    table.columns[0].max_width = max(8, width // 3 if is_wide else width // 2)
     for each in shown:
         row = each.row
         cells = [
-            Text(row.name, overflow="ellipsis"),
+            Text(printable(row.name), overflow="ellipsis"),
             count_of(row),
             Text(trouble_of(row), "red"),
             Text(left_of(each), "dim"),
