@@ -457,6 +457,19 @@ def test_two_engines_share_the_bars_when_both_show_progress(terminal: Terminal) 
     assert [line.split()[2] for line in bars(terminal.screen())] == ["100/100", "7/7"]
 
 
+def test_an_engine_is_shown_once_when_its_progress_is_asked_for_again(terminal: Terminal) -> None:
+    program = engine_program(
+        """
+        with flow.progress():
+            await asyncio.gather(*map(work, range(50)), return_exceptions=True)
+        with flow.progress():
+            await asyncio.gather(*map(work, range(50)), return_exceptions=True)
+        """
+    )
+    assert terminal.run([*PYTHON, program]) == 0, terminal.written
+    assert [line.split()[2] for line in bars(terminal.screen())] == ["100/100"]
+
+
 def test_lines_and_a_hint_are_written_when_rich_is_missing(terminal: Terminal) -> None:
     program = "import sys; sys.modules['rich'] = None\n" + engine_program(WORK * 2)
     assert terminal.run([*PYTHON, program]) == 0

@@ -95,8 +95,10 @@ class _Group:
     meter: Meter = field(default_factory=Meter)
     shown: list[Shown] = field(default_factory=list)
     is_active: bool = True
+    looked_at: float = 0.0
 
     def look(self) -> None:
+        self.looked_at = time.monotonic()
         self.shown = self.meter.measure(self.source())
 
 
@@ -163,7 +165,12 @@ class Display:
         self.view.draw(self._shown())
 
     def _shown(self) -> list[Shown]:
-        return [shown for group in list(self.groups) for shown in group.shown]
+        latest: dict[Source, _Group] = {}  # one may be shown by several callers
+        for group in list(self.groups):
+            known = latest.setdefault(group.source, group)
+            if group.looked_at > known.looked_at:
+                latest[group.source] = group
+        return [shown for group in latest.values() for shown in group.shown]
 
 
 _lock = threading.Lock()
