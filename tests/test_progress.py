@@ -130,6 +130,37 @@ def test_tasks_of_a_runtime_keep_their_names_when_their_handles_are_gone() -> No
         ]
 
 
+class Reader:
+    def __call__(self, source: int) -> bytes:
+        return os.read(source, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (os.read, "posix.read"),
+        (lambda source, _: Reader()(source), None),
+        (functools.partial(os.read), "posix.read"),
+        (Reader(), "Reader"),
+    ],
+)
+def test_a_running_task_has_its_name_when_its_handle_is_gone(body: Any, name: str | None) -> None:
+    ours, theirs = os.pipe()
+    try:
+        with Runtime(python_threads=1) as runtime:
+            arguments = (ours,) if isinstance(body, Reader) else (ours, 1)
+            for _ in range(2):
+                runtime.submit(body, *arguments)
+            while not runtime.get_progress()["running"]:
+                pass
+            names = [task["name"] for task in runtime.get_progress()["tasks"]]
+            os.write(theirs, b"xx")
+        assert names == [name or f"{__name__}.<lambda>"] * 2
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_no_name_is_guessed_when_tasks_have_ended_before_the_first_look() -> None:
     with Runtime() as runtime:
         rows = functools.partial(RuntimeRows().of, runtime)

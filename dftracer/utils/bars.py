@@ -121,7 +121,9 @@ def trouble_of(row: Row) -> str:
 
 
 def pace_of(shown: Shown) -> str:
-    """Return for example ``"1,234/s"``."""
+    """Return for example ``"1,234/s"``; nothing if all had ended before anybody looked."""
+    if not shown.rate and shown.row.ended >= shown.row.total:
+        return ""
     return f"{shown.rate:,.0f}/s" if shown.rate >= 10 else f"{shown.rate:.2g}/s"
 
 

@@ -1,4 +1,4 @@
-//! What is known of a callable before it is called. Of a plain function it is kept for its next
+//! What is known of a callable before it is called. Of a function it is kept for its next
 //! submission: a campaign submits few functions, many times.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +8,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::progress::qualified_name;
+use crate::progress::{derive_name, qualified_name};
 
 /// `inspect.CO_COROUTINE`.
 const CO_COROUTINE: u32 = 0x80;
@@ -16,7 +16,7 @@ const CO_COROUTINE: u32 = 0x80;
 /// Shared by all tasks that call the same function.
 #[pyclass(frozen, module = "dftracer.utils._native")]
 pub(crate) struct Origin {
-    /// The code object: tells where the callable is defined.
+    /// The code object, which tells where the callable is defined; a built-in function itself.
     pub(crate) code: Py<PyAny>,
     /// Whether calling it gives a coroutine, as far as can be told without calling it.
     pub(crate) is_coroutine: bool,
@@ -46,6 +46,9 @@ struct Parts<'a, 'py> {
 impl Origin {
     /// The name of a task that calls this; `None` if the callable itself must be asked.
     pub(crate) fn name<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyString>> {
+        if let Some(name) = self.name.get() {
+            return Some(name.bind(py).clone());
+        }
         let names = self.names.as_ref()?;
         let name = self.name.get_or_init(|| {
             let text = |object: &Py<PyAny>| object.bind(py).extract::<String>().ok();
@@ -64,14 +67,20 @@ impl Origin {
     }
 
     pub(crate) fn has_name(&self) -> bool {
-        self.names.is_some()
+        self.names.is_some() || self.name.get().is_some()
     }
 
-    fn is_of(&self, parts: &Parts<'_, '_>) -> bool {
-        let Some(names) = &self.names else { return false };
-        self.code.as_ptr() == parts.code.as_ptr()
-            && names.qualname.as_ptr() == parts.qualname.as_ptr()
-            && names.module.as_ref().map(Py::as_ptr) == parts.module.map(|module| module.as_ptr())
+    fn is_of(&self, code: &Bound<'_, PyAny>, parts: Option<&Parts<'_, '_>>) -> bool {
+        let same_names = match (&self.names, parts) {
+            (Some(names), Some(parts)) => {
+                let module = parts.module.map(|module| module.as_ptr());
+                names.qualname.as_ptr() == parts.qualname.as_ptr()
+                    && names.module.as_ref().map(Py::as_ptr) == module
+            }
+            (None, None) => true,
+            _ => false,
+        };
+        same_names && self.code.is(code)
     }
 
     fn new(code: Bound<'_, PyAny>, names: Option<Names>) -> PyResult<Py<Self>> {
@@ -95,26 +104,47 @@ impl Origins {
     /// What is known of `callable`; `None` if it has no code object.
     pub(crate) fn of(&self, callable: &Bound<'_, PyAny>) -> Option<Py<Origin>> {
         let py = callable.py();
-        let Some(parts) = parts_of_function(callable) else {
-            let code = callable.getattr(pyo3::intern!(py, "__code__")).ok()?;
-            return Origin::new(code, None).ok();
+        let parts = parts_of_function(callable);
+        let code: &Bound<'_, PyAny> = match &parts {
+            Some(parts) => &parts.code,
+            None if is_builtin(callable) => callable,
+            None => {
+                let code = callable.getattr(pyo3::intern!(py, "__code__")).ok()?;
+                return Origin::new(code, None).ok();
+            }
         };
-        let place = &self.0[(parts.code.as_ptr() as usize >> 4) % KEPT];
+        let place = &self.0[(code.as_ptr() as usize >> 4) % KEPT];
         let kept = place.lock().unwrap_or_else(PoisonError::into_inner);
         match &*kept {
-            Some(origin) if origin.get().is_of(&parts) => return Some(origin.clone_ref(py)),
+            Some(origin) if origin.get().is_of(code, parts.as_ref()) => {
+                return Some(origin.clone_ref(py));
+            }
             _ => drop(kept),
         }
-        let names = Names {
+        let names = parts.as_ref().map(|parts| Names {
             qualname: parts.qualname.to_owned().unbind(),
             module: parts.module.map(|module| module.to_owned().unbind()),
-        };
-        let origin = Origin::new(parts.code.to_owned(), Some(names)).ok()?;
+        });
+        let origin = Origin::new(code.clone(), names).ok()?;
+        if parts.is_none() {
+            origin.get().name.get_or_init(|| derive_name(callable).unbind());
+        }
         let newest = Some(origin.clone_ref(py));
         let unneeded =
             std::mem::replace(&mut *place.lock().unwrap_or_else(PoisonError::into_inner), newest);
         drop(unneeded);
         Some(origin)
+    }
+}
+
+/// Whether it is a function of an extension module; not a method, of which each look makes another.
+fn is_builtin(callable: &Bound<'_, PyAny>) -> bool {
+    // SAFETY: attached, live objects; the second call is made only for what the first accepts.
+    unsafe {
+        ffi::PyCFunction_CheckExact(callable.as_ptr()) != 0 && {
+            let owner = ffi::PyCFunction_GetSelf(callable.as_ptr());
+            owner.is_null() || ffi::PyModule_Check(owner) != 0
+        }
     }
 }
 

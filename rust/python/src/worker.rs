@@ -202,13 +202,7 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let Content::Call(call) = this.take_content() else {
         return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
     };
-    // Nobody but the queue holds the handle: nobody will ask for its name.
-    // SAFETY: attached; the handle is a live object.
-    if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1
-        || this.shared().is_some_and(|shared| shared.tracing().is_some())
-    {
-        this.keep_name(call.callable().bind(py));
-    }
+    this.keep_name(call.callable().bind(py));
     let outer = begin_body(py, handle);
     if this.is_cancel_requested() {
         // Asked before it could be reached.
@@ -220,9 +214,6 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         Ok((value, context))
     });
     let interrupted = end_body(py, outer);
-    if result.is_err() {
-        this.keep_name(call.callable().bind(py));
-    }
     // The arguments go before the outcome is told: who waits for it sees them released.
     drop(call);
     match result {
