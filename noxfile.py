@@ -15,10 +15,10 @@ import nox
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "rust", "typecheck", "imports", "tests"]
+nox.options.sessions = ["lint", "rust", "typecheck", "imports", "docs", "tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-SOURCES = ["dftracer", "examples", "benchmarks", "tests", "noxfile.py"]
+SOURCES = ["dftracer", "docs", "examples", "benchmarks", "tests", "noxfile.py"]
 
 
 def install_wheel(session: nox.Session, *extras: str) -> None:
@@ -78,6 +78,14 @@ def imports(session: nox.Session) -> None:
     session.install("import-linter>=2.3")
     install_wheel(session)
     session.run("lint-imports", "--config", "pyproject.toml", "--no-cache")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The pages and the reference as a site, in ``.nox/site``; warnings are errors."""
+    session.install(*nox.project.dependency_groups(nox.project.load_toml(), "docs"))
+    install_wheel(session, "dask", "prompt")
+    session.run("sphinx-build", "-qnW", "--keep-going", "-Ec", "docs", ".", ".nox/site")
 
 
 @nox.session(python=PYTHONS)

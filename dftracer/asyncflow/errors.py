@@ -11,14 +11,14 @@ _TAIL = 2_000
 class DependencyFailureError(Exception):
     """A task or block was not run because something it depends on failed.
 
+    The error of the first failed dependency is the ``__cause__``.
+
     Attributes
     ----------
     failed_dependencies : list[str]
         The names of the direct dependencies that failed, in the order of the arguments.
     root_cause : BaseException | None
         The error at the beginning of the chain: never itself a ``DependencyFailureError``.
-
-    The error of the first failed dependency is the ``__cause__``.
     """
 
     def __init__(

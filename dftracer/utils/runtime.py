@@ -202,6 +202,9 @@ class Runtime(_native.Runtime):
     ) -> _Results[T]:
         """Call ``fn`` with items of the ``iterables`` side by side; yield results in order.
 
+        The iterator raises what a call raises, in its turn, and then ends. Calls that have not
+        begun by then, or when it is closed or dropped, are cancelled.
+
         Parameters
         ----------
         buffersize:
@@ -214,9 +217,6 @@ class Runtime(_native.Runtime):
             If ``buffersize`` is below 1.
         TypeError
             If no iterable is given.
-
-        The iterator raises what a call raises, in its turn, and then ends. Calls that have not
-        begun by then, or when it is closed or dropped, are cancelled.
         """
         if not iterables:
             raise TypeError("map() takes at least one iterable")
