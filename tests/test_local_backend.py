@@ -7,7 +7,6 @@ import glob
 import os
 import pickle
 import random
-import re
 import tempfile
 import threading
 import weakref
@@ -137,12 +136,6 @@ def test_the_program_ends_when_a_backend_is_left_running(
         """)
         == "42\n42\n"
     )
-
-
-def test_the_example_runs_when_it_is_taken_from_the_page(run_script: Callable[..., str]) -> None:
-    page = Path(__file__).parents[1] / "docs" / "backends.md"
-    [example] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert run_script(example) == "[4, 25, 168]\n"
 
 
 # --- bodies -------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,9 +291,3 @@ async def test_files_are_in_the_cwd_when_the_description_names_one(
         assert (shared / "c.txt").read_text() == "precious"
         with pytest.raises(DataError, match="'read': its 'cwd' is no directory"):
             await tasks.read(InputFile("a.txt"), task_description={"cwd": "missing"})
-
-
-def test_example_runs_when_it_is_taken_from_the_page(run_script: Callable[..., str]) -> None:
-    page = Path(__file__).parents[1] / "docs" / "files.md"
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert run_script(example) == "55\n"

@@ -6,7 +6,6 @@ import gc
 import json
 import pickle
 import random
-import re
 import threading
 import time
 from collections import defaultdict
@@ -902,14 +901,3 @@ async def test_backend_is_not_asked_any_more_when_its_next_engine_has_no_telemet
     assert not backend.report_running
     async with await WorkflowEngine.create(backend) as second:
         assert await second.function_task(identity)(1) == 1
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_example_runs_when_it_is_taken_from_its_page(
-    number: int, run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = Path(__file__).parents[1] / "docs" / "telemetry.md"
-    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    out = run_script(examples[number])
-    assert ("TaskCompleted task.000002" if number == 0 else "step ended") in out

@@ -1,0 +1,215 @@
+"""What the pages show is run as it stands there, and every link of theirs is followed."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docs_support import ROOT, Block, anchors, blocks, commands, pages, programs, prose, text_of
+from prompt_server import PromptServer
+
+Settings = dict[str, str]
+"""What to put in the place of what, in the programs of a page."""
+
+FRAMES = {
+    "coroutine": """
+        import asyncio
+        from dftracer.asyncflow import DaskExecutionBackend, WorkflowEngine
+        from dftracer.utils import Runtime
+
+        async def main():
+            {}
+            await flow.shutdown()
+
+        asyncio.run(main())
+        """,
+    "engine": """
+        import asyncio
+        from dftracer.asyncflow import WorkflowEngine
+
+        async def main():
+            async with await WorkflowEngine.create() as flow:
+                {}
+
+        asyncio.run(main())
+        """,
+    "client": """
+        from dask.distributed import Client
+        from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+
+        with Client("tcp://host:8786") as client:
+            client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+            {}
+        """,
+}
+"""What excerpts are taken from."""
+
+RUN = ("dftracer-flow ", "python -m dftracer.asyncflow ")
+NOT_RUN = (".venv/bin/", "pip ", "python3 -m venv ", "source ", "nox")
+"""What a command begins with, those that install or check the project itself not being run."""
+NOT_OURS = {
+    "benchmarks/README.md": "takes other packages, and minutes",
+    "docs/backends.md": "takes RADICAL-Pilot and Dragon",
+}
+"""Pages whose commands need what is not here."""
+
+PREPARED = {
+    "docs/tracing.md": "python -W error -c 'from dftracer.utils import Runtime; "
+    'Runtime(trace="run.pfw.gz").submit(pow, 2, 2).get()\' && mkdir traces && cp run.pfw.gz traces/'
+}
+"""What has happened before the commands of a page are typed."""
+
+
+@asynccontextmanager
+async def dask_cluster() -> AsyncIterator[Settings]:
+    """A real cluster at the place of the one that a page names."""
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    async with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", asynchronous=True
+    ) as cluster:
+        yield {"tcp://host:8786": cluster.scheduler_address}
+
+
+@asynccontextmanager
+async def prompt_server() -> AsyncIterator[Settings]:
+    """A server that answers prompts at the place of the one that a page names."""
+    async with PromptServer() as server:
+        yield {"http://localhost:8000/v1": server.url}
+
+
+NEEDS = {"docs/dask.md": dask_cluster, "docs/prompts.md": prompt_server}
+"""Pages whose programs need a server."""
+
+
+def is_run_by_commands(block: Block) -> bool:
+    name = block.marks.get("file")
+    return name is not None and any(f" {name}" in line for line in commands(block.page))
+
+
+PROGRAMS = [block for page in pages() for block in programs(page) if not is_run_by_commands(block)]
+COMMANDS = [page for page in pages() if commands(page) and page not in NOT_OURS]
+
+
+def source_of(block: Block, settings: Settings) -> str:
+    source = block.text
+    if "within" in block.marks:
+        frame = textwrap.dedent(FRAMES[block.marks["within"]])
+        (indent,) = re.findall(r"^( *)\{\}$", frame, re.MULTILINE)
+        if source.rstrip().endswith(":"):
+            source += "    pass\n"
+        source = frame.replace(indent + "{}\n", textwrap.indent(source, indent))
+    for shown, real in settings.items():
+        source = source.replace(shown, real)
+    return source
+
+
+def folder_for(page: str, path: Path) -> Path:
+    """Where examples are run: with the files that they read."""
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, path / name)
+    for block in programs(page):
+        if "file" in block.marks:
+            (path / block.marks["file"]).write_text(block.text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=str)
+async def test_an_example_runs_when_it_is_taken_from_its_page(block: Block, tmp_path: Path) -> None:
+    script = folder_for(block.page, tmp_path) / "example.py"
+    need = NEEDS.get(block.page)
+    async with need() if need else nullcontext({}) as settings:
+        script.write_text(source_of(block, settings), encoding="utf-8")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-Werror",
+            "-Wignore::UserWarning:distributed.node",  # another program has Dask's usual port
+            str(script),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = (text.decode() for text in await process.communicate())
+    assert process.returncode == 0, err
+    assert "Traceback" not in err, err
+    assert "Warning" not in err, err
+    assert block.marks.get("prints", "") in out
+    if block.output is not None:
+        assert out.rstrip() == block.output.rstrip()
+
+
+def test_the_first_example_tells_the_truth_when_it_counts_bytes(tmp_path: Path) -> None:
+    script = folder_for("README.md", tmp_path) / "example.py"
+    script.write_text(programs("README.md")[0].text, encoding="utf-8")
+    output = subprocess.check_output([sys.executable, str(script)], cwd=tmp_path, text=True)
+    sizes = [(tmp_path / name).stat().st_size for name in ("README.md", "pyproject.toml")]
+    assert output == f"{sum(sizes)} bytes\n"
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_the_commands_of_a_page_run_when_they_are_typed(page: str, tmp_path: Path) -> None:
+    folder = folder_for(page, tmp_path)
+    (folder / "bin").mkdir()
+    for name, called in (("python", ""), ("dftracer-flow", "-m dftracer.asyncflow")):
+        shim = folder / "bin" / name
+        shim.write_text(f'#!/bin/sh\nexec {sys.executable} {called} "$@"\n')
+        shim.chmod(0o755)
+    typed = [line for line in commands(page) if not line.startswith(NOT_RUN)]
+    assert [line for line in typed if not line.startswith(RUN)] == []
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-e", "-c", "\n".join([PREPARED.get(page, ":"), *typed])],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "PYTHONWARNINGS": "default"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    for output in re.findall(r" -o (\S+)", "\n".join(typed)):
+        assert (folder / output).stat().st_size > 0
+
+
+@pytest.mark.parametrize("page", pages())
+def test_an_extra_exists_when_a_page_says_to_install_it(page: str) -> None:
+    known = metadata.metadata("dftracer-asyncflow").get_all("Provides-Extra") or []
+    named = re.findall(r"(?:dftracer-asyncflow|pip install '?\.)\[([\w, -]+)\]", text_of(page))
+    assert {each.strip() for names in named for each in names.split(",")} <= set(known)
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_link_leads_somewhere_when_it_is_in_a_page(page: str) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^()\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = Path(os.path.normpath((ROOT / page).parent / path)) if path else ROOT / page
+        leads = target.exists() and target.is_relative_to(ROOT)
+        if not leads or (anchor and anchor not in anchors(str(target.relative_to(ROOT)))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_public_name_is_in_the_reference_when_it_can_be_imported() -> None:
+    reference = "".join(text_of(page) for page in pages() if page.startswith("docs/reference/"))
+    for name in ("dftracer.asyncflow", "dftracer.utils", "dftracer.utils.dask"):
+        module: Any = import_module(name)
+        names = [*module.__all__, *getattr(module, "_EXTRAS", ())]
+        described = set(re.findall(rf"{name}\.(\w+)$", reference, re.MULTILINE))
+        assert set(names) - {"__version__"} <= described
+
+
+def test_a_mark_is_known_when_it_is_above_a_block() -> None:
+    marks = [block.marks for page in pages() for block in blocks(page)]
+    known = {"continues", "within", "file", "prints", "output"}
+    assert {name for each in marks for name in each} <= known
+    assert {each["within"] for each in marks if "within" in each} == set(FRAMES)
