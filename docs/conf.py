@@ -4,10 +4,12 @@ The source is the top folder of the checkout, so that a link leads to the same f
 on a code host.
 """
 
+import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
 project = "dftracer-asyncflow"
 copyright = "the authors of dftracer-asyncflow"
@@ -16,7 +18,9 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_co
 extensions += ["site_pages", "site_reference"]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "CHANGELOG.md", "CONTRIBUTING.md", "*/README.md", "rust/core/*.md"]
+# And those pages elsewhere that the first page names.
+others = re.findall(r"\]\(\.\./([^)]+\.md)\)", (HERE / "index.md").read_text(encoding="utf-8"))
+include_patterns = ["docs/**", *others]
 exclude_patterns = [".*", "**/.*", "target", "dftracer", "tests", "rust/*/src", "_build"]
 
 nb_execution_mode = "off"  # the tests run the notebook

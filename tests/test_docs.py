@@ -17,6 +17,8 @@ import pytest
 from docs_support import ROOT, Block, anchors, blocks, commands, pages, programs, prose, text_of
 from prompt_server import PromptServer
 
+import dftracer.utils
+
 Settings = dict[str, str]
 """What to put in the place of what, in the programs of a page."""
 
@@ -58,9 +60,10 @@ NOT_RUN = (".venv/bin/", "pip ", "python3 -m venv ", "source ", "nox")
 """What a command begins with, those that install or check the project itself not being run."""
 NOT_OURS = {
     "benchmarks/README.md": "takes other packages, and minutes",
+    "docs/cli.md": "done by test_cli.py, which looks at what they print",
     "docs/backends.md": "takes RADICAL-Pilot and Dragon",
 }
-"""Pages whose commands need what is not here."""
+"""Pages whose commands are not run here, and why."""
 
 PREPARED = {
     "docs/tracing.md": "python -W error -c 'from dftracer.utils import Runtime; "
@@ -206,6 +209,17 @@ def test_every_public_name_is_in_the_reference_when_it_can_be_imported() -> None
         names = [*module.__all__, *getattr(module, "_EXTRAS", ())]
         described = set(re.findall(rf"{name}\.(\w+)$", reference, re.MULTILINE))
         assert set(names) - {"__version__"} <= described
+
+
+def test_a_name_exists_when_the_guide_says_that_it_is_the_same() -> None:
+    guide = text_of("docs/migration-dftracer-utils.md")
+    rows = re.findall(r"^\| (.*?) \| same", guide, re.MULTILINE)
+    names = re.findall(r"`([\w.]+)", " ".join(rows))
+    assert len(names) > 30
+    for name in names:
+        module, _, last = f"dftracer.utils.{name}".rpartition(".")
+        owners = (import_module(module), dftracer.utils.Runtime, dftracer.utils.TaskHandle)
+        assert any(hasattr(owner, last) for owner in owners), name
 
 
 def test_a_mark_is_known_when_it_is_above_a_block() -> None:

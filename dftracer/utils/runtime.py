@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 # Native code imports these when it needs them. They are imported here so that no thread is in the
 # middle of that, holding the lock of an import, when the process forks.
 from dftracer.utils import _native, adoption, awaiting, callbacks, coroutines, tracing  # noqa: F401
+from dftracer.utils._native import ProcessResult, TaskHandle
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
-
-    from dftracer.utils._native import ProcessResult, TaskHandle
 
 T = TypeVar("T")
 
