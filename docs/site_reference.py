@@ -20,7 +20,7 @@ STUB = Path(dftracer.utils.__file__).with_name("_native.pyi")
 NATIVE = "dftracer.utils._native"
 OTHERS = {"T", "P", "R", "_T", "_R", "_T_co", "C_co", "distributed", "rhapsody"}
 OTHERS |= {"Client", "Cluster", "Context", "Executor", "Future", "Path", "PathLike"}
-OTHERS |= {"ProcessPoolExecutor", "Worker"}
+OTHERS |= {"ProcessPoolExecutor", "Self", "Worker"}
 OTHERS |= sys.stdlib_module_names
 """What is not described here: type variables, and modules and classes of others."""
 MADE_HERE = {"Component", "Task", "Block", "WorkflowGraph", "Node", "Edge", "RuntimeExecutor"}
