@@ -24,6 +24,7 @@ OTHERS |= {"ProcessPoolExecutor", "Self", "Worker"}
 OTHERS |= sys.stdlib_module_names
 """What is not described here: type variables, and modules and classes of others."""
 MADE_HERE = {"Component", "Task", "Block", "WorkflowGraph", "Node", "Edge", "RuntimeExecutor"}
+MADE_HERE |= {"FunctionDecorator", "ExecutableDecorator", "BlockDecorator", "Call", "Cancellation"}
 """Classes of which nobody makes an object by hand."""
 
 _attributes: dict[str, list[str]] = {}

@@ -211,6 +211,15 @@ def test_every_public_name_is_in_the_reference_when_it_can_be_imported() -> None
         assert set(names) - {"__version__"} <= described
 
 
+def test_a_variable_is_in_the_reference_when_a_program_heeds_it() -> None:
+    package = Path(dftracer.utils.__file__).parents[1]
+    sources = [path.read_text(encoding="utf-8") for path in package.glob("*/**/*.py")]
+    heeded = {name for text in sources for name in re.findall(r"\bDFTRACER_[A-Z_]+\b", text)}
+    page = text_of("docs/reference/environment.md")
+    ours = {"DFTRACER_TRACES_BEGUN"}  # what a process tells its children, and nobody else
+    assert heeded - ours == set(re.findall(r"`(DFTRACER_[A-Z_]+)`", page))
+
+
 def test_a_name_exists_when_the_guide_says_that_it_is_the_same() -> None:
     guide = text_of("docs/migration-dftracer-utils.md")
     rows = re.findall(r"^\| (.*?) \| same", guide, re.MULTILINE)

@@ -17,6 +17,8 @@ URL_SCHEMES = frozenset(
 class File:
     """A file by its name and its place.
 
+    It stands for its path wherever Python takes one, such as in ``open(file)``.
+
     Attributes
     ----------
     filename : str
@@ -24,8 +26,6 @@ class File:
     filepath : pathlib.Path | None
         Where it is, if that is known. A task's body gets a copy of each file that its call
         declares, with the absolute path at which the body finds the file or shall write it.
-
-    It stands for that path wherever Python takes one, such as in ``open(file)``.
     """
 
     filename: str
