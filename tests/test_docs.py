@@ -45,6 +45,7 @@ FRAMES = {
         asyncio.run(main())
         """,
     "client": """
+        import dask
         from dask.distributed import Client
         from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 
@@ -61,6 +62,7 @@ NOT_RUN = (".venv/bin/", "pip ", "python3 -m venv ", "source ", "nox")
 NOT_OURS = {
     "benchmarks/README.md": "takes other packages, and minutes",
     "docs/cli.md": "done by test_cli.py, which looks at what they print",
+    "examples/README.md": "done by the tests of the examples",
     "docs/backends.md": "takes RADICAL-Pilot and Dragon",
 }
 """Pages whose commands are not run here, and why."""
