@@ -151,23 +151,10 @@ impl Call {
     unsafe fn guarded(&self) -> *mut ffi::PyObject {
         let null = std::ptr::null_mut();
         match self {
-            Self::One { callable, argument } => {
-                // The free place before the argument is for the `self` of a bound method.
-                let mut arguments = [null, argument.as_ptr()];
-                let guard = HangOnUnwind;
-                // SAFETY: live objects; one argument stands where the pointer says, and the place
-                // before it may be written to.
-                let result = unsafe {
-                    PyObject_VectorcallDict(
-                        callable.as_ptr(),
-                        arguments.as_mut_ptr().add(1),
-                        1 | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
-                        null,
-                    )
-                };
-                std::mem::forget(guard);
-                result
-            }
+            // SAFETY: live objects.
+            Self::One { callable, argument } => unsafe {
+                guarded_call_one(callable.as_ptr(), argument.as_ptr())
+            },
             // SAFETY: live objects of the right types.
             Self::Plain { callable, args } => unsafe {
                 guarded_call(callable.as_ptr(), args.as_ptr(), null)
@@ -181,8 +168,60 @@ impl Call {
     }
 }
 
+/// `callable(argument)` in the context that is current.
+pub(crate) fn call_one<'py>(
+    py: Python<'py>,
+    callable: &Py<PyAny>,
+    argument: &Py<PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: attached, live objects.
+    owned(py, unsafe { guarded_call_one(callable.as_ptr(), argument.as_ptr()) })
+}
+
+/// The contexts of calls that are each made in a copy of their own of the same one.
+pub(crate) struct Contexts<'a> {
+    /// `None` if that is empty.
+    original: Option<&'a Py<PyAny>>,
+    /// An empty one that nobody else has.
+    spare: Option<Py<PyAny>>,
+}
+
+impl<'a> Contexts<'a> {
+    pub(crate) fn of(original: Option<&'a Py<PyAny>>) -> Self {
+        Self { original, spare: None }
+    }
+
+    /// One for the next call.
+    pub(crate) fn next<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match (self.original, self.spare.take()) {
+            (Some(original), _) => copy_of(original.bind(py)),
+            (None, Some(spare)) => Ok(spare.into_bound(py)),
+            (None, None) => new_context(py).map(|context| context.into_bound(py)),
+        }
+    }
+
+    /// Takes one back after its call. If that has set no variable, and nobody holds the context, as
+    /// the token of a change would, it cannot be told from a new one, and serves the next call.
+    pub(crate) fn take_back(&mut self, context: Bound<'_, PyAny>) {
+        // SAFETY: attached, a live object.
+        let is_ours = unsafe { ffi::Py_REFCNT(context.as_ptr()) } == 1;
+        if self.original.is_none() && is_ours && matches!(context.len(), Ok(0)) {
+            self.spare = Some(context.unbind());
+        }
+    }
+}
+
+/// A context with the same variables.
+pub(crate) fn copy_of<'py>(context: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: attached, a context; a new reference or null with an exception set.
+    unsafe {
+        let copy = ffi::PyContext_Copy(context.as_ptr());
+        Bound::from_owned_ptr_or_err(context.py(), copy)
+    }
+}
+
 /// A copy of the calling thread's current context; `None` if that is empty.
-fn copy_context(py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+pub(crate) fn copy_context(py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
     // SAFETY: attached; a new reference or null with an exception set.
     let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?;
     Ok((context.len()? > 0).then(|| context.unbind()))
@@ -195,8 +234,12 @@ fn new_context(py: Python<'_>) -> PyResult<Py<PyAny>> {
 
 /// What a call has returned, or the error that is set.
 fn owned(py: Python<'_>, result: *mut ffi::PyObject) -> PyResult<Bound<'_, PyAny>> {
+    if !result.is_null() {
+        // SAFETY: a new reference.
+        return Ok(unsafe { Bound::from_owned_ptr(py, result) });
+    }
     // PyO3 turns a PanicException back into a panic when it fetches the error.
-    // SAFETY: a new reference or null with an exception set.
+    // SAFETY: null with an exception set.
     catch_unwind(AssertUnwindSafe(|| unsafe { Bound::from_owned_ptr_or_err(py, result) }))
         .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))))
 }
@@ -267,6 +310,30 @@ unsafe fn guarded_call(
     let guard = HangOnUnwind;
     // SAFETY: the caller's promise.
     let result = unsafe { PyObject_Call(callable, args, kwargs) };
+    std::mem::forget(guard);
+    result
+}
+
+/// # Safety
+///
+/// Attached, live objects; the answer is a new reference, or null with an exception set.
+unsafe fn guarded_call_one(
+    callable: *mut ffi::PyObject,
+    argument: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // The free place before the argument is for the `self` of a bound method.
+    let mut arguments = [std::ptr::null_mut(), argument];
+    let guard = HangOnUnwind;
+    // SAFETY: one argument stands where the pointer says, and the place before it may be written
+    // to; else the caller's promise.
+    let result = unsafe {
+        PyObject_VectorcallDict(
+            callable,
+            arguments.as_mut_ptr().add(1),
+            1 | ffi::PY_VECTORCALL_ARGUMENTS_OFFSET,
+            std::ptr::null_mut(),
+        )
+    };
     std::mem::forget(guard);
     result
 }

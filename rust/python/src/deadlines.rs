@@ -42,7 +42,7 @@ impl Deadlines {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn task_timeout(&self) -> Option<Duration> {
+    pub(crate) fn task_timeout(&self) -> Option<Duration> {
         match self.task_timeout_ms.load(Ordering::Relaxed) {
             0 => None,
             millis => Some(Duration::from_millis(millis)),
@@ -166,12 +166,7 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
 }
 
 fn run_out_all(py: Python<'_>, shared: &Shared) {
-    let mut handles = Vec::new();
-    shared.ledger.for_each(|address| {
-        // SAFETY: called under the ledger's lock.
-        handles.extend(unsafe { address.hold(py) });
-    });
-    for handle in handles {
+    for handle in shared.hold_unfinished(py) {
         run_out(py, &handle, "the runtime's deadline has passed");
     }
 }

@@ -39,11 +39,7 @@ pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> PyResult<Vec<String
 impl Shared {
     /// Cancels every task that has not ended, and returns their names.
     fn cancel_unfinished(&self, py: Python<'_>) -> Vec<String> {
-        let mut handles: Vec<Py<TaskHandle>> = Vec::new();
-        self.ledger.for_each(|address| {
-            // SAFETY: called under the ledger's lock.
-            handles.extend(unsafe { address.hold(py) });
-        });
+        let handles = self.hold_unfinished(py);
         let unfinished = handles.iter().filter(|handle| !handle.get().is_settled());
         unfinished
             .map(|handle| {

@@ -3,6 +3,7 @@
 // The classes and functions here are documented where their users look: in `_native.pyi`.
 #![allow(missing_docs)]
 
+mod batch;
 mod call;
 mod callbacks;
 mod coroutine;

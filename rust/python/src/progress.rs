@@ -10,6 +10,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::batch::Shown;
 use crate::handle::{Look, TaskHandle, state};
 use crate::origin::Origin;
 use crate::shared::{LaneKind, Shared};
@@ -41,8 +42,8 @@ impl Family {
         self.total.fetch_add(count as u32, Ordering::Relaxed);
     }
 
-    pub(crate) fn ended(&self) {
-        self.completed.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn ended(&self, count: usize) {
+        self.completed.fetch_add(count as u32, Ordering::Relaxed);
     }
 }
 
@@ -182,6 +183,22 @@ impl Slot {
             since: Default::default(),
         }
     }
+
+    /// A body begins while there is no other, so nobody can hold the slot.
+    pub(crate) fn begin(&self, id: i64, since: u64) {
+        self.since.store(since, Ordering::Relaxed);
+        self.task.store(id, Ordering::Release);
+    }
+
+    /// The id of the innermost task that runs, or `IDLE`.
+    pub(crate) fn running(&self) -> i64 {
+        loop {
+            match self.task.load(Ordering::Acquire) {
+                HELD => std::hint::spin_loop(),
+                id => return id,
+            }
+        }
+    }
 }
 
 /// One task, as it was at one moment.
@@ -220,6 +237,23 @@ impl Row {
             running_ns: end.saturating_sub(start),
             parent: parent.map(|family| family.parent),
             children,
+        }
+    }
+
+    fn of_item(item: Shown, now: u64) -> Self {
+        let state = item.look.state;
+        let end = if item.ended == 0 { now } else { item.ended };
+        let start = if item.started == 0 { end } else { item.started };
+        Self {
+            id: item.id,
+            look: item.look,
+            origin: item.origin,
+            state,
+            state_name: state::name(state),
+            queued_ns: start.saturating_sub(item.submitted),
+            running_ns: end.saturating_sub(start),
+            parent: item.parent,
+            children: (0, 0),
         }
     }
 
@@ -265,6 +299,9 @@ pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'p
     for _ in 0..MAX_LOOKS {
         rows.clear();
         let now = nanos_now();
+        for batch in shared.batches() {
+            batch.tell(py, |item| rows.push(Row::of_item(item, now)));
+        }
         shared.ledger.for_each(|address| {
             // SAFETY: called under the ledger's lock.
             let handle = unsafe { address.handle(py) };
@@ -277,6 +314,8 @@ pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'p
         counts = counts_after;
     }
     rows.sort_by_key(|row| row.id);
+    // An item that was given a handle between the two looks.
+    rows.dedup_by_key(|row| row.id);
 
     let of_state = |wanted: u8| rows.iter().filter(|row| row.state == wanted).count();
     let (running, queued) = (of_state(state::RUNNING), of_state(state::QUEUED));
@@ -331,7 +370,7 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
         // A task whose handle is gone has ended in this very moment.
         let row = rows.binary_search_by_key(&id, |row| row.id).ok().map(|index| &rows[index]);
         let task = row.map(|row| row.name(py));
-        let depth = shared.lane(slot.lane).len();
+        let depth = shared.queued(slot.lane);
         add(slot.lane.name(), slot.number, task, id == IDLE, depth)?;
     }
     Ok(list)
@@ -371,6 +410,6 @@ pub(crate) fn is_responsive(shared: &Shared) -> bool {
             slot.task.load(Ordering::Relaxed) != IDLE
                 && now.saturating_sub(slot.since.load(Ordering::Relaxed)) > PATIENCE_NS
         };
-        shared.lane(kind).is_empty() || workers.peek().is_none() || !workers.all(stuck)
+        shared.queued(kind) == 0 || workers.peek().is_none() || !workers.all(stuck)
     }) && shared.compute_waits_for().as_nanos() <= u128::from(PATIENCE_NS)
 }

@@ -1,15 +1,16 @@
 //! One call for each item, and their results in order: what `Runtime.map` returns.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyRange, PyTuple};
 
+use crate::batch::Batch;
 use crate::handle::TaskHandle;
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, Submitted};
 
 /// How many calls are submitted at a time, of items that are there already.
 const BATCH: usize = 256;
@@ -24,9 +25,21 @@ pub(crate) struct Results {
 #[derive(Default)]
 struct State {
     /// Those whose results have not been taken.
-    handles: VecDeque<Py<TaskHandle>>,
+    calls: VecDeque<Calls>,
     /// What is not submitted yet.
     rest: Option<Rest>,
+}
+
+enum Calls {
+    One(Py<TaskHandle>),
+    /// The items of a batch from this one on.
+    Many(Arc<Batch>, usize),
+}
+
+/// A result to be waited for.
+enum Awaited {
+    Call(Py<TaskHandle>),
+    Item(Arc<Batch>, usize),
 }
 
 struct Rest {
@@ -49,10 +62,49 @@ impl Results {
         let Some((runtime, function, items)) = rest else { return Ok(()) };
         // Unlocked: reading an item can run anything.
         if let Some(item) = items.into_bound(py).next() {
-            let handles = runtime.get().submit_each(function.bind(py), self.spread, vec![item?])?;
-            self.lock().handles.extend(handles);
+            let calls = runtime.get().submit_each(function.bind(py), self.spread, vec![item?])?;
+            self.lock().add(calls);
         }
         Ok(())
+    }
+
+    /// Waits for the next result; `None` if there is none.
+    fn next_result(&self, py: Python<'_>) -> Option<PyResult<Py<PyAny>>> {
+        let awaited = self.lock().take_next()?;
+        match awaited {
+            Awaited::Item(batch, index) => Some(batch.get(py, index)),
+            Awaited::Call(handle) => {
+                let result = TaskHandle::get(handle.bind(py), None);
+                if result.is_err() {
+                    self.lock().calls.push_front(Calls::One(handle));
+                }
+                Some(result)
+            }
+        }
+    }
+}
+
+impl State {
+    fn add(&mut self, submitted: Submitted) {
+        match submitted {
+            Submitted::Together(batch) => self.calls.push_back(Calls::Many(batch, 0)),
+            Submitted::OneByOne(handles) => self.calls.extend(handles.into_iter().map(Calls::One)),
+        }
+    }
+
+    fn take_next(&mut self) -> Option<Awaited> {
+        if let Some(Calls::Many(batch, next)) = self.calls.front_mut() {
+            let index = *next;
+            *next += 1;
+            if *next < batch.len() {
+                return Some(Awaited::Item(batch.clone(), index));
+            }
+        }
+        // Moved out, not dropped: that could run anything.
+        Some(match self.calls.pop_front()? {
+            Calls::One(handle) => Awaited::Call(handle),
+            Calls::Many(batch, next) => Awaited::Item(batch, next - 1),
+        })
     }
 }
 
@@ -73,21 +125,21 @@ impl Results {
             || items.is_exact_instance_of::<PyTuple>();
         let batch_size = if at_hand { BATCH } else { 1 };
         let items = items.try_iter()?;
-        let mut handles = VecDeque::new();
+        let mut state = State::default();
         let mut first = items.clone().take(buffersize.unwrap_or(usize::MAX));
         loop {
             let batch = first.by_ref().take(batch_size).collect::<PyResult<Vec<_>>>()?;
             if batch.is_empty() {
                 break;
             }
-            handles.extend(runtime.get().submit_each(&function, spread, batch)?);
+            state.add(runtime.get().submit_each(&function, spread, batch)?);
         }
-        let rest = buffersize.is_some().then(|| Rest {
+        state.rest = buffersize.is_some().then(|| Rest {
             runtime: runtime.unbind(),
             function: function.unbind(),
             items: items.unbind(),
         });
-        Ok(Self { state: Mutex::new(State { handles, rest }), spread })
+        Ok(Self { state: Mutex::new(state), spread })
     }
 
     fn __iter__(self_: Py<Self>) -> Py<Self> {
@@ -95,30 +147,25 @@ impl Results {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        let Some(handle) = self.lock().handles.pop_front() else { return Ok(None) };
-        match TaskHandle::get(handle.bind(py), None) {
-            Ok(result) => match self.refill(py) {
-                Ok(()) => Ok(Some(result)),
-                Err(error) => {
-                    self.close(py)?;
-                    Err(error)
-                }
-            },
-            Err(error) => {
-                self.lock().handles.push_front(handle);
-                self.close(py)?;
-                Err(error)
-            }
+        let Some(result) = self.next_result(py) else { return Ok(None) };
+        let taken = result.and_then(|result| self.refill(py).map(|()| Some(result)));
+        if taken.is_err() {
+            self.close(py)?;
         }
+        taken
     }
 
     /// Cancels the calls that have not begun.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let State { handles, rest } = std::mem::take(&mut *self.lock());
+        let State { calls, rest } = std::mem::take(&mut *self.lock());
         drop(rest);
-        for handle in handles {
-            if !handle.get().has_begun() {
-                TaskHandle::cancel_or_stop(handle.bind(py))?;
+        for calls in calls {
+            match calls {
+                Calls::Many(batch, next) => batch.close(py, next)?,
+                Calls::One(handle) if !handle.get().has_begun() => {
+                    TaskHandle::cancel_or_stop(handle.bind(py))?;
+                }
+                Calls::One(_) => {}
             }
         }
         Ok(())
@@ -127,8 +174,11 @@ impl Results {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // Never locked while the collector runs: that takes Python code.
         if let Ok(state) = self.state.try_lock() {
-            for handle in &state.handles {
-                visit.call(handle)?;
+            for calls in &state.calls {
+                match calls {
+                    Calls::One(handle) => visit.call(handle)?,
+                    Calls::Many(batch, _) => batch.traverse(&visit)?,
+                }
             }
             if let Some(Rest { runtime, function, items }) = &state.rest {
                 visit.call(runtime)?;
@@ -141,6 +191,10 @@ impl Results {
 
     fn __clear__(&self) {
         let state = std::mem::take(&mut *self.lock());
-        drop(state);
+        for calls in &state.calls {
+            if let Calls::Many(batch, _) = calls {
+                batch.clear();
+            }
+        }
     }
 }

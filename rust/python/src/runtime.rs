@@ -10,6 +10,7 @@ use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
+use crate::batch::Batch;
 use crate::call::Call;
 use crate::files;
 use crate::handle::{Birth, Content, Outcome, TaskHandle};
@@ -55,6 +56,12 @@ struct Submission<'py> {
     lane: LaneKind,
     /// Whether `wait_all` and `get_failed` speak of it.
     tracked: bool,
+}
+
+/// What became of the calls of one function.
+pub(crate) enum Submitted {
+    Together(Arc<Batch>),
+    OneByOne(Vec<Py<TaskHandle>>),
 }
 
 impl Runtime {
@@ -106,11 +113,15 @@ impl Runtime {
         function: &Bound<'py, PyAny>,
         spread: bool,
         items: Vec<Bound<'py, PyAny>>,
-    ) -> PyResult<Vec<Py<TaskHandle>>> {
+    ) -> PyResult<Submitted> {
         let py = function.py();
         let count = items.len();
-        let calls = Call::each(function, spread, items)?;
         let (lane, origin) = self.look_at(function, LaneKind::Python)?;
+        if lane == LaneKind::Python && count > 1 && !spread {
+            let batch = Batch::submit(function, &self.shared, origin, items)?;
+            return Ok(Submitted::Together(batch));
+        }
+        let calls = Call::each(function, spread, items)?;
         self.shared.tasks_begin(count)?;
         let birth = Birth::now(py, &self.shared, count);
         let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
@@ -136,7 +147,7 @@ impl Runtime {
         }
         TaskHandle::enter_ledger(&self.shared, &handles);
         self.shared.push_each(lane, &handles);
-        Ok(handles.into_iter().map(Bound::unbind).collect())
+        Ok(Submitted::OneByOne(handles.into_iter().map(Bound::unbind).collect()))
     }
 
     /// Queues a call, or gives back a handle that is submitted again.

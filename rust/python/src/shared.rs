@@ -3,6 +3,7 @@
 //! Longer than most files here: accepting, ending, waiting, closing and retiring are one argument
 //! about the order of their atomic operations, and are to be read together.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use once_cell::sync::OnceCell;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::batch::Batch;
 use crate::deadlines::Deadlines;
 use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
 use crate::origin::Origins;
@@ -84,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) origins: Origins,
     /// Every handle that is alive.
     pub(crate) ledger: Ledger<HandleAddress>,
+    /// Every batch that is alive, by the number of its first item.
+    batches: Mutex<BTreeMap<i64, Weak<Batch>>>,
     /// The workers that run Python code and are alive.
     slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
@@ -135,6 +139,7 @@ impl Shared {
             deadlines: Deadlines::default(),
             origins: Origins::default(),
             ledger: Ledger::new(),
+            batches: Mutex::default(),
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
             next_thread: Default::default(),
@@ -229,15 +234,13 @@ impl Shared {
 
     pub(crate) fn tasks_refused(&self, count: usize) {
         let mut sleepers = Sleepers::new();
-        for _ in 0..count {
-            self.task_ended(&mut sleepers);
-        }
+        self.tasks_ended(count, &mut sleepers);
         wake(&mut sleepers);
     }
 
-    /// Counts the end of a task; adds who waits for the end of all to `sleepers` if this was it.
-    pub(crate) fn task_ended(&self, sleepers: &mut Sleepers) {
-        let left = self.unfinished.fetch_sub(1, Ordering::SeqCst) - 1;
+    /// Counts the ends of tasks; adds who waits for the end of all to `sleepers` if this was it.
+    pub(crate) fn tasks_ended(&self, count: usize, sleepers: &mut Sleepers) {
+        let left = self.unfinished.fetch_sub(count, Ordering::SeqCst) - count;
         if left == 0 && !self.open.load(Ordering::SeqCst) {
             self.retire();
         }
@@ -289,8 +292,8 @@ impl Shared {
         self.deadlines.retire();
     }
 
-    pub(crate) fn count_end(&self, state: u8) {
-        self.ended[usize::from(state - state::DONE)].fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count_ends(&self, state: u8, count: usize) {
+        self.ended[usize::from(state - state::DONE)].fetch_add(count as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -303,6 +306,51 @@ impl Shared {
     pub(crate) fn has_progressed(&self) -> bool {
         let ended = self.counts().ended();
         self.ended_before.swap(ended, Ordering::Relaxed) != ended
+    }
+
+    /// Makes the items of a batch visible for as long as it lives.
+    pub(crate) fn enter_batch(&self, batch: &Arc<Batch>) {
+        // A build for the benchmark that tells what records cost.
+        if !cfg!(dft_no_records) {
+            lock(&self.batches).insert(batch.first_id(), Arc::downgrade(batch));
+        }
+    }
+
+    pub(crate) fn leave_batch(&self, first_id: i64) {
+        // In a copy, the lock may be held for ever by a thread that was not copied.
+        if !self.is_copy() {
+            lock(&self.batches).remove(&first_id);
+        }
+    }
+
+    /// Those that are alive, the oldest first.
+    pub(crate) fn batches(&self) -> Vec<Arc<Batch>> {
+        lock(&self.batches).values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The handles of all tasks that have not ended; also of some that have.
+    pub(crate) fn hold_unfinished(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
+        for batch in self.batches() {
+            batch.show_unfinished(py);
+        }
+        let mut handles = Vec::new();
+        self.ledger.for_each(|address| {
+            // SAFETY: called under the ledger's lock.
+            handles.extend(unsafe { address.hold(py) });
+        });
+        handles
+    }
+
+    /// How many tasks wait in the queue of a lane.
+    pub(crate) fn queued(&self, kind: LaneKind) -> usize {
+        let mut queued = self.lane(kind).len();
+        if kind == LaneKind::Python {
+            for batch in self.batches() {
+                let (items, tickets) = batch.queued();
+                queued = (queued + items).saturating_sub(tickets);
+            }
+        }
+        queued
     }
 
     pub(crate) fn leave_ledger(&self, entry: Entry) {

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use crate::batch::{self, Batch};
 use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
@@ -36,6 +37,8 @@ struct Current {
     slot: Arc<Slot>,
     /// The innermost plain body that runs here.
     task: Option<Py<TaskHandle>>,
+    /// What is being run: without a `task`, it is the item that the slot tells.
+    batch: Option<Arc<Batch>>,
 }
 
 thread_local! {
@@ -61,6 +64,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = owner.lane(kind);
         let mut patience = Patience::NONE;
+        let Some(slot) = current_slot() else { return false };
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
@@ -68,10 +72,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         // The end of the last task, where it is the beginning of the next.
         let mut last_end = None;
         loop {
-            if owner.is_copy() {
-                // A body has forked and returned in the child: that was all there is to do here.
-                std::process::exit(0);
-            }
+            leave_if_copied(&owner);
             let (job, order) = lane.pop();
             // A spare that cannot be started is missed only if nobody else comes to the jobs.
             let _ = owner.obey(kind, order);
@@ -85,6 +86,9 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                     if handle.get().claim_at(now) {
                         let end = run_claimed(py, &handle, &mut sleepers);
                         last_end = end.filter(|end| end.unheard).map(|end| end.at);
+                    } else if let Some(batch) = handle.get().batch() {
+                        drop(handle);
+                        last_end = run_batch(py, batch, &slot, &mut sleepers, now);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
@@ -111,6 +115,31 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     }
 }
 
+/// A body has forked and returned in the child: that was all there is to do here.
+pub(crate) fn leave_if_copied(owner: &Shared) {
+    if owner.is_copy() {
+        std::process::exit(0);
+    }
+}
+
+/// Runs the items of a batch. Tells when it ended, if nothing has happened since.
+fn run_batch(
+    py: Python<'_>,
+    batch: Arc<Batch>,
+    slot: &Slot,
+    sleepers: &mut Sleepers,
+    now: u64,
+) -> Option<u64> {
+    batch.ticket_taken();
+    let show = |batch| {
+        with_current(|current| current.map(|current| std::mem::replace(&mut current.batch, batch)))
+    };
+    show(Some(batch.clone()));
+    let last_end = batch::run(py, &batch, slot, sleepers, Some(now));
+    drop(show(None));
+    last_end
+}
+
 /// Attaches this thread as a worker for as long as `work` runs. `None` if the interpreter is gone
 /// or `work` panicked.
 pub(crate) fn as_worker<T>(
@@ -129,7 +158,12 @@ pub(crate) fn as_worker<T>(
         if kind != LaneKind::Coroutine {
             THREAD.set(slot.thread);
         }
-        CURRENT.set(Some(Current { shared: shared.clone(), slot: slot.clone(), task: None }));
+        CURRENT.set(Some(Current {
+            shared: shared.clone(),
+            slot: slot.clone(),
+            task: None,
+            batch: None,
+        }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
         CURRENT.set(None);
         shared.remove_slot(&slot);
@@ -162,7 +196,11 @@ fn take_leave(py: Python<'_>) {
 }
 
 /// Runs a task. `None` if it has not ended now.
-fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) -> Option<End> {
+pub(crate) fn run_claimed(
+    py: Python<'_>,
+    handle: &Py<TaskHandle>,
+    sleepers: &mut Sleepers,
+) -> Option<End> {
     if let Some(shared) = handle.get().shared() {
         shared.arm(handle.get());
     }
@@ -171,6 +209,28 @@ fn run_claimed(py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers)
         Ok(None) => return None, // it goes on elsewhere
         Err(panic) => Outcome::Error(panic_error(&panic_text(panic.as_ref()))),
     };
+    settle(py, handle, outcome, sleepers)
+}
+
+/// Ends a task that has run here as an item of a batch: with the value and its context, or with an
+/// error. `None` if it goes on elsewhere.
+pub(crate) fn end_task(
+    py: Python<'_>,
+    handle: &Py<TaskHandle>,
+    result: PyResult<(Py<PyAny>, Py<PyAny>)>,
+    interrupted: bool,
+    sleepers: &mut Sleepers,
+) -> Option<End> {
+    let outcome = outcome_of(py, handle, result, interrupted)?;
+    settle(py, handle, outcome, sleepers)
+}
+
+fn settle(
+    py: Python<'_>,
+    handle: &Py<TaskHandle>,
+    outcome: Outcome,
+    sleepers: &mut Sleepers,
+) -> Option<End> {
     RAN_LAST.set(handle.get().task_id);
     TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers)
 }
@@ -211,20 +271,31 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     }
     let result = call.context(py).and_then(|context| {
         let value = in_context(context.bind(py), || call.here(py))?;
-        Ok((value, context))
+        Ok((value.unbind(), context))
     });
     let interrupted = end_body(py, outer);
     // The arguments go before the outcome is told: who waits for it sees them released.
     drop(call);
+    outcome_of(py, handle, result, interrupted)
+}
+
+/// What a body has come to, which has answered with a value in this context. `None` if that is a
+/// coroutine, which now has another lane.
+fn outcome_of(
+    py: Python<'_>,
+    handle: &Py<TaskHandle>,
+    result: PyResult<(Py<PyAny>, Py<PyAny>)>,
+    interrupted: bool,
+) -> Option<Outcome> {
     match result {
-        Ok((value, context)) if is_coroutine(&value) => {
-            this.become_(Content::Coroutine { coroutine: value.unbind(), context });
-            if let Some(shared) = this.shared() {
+        Ok((coroutine, context)) if is_coroutine(coroutine.bind(py)) => {
+            handle.get().become_(Content::Coroutine { coroutine, context });
+            if let Some(shared) = handle.get().shared() {
                 shared.pass_on(py, handle);
             }
             None
         }
-        Ok((value, _)) => Some(Outcome::Value(value.unbind())),
+        Ok((value, _)) => Some(Outcome::Value(value)),
         Err(error) if interrupted && error.is_instance(py, interruption(py).as_any()) => {
             Some(Outcome::Cancelled)
         }
@@ -233,7 +304,7 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
 }
 
 /// Whether a body has answered with a coroutine, to be awaited rather than returned.
-fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
+pub(crate) fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
     // SAFETY: attached, a live object; `PyCoro_CheckExact` only compares its type.
     unsafe { ffi::PyCoro_CheckExact(value.as_ptr()) != 0 }
 }
@@ -257,20 +328,32 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
 
 /// Goes back to the outer body; true if the inner one was sent an exception, which can reach
 /// nobody else from here on.
-fn end_body(_py: Python<'_>, outer: Outer) -> bool {
+fn end_body(py: Python<'_>, outer: Outer) -> bool {
     let (ended, interrupted) = with_current(|current| {
         let Some(current) = current else { return (None, false) };
         let ended = std::mem::replace(&mut current.task, outer.task);
         replace_task(&current.slot, outer.id);
-        let interrupted = current.slot.interrupted.swap(false, Ordering::Relaxed);
-        if interrupted {
-            let ident = current.slot.ident.load(Ordering::Relaxed);
-            // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
-            unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
-        }
-        (ended, interrupted)
+        (ended, take_interrupt(py, &current.slot))
     });
     drop(ended);
+    interrupted
+}
+
+/// As `end_body`, of an item of a batch, which has no other body around it.
+pub(crate) fn leave_body(py: Python<'_>, slot: &Slot) -> bool {
+    replace_task(slot, IDLE);
+    take_interrupt(py, slot)
+}
+
+/// Whether the body that was left here has been sent an exception; takes it back.
+fn take_interrupt(_py: Python<'_>, slot: &Slot) -> bool {
+    let interrupted = slot.interrupted.load(Ordering::Relaxed);
+    if interrupted {
+        slot.interrupted.store(false, Ordering::Relaxed);
+        let ident = slot.ident.load(Ordering::Relaxed);
+        // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
+        unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
+    }
     interrupted
 }
 
@@ -388,7 +471,12 @@ pub(crate) fn is_worker_of(shared: &Shared) -> bool {
 
 /// The task whose plain body runs on this thread.
 pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
-    with_current(|current| Some(current.as_ref()?.task.as_ref()?.clone_ref(py)))
+    let (task, batch, id) = with_current(|current| {
+        let current = current?;
+        let task = current.task.as_ref().map(|task| task.clone_ref(py));
+        Some((task, current.batch.clone(), current.slot.running()))
+    })?;
+    task.or_else(|| batch?.handle_of(py, id))
 }
 
 /// The slot of the worker that this thread is.
@@ -399,17 +487,13 @@ pub(crate) fn current_slot() -> Option<Arc<Slot>> {
 /// The family of the task that is submitting, if a task is. A coroutine worker runs many bodies by
 /// turns: there the context knows whose turn it is.
 pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc<Family>> {
-    let (is_coroutine, task) = with_current(|current| {
-        let current = current.as_ref()?;
-        let is_coroutine = current.slot.lane == LaneKind::Coroutine;
-        Some((is_coroutine, current.task.as_ref().map(|task| task.clone_ref(py))))
-    })?;
-    let task = if is_coroutine {
+    let lane = with_current(|current| current.map(|current| current.slot.lane))?;
+    let task = if lane == LaneKind::Coroutine {
         let current =
             py.import("dftracer.utils.current").ok()?.call_method0("current_task").ok()?;
         current.cast_into::<TaskHandle>().ok()?.unbind()
     } else {
-        task?
+        running_task(py)?
     };
     // A task of another runtime has a number that means something else here.
     let is_ours = task.get().shared().is_some_and(|own| Arc::ptr_eq(own, shared));
@@ -419,12 +503,16 @@ pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc
 /// Told before a wait: if this thread is a worker, its lane may start a spare for the time of it.
 pub(crate) fn enter_blocked(py: Python<'_>) -> PyResult<Option<Blocked>> {
     let current = with_current(|current| {
-        current.as_ref().map(|current| (current.shared.clone(), current.slot.lane))
+        let current = current?;
+        Some((current.shared.clone(), current.slot.lane, current.batch.clone()))
     });
-    let Some((shared, kind)) = current else { return Ok(None) };
+    let Some((shared, kind, batch)) = current else { return Ok(None) };
     if kind == LaneKind::Coroutine {
         // A blocked loop must not hold the fate of others: they might be what is waited for.
         py.import("dftracer.utils.coroutines")?.call_method0("check_may_block")?;
+    }
+    if let Some(batch) = batch {
+        batch.pass_on(py)?;
     }
     let order = shared.lane(kind).enter_blocked().map_err(|_| {
         PyRuntimeError::new_err(

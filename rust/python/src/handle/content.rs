@@ -9,6 +9,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
 
 use super::state;
+use crate::batch::Batch;
 use crate::call::Call;
 use crate::native::NativeOutcome;
 
@@ -26,6 +27,8 @@ pub(crate) enum Content {
     Suspended { task: Py<PyAny>, event_loop: Py<PyAny> },
     /// A task of somebody else, and the way to cancel it.
     Foreign { cancel: Py<PyAny> },
+    /// Not of a task, but of a ticket for these.
+    Batch(Arc<Batch>),
 
     /// Ended with a value.
     Value(Py<PyAny>),

@@ -19,14 +19,15 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
+use crate::batch::Batch;
+use crate::call::Call;
 use crate::mailbox::{Delivery, News};
 use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::{signals, worker};
-use content::cancelled_error;
-pub(crate) use content::{Content, Outcome, restore_traceback};
+pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
 pub(crate) use methods::seconds;
 pub(crate) use waiter::{Sleepers, wake};
 use waiter::{Waiter, Waiters};
@@ -39,6 +40,8 @@ pub(crate) mod state {
     pub(crate) const DONE: u8 = 2;
     pub(crate) const FAILED: u8 = 3;
     pub(crate) const CANCELLED: u8 = 4;
+    /// No task at all, see `TaskHandle::ticket`.
+    pub(crate) const TICKET: u8 = 5;
 
     pub(crate) fn name(state: u8) -> &'static str {
         match state {
@@ -50,7 +53,7 @@ pub(crate) mod state {
         }
     }
 }
-use state::{DONE, FAILED, QUEUED, RUNNING};
+use state::{DONE, FAILED, QUEUED, RUNNING, TICKET};
 
 #[pyclass(frozen, generic, weakref, name = "TaskHandle", module = "dftracer.utils._native")]
 pub(crate) struct TaskHandle {
@@ -121,9 +124,9 @@ impl Cell {
 /// What a task was at one moment.
 pub(crate) struct Look {
     pub(crate) state: u8,
-    name: Option<Py<PyString>>,
+    pub(crate) name: Option<Py<PyString>>,
     /// To derive the name from.
-    callable: Option<Py<PyAny>>,
+    pub(crate) callable: Option<Py<PyAny>>,
 }
 
 impl Look {
@@ -155,10 +158,10 @@ pub(crate) struct Times {
 
 /// What tasks that are submitted together have in common.
 pub(crate) struct Birth {
-    first_id: i64,
+    pub(crate) first_id: i64,
     /// As `nanos_now`.
-    at: u64,
-    parent: Option<Arc<Family>>,
+    pub(crate) at: u64,
+    pub(crate) parent: Option<Arc<Family>>,
 }
 
 impl Birth {
@@ -254,6 +257,44 @@ impl TaskHandle {
             shared: None,
             entry: AtomicU32::new(NO_ENTRY),
         }
+    }
+
+    /// What stands for a batch in the queue of a lane: a worker that takes it runs items of the
+    /// batch. Nobody else sees it, and no worker can claim it.
+    pub(crate) fn ticket(py: Python<'_>, batch: Arc<Batch>) -> PyResult<Bound<'_, Self>> {
+        let ticket = Self {
+            state: AtomicU8::new(TICKET),
+            lane: None,
+            tracked: false,
+            cancel_requested: AtomicBool::new(false),
+            task_id: -1,
+            origin: None,
+            times: Times::default(),
+            cell: Mutex::new(Cell { name: None, content: Content::Batch(batch), extras: None }),
+            shared: None,
+            entry: AtomicU32::new(NO_ENTRY),
+        };
+        Bound::new(py, ticket).inspect(Self::untrack)
+    }
+
+    /// What this is a ticket for.
+    pub(crate) fn batch(&self) -> Option<Arc<Batch>> {
+        match &self.lock().content {
+            Content::Batch(batch) => Some(batch.clone()),
+            _ => None,
+        }
+    }
+
+    /// Makes a task that nobody has seen yet one that stands in a queue.
+    pub(crate) fn be_queued(&self, call: Call) {
+        self.lock().content = Content::Call(call);
+    }
+
+    /// Makes a task that nobody has seen yet one that has begun at that time.
+    pub(crate) fn be_running(&self, started: u64) {
+        self.lock().content = Content::Running;
+        self.state.store(RUNNING, Ordering::Release);
+        self.times.started.store(started, Ordering::Relaxed);
     }
 
     /// Makes tasks of this runtime visible to `get_progress` for as long as their handles live.
@@ -453,7 +494,7 @@ impl TaskHandle {
         let at = nanos_now();
         this.times.ended.store(at, Ordering::Relaxed);
         if let Some(shared) = &this.shared {
-            shared.count_end(state);
+            shared.count_ends(state, 1);
         }
         // Release: whoever sees the state sees the content. Under the lock: they change as one.
         this.state.store(state, Ordering::Release);
@@ -471,7 +512,7 @@ impl TaskHandle {
         drop(left_over);
 
         if let Some(parent) = parent {
-            parent.ended();
+            parent.ended(1);
         }
         if let Some(shared) = &this.shared {
             if let Some(alarm) = alarm {
@@ -484,7 +525,7 @@ impl TaskHandle {
         let unheard = !failed && matches!(waiters, Waiters::None);
         waiters.deliver(self_, sleepers);
         if let Some(shared) = &this.shared {
-            shared.task_ended(sleepers);
+            shared.tasks_ended(1, sleepers);
         }
         Some(End { at, unheard })
     }

@@ -1,0 +1,461 @@
+//! One function called with many items, kept as one record: what `Runtime.map` submits of items
+//! that are there already.
+//!
+//! An item is a place in a list, for as long as nobody wants to see it as a task. Who does (who
+//! waits for it, asks `current_task()` in it, cancels it, tells of its failure) has it given a
+//! [`handle`](Batch::handle), and from then on that handle is the task, as if it had been submitted
+//! alone. In the queue stand tickets for the batch, as many as there may be workers; a worker that
+//! takes one runs item after item ([`run`]). A worker that comes to wait for something inside an
+//! item puts another ticket into the queue, for the spare worker that takes its place.
+//!
+//! What ended items have come to belongs to the one who reads the results, also for the garbage
+//! collector.
+
+mod run;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::call::{Call, copy_context, copy_of};
+use crate::handle::{
+    Birth, Content, Look, Outcome, Sleepers, TaskHandle, cancelled_error, state, wake,
+};
+use crate::origin::Origin;
+use crate::progress::derive_name;
+use crate::shared::{LaneKind, Shared};
+pub(crate) use run::run;
+
+pub(crate) struct Batch {
+    shared: Arc<Shared>,
+    function: Py<PyAny>,
+    /// That of the submission, copied for each item; `None` if it was empty.
+    context: Option<Py<PyAny>>,
+    origin: Option<Py<Origin>>,
+    birth: Birth,
+    /// Locked by attached threads only, and never while Python code runs.
+    places: Mutex<Places>,
+}
+
+struct Places {
+    list: Vec<Place>,
+    /// Those before it have been taken out to be run.
+    next: usize,
+    /// The results of those from here on are not wanted any more.
+    wanted: usize,
+    /// How many tickets for this batch stand in the queue.
+    tickets: usize,
+}
+
+struct Place {
+    item: Item,
+    /// As `nanos_now`; 0 before. Kept here only while there is no handle.
+    started: u64,
+    ended: u64,
+}
+
+/// It goes down this list, never up.
+enum Item {
+    /// The argument.
+    Queued(Py<PyAny>),
+    Running,
+    /// Somebody wanted to see it: all that there is to know stands in the handle.
+    Shown(Py<TaskHandle>),
+    /// Ended without a handle.
+    Ended(Result<Py<PyAny>, Box<PyErr>>),
+    /// Its outcome was taken, or is not wanted.
+    Gone,
+}
+
+/// What is next for a worker.
+enum Next {
+    /// To be called with this, as it has no handle.
+    Call(usize, Py<PyAny>),
+    /// To be claimed through its handle, which may have to be made.
+    Claim(usize),
+}
+
+/// An item without a handle, as it was at one moment.
+pub(crate) struct Shown {
+    pub(crate) id: i64,
+    pub(crate) look: Look,
+    pub(crate) origin: Option<Py<Origin>>,
+    pub(crate) submitted: u64,
+    pub(crate) started: u64,
+    pub(crate) ended: u64,
+    pub(crate) parent: Option<i64>,
+}
+
+impl Batch {
+    /// Accepts and queues `function(item)` for each of the items, for the lane of plain callables,
+    /// each in its own copy of the current context.
+    pub(crate) fn submit(
+        function: &Bound<'_, PyAny>,
+        shared: &Arc<Shared>,
+        origin: Option<Py<Origin>>,
+        items: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<Arc<Self>> {
+        let (py, count) = (function.py(), items.len());
+        let context = copy_context(py)?;
+        let tickets = count.min(shared.sizes.python_threads);
+        let place = |item: Bound<'_, PyAny>| Place {
+            item: Item::Queued(item.unbind()),
+            started: 0,
+            ended: 0,
+        };
+        let list = items.into_iter().map(place).collect();
+        shared.tasks_begin(count)?;
+        let batch = Arc::new(Self {
+            shared: shared.clone(),
+            function: function.clone().unbind(),
+            context,
+            origin,
+            birth: Birth::now(py, shared, count),
+            places: Mutex::new(Places { list, next: 0, wanted: count, tickets: 0 }),
+        });
+        let queued = batch.queue_tickets(py, tickets);
+        if let Err(error) = queued {
+            batch.fail(py, &error);
+        }
+        shared.enter_batch(&batch);
+        Ok(batch)
+    }
+
+    pub(crate) fn first_id(&self) -> i64 {
+        self.birth.first_id
+    }
+
+    /// How many items have not begun, and how many tickets stand for them in the queue.
+    pub(crate) fn queued(&self) -> (usize, usize) {
+        let places = self.lock();
+        let waits = |place: &&Place| match &place.item {
+            Item::Queued(_) => true,
+            Item::Shown(handle) => !handle.get().has_begun(),
+            _ => false,
+        };
+        (places.list[places.next..].iter().filter(waits).count(), places.tickets)
+    }
+
+    /// A worker has taken a ticket.
+    pub(crate) fn ticket_taken(&self) {
+        self.lock().tickets -= 1;
+    }
+
+    /// Lets another worker go on with the batch, if there is something left: this one cannot.
+    pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
+        let places = self.lock();
+        let is_enough = places.tickets >= places.list.len() - places.next;
+        drop(places);
+        if is_enough { Ok(()) } else { self.queue_tickets(py, 1) }
+    }
+
+    fn queue_tickets(self: &Arc<Self>, py: Python<'_>, count: usize) -> PyResult<()> {
+        let ticket = TaskHandle::ticket(py, self.clone())?;
+        self.lock().tickets += count;
+        let tickets = std::iter::repeat_with(|| ticket.clone().unbind()).take(count);
+        let (sleeper, order) = self.shared.lane(LaneKind::Python).push_all(tickets);
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
+        }
+        self.shared.obey(LaneKind::Python, order)
+    }
+
+    /// The handle of an item, made if there is none; `None` if it has ended without one.
+    pub(crate) fn handle(&self, py: Python<'_>, index: usize) -> PyResult<Option<Py<TaskHandle>>> {
+        let argument = match &self.lock().list[index].item {
+            Item::Shown(handle) => return Ok(Some(handle.clone_ref(py))),
+            Item::Ended(_) | Item::Gone => return Ok(None),
+            Item::Running => None,
+            Item::Queued(argument) => Some(argument.clone_ref(py)),
+        };
+        // All is made before the lock is taken again: it can run the garbage collector, and that
+        // anything.
+        let call = argument.map(|argument| self.call(py, argument)).transpose()?;
+        let has_name = self.origin.as_ref().is_some_and(|origin| origin.get().has_name());
+        let name = (!has_name).then(|| derive_name(self.function.bind(py)).unbind());
+        let task = TaskHandle::of_birth(
+            py,
+            &self.birth,
+            index,
+            self.shared.clone(),
+            name,
+            Content::Running,
+            Some(LaneKind::Python),
+            self.origin.as_ref().map(|origin| origin.clone_ref(py)),
+            true,
+        );
+        let handle = Bound::new(py, task)?;
+        TaskHandle::untrack(&handle);
+
+        let mut places = self.lock();
+        let place = &mut places.list[index];
+        match (&place.item, call) {
+            (Item::Queued(_), Some(call)) => handle.get().be_queued(call),
+            (Item::Running, _) => handle.get().be_running(place.started),
+            (Item::Shown(faster), _) => {
+                let faster = faster.clone_ref(py);
+                drop(places);
+                return Ok(Some(faster));
+            }
+            _ => {
+                drop(places);
+                return Ok(None);
+            }
+        }
+        TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
+        let argument = std::mem::replace(&mut place.item, Item::Shown(handle.clone().unbind()));
+        drop(places);
+        drop(argument);
+        Ok(Some(handle.unbind()))
+    }
+
+    /// The handle of the item with that task id.
+    pub(crate) fn handle_of(&self, py: Python<'_>, id: i64) -> Option<Py<TaskHandle>> {
+        let index = usize::try_from(id - self.first_id()).ok()?;
+        self.handle(py, index).ok().flatten()
+    }
+
+    fn call(&self, py: Python<'_>, argument: Py<PyAny>) -> PyResult<Call> {
+        let callable = self.function.bind(py).clone();
+        match &self.context {
+            None => Ok(Call::One { callable: callable.unbind(), argument }),
+            Some(context) => {
+                let context = copy_of(context.bind(py))?.unbind();
+                Call::new(callable, PyTuple::new(py, [argument])?, None, Some(context))
+            }
+        }
+    }
+
+    /// Gives every item that has not ended a handle, for somebody who looks for those.
+    pub(crate) fn show_unfinished(&self, py: Python<'_>) {
+        let count = self.lock().list.len();
+        for index in 0..count {
+            if let Err(error) = self.handle(py, index) {
+                error.write_unraisable(py, None);
+            }
+        }
+    }
+
+    /// Tells of every item that has no handle, under the lock.
+    pub(crate) fn tell(&self, py: Python<'_>, mut tell: impl FnMut(Shown)) {
+        let parent = self.birth.parent.as_ref().map(|family| family.parent);
+        for (index, place) in self.lock().list.iter().enumerate() {
+            let state = match &place.item {
+                Item::Queued(_) => state::QUEUED,
+                Item::Running => state::RUNNING,
+                Item::Ended(Ok(_)) => state::DONE,
+                Item::Ended(Err(_)) => state::FAILED,
+                Item::Shown(_) | Item::Gone => continue,
+            };
+            tell(Shown {
+                id: self.first_id() + index as i64,
+                look: Look { state, name: None, callable: Some(self.function.clone_ref(py)) },
+                origin: self.origin.as_ref().map(|origin| origin.clone_ref(py)),
+                submitted: self.birth.at,
+                started: place.started,
+                ended: place.ended,
+                parent,
+            });
+        }
+    }
+
+    // --- for the reader of the results ----------------------------------------------------------
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().list.len()
+    }
+
+    /// Takes out the result of an item, if it has ended without a handle.
+    pub(crate) fn take(&self, index: usize) -> Option<PyResult<Py<PyAny>>> {
+        let mut places = self.lock();
+        let item = &mut places.list[index].item;
+        if !matches!(item, Item::Ended(_)) {
+            return None;
+        }
+        let Item::Ended(result) = std::mem::replace(item, Item::Gone) else { return None };
+        drop(places);
+        Some(result.map_err(|error| *error))
+    }
+
+    /// Waits for an item, and takes out its result. If the wait fails, the item is cancelled if it
+    /// has not begun.
+    pub(crate) fn get(&self, py: Python<'_>, index: usize) -> PyResult<Py<PyAny>> {
+        if let Some(result) = self.take(index) {
+            return result;
+        }
+        self.shared.check_process()?;
+        let Some(handle) = self.handle(py, index)? else {
+            return self.take(index).unwrap_or_else(|| Err(cancelled_error(py)));
+        };
+        let handle = handle.bind(py);
+        let result = TaskHandle::get(handle, None);
+        if result.is_err() && !handle.get().has_begun() {
+            TaskHandle::cancel_or_stop(handle)?;
+        }
+        if handle.get().is_settled() {
+            self.drop_item(index);
+        }
+        result
+    }
+
+    fn drop_item(&self, index: usize) {
+        let item = std::mem::replace(&mut self.lock().list[index].item, Item::Gone);
+        drop(item);
+    }
+
+    /// Nobody will ask for the results of the items from `first` on: cancels those that have not
+    /// begun.
+    pub(crate) fn close(&self, py: Python<'_>, first: usize) -> PyResult<()> {
+        if self.shared.is_copy() {
+            return Ok(());
+        }
+        if self.shared.tracing().is_some() {
+            self.show_unfinished(py); // the trace tells of each
+        }
+        let (mut unneeded, mut handles, mut cancelled) = (Vec::new(), Vec::new(), 0);
+        let mut places = self.lock();
+        places.wanted = first.min(places.wanted);
+        for place in &mut places.list[first..] {
+            match &place.item {
+                Item::Running | Item::Gone => continue,
+                // Stays for the worker to find until it has ended.
+                Item::Shown(handle) if !handle.get().is_settled() => {
+                    handles.push(handle.clone_ref(py));
+                    continue;
+                }
+                Item::Queued(_) => cancelled += 1,
+                Item::Shown(_) | Item::Ended(_) => {}
+            }
+            unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
+        }
+        self.shared.count_ends(state::CANCELLED, cancelled);
+        drop(places);
+        drop(unneeded);
+        self.have_ended(cancelled);
+        for handle in handles.iter().filter(|handle| !handle.get().has_begun()) {
+            TaskHandle::cancel_or_stop(handle.bind(py))?;
+        }
+        Ok(())
+    }
+
+    /// Lets everything fail that has not begun.
+    fn fail(&self, py: Python<'_>, error: &PyErr) {
+        self.show_unfinished(py);
+        let mut handles = Vec::new();
+        for place in &self.lock().list {
+            if let Item::Shown(handle) = &place.item {
+                handles.push(handle.clone_ref(py));
+            }
+        }
+        for handle in handles.iter().filter(|handle| handle.get().claim()) {
+            TaskHandle::settle(handle, Outcome::Error(error.clone_ref(py)), Some(py));
+        }
+    }
+
+    /// Drops what ended items have come to, as the garbage collector wants it.
+    pub(crate) fn clear(&self) {
+        let mut unneeded = Vec::new();
+        let mut places = self.lock();
+        places.wanted = 0;
+        for place in &mut places.list {
+            if matches!(place.item, Item::Ended(_)) {
+                unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
+            }
+        }
+        drop(places);
+        drop(unneeded);
+    }
+
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Never locked while the collector runs, see `places`.
+        if let Ok(places) = self.places.try_lock() {
+            for place in &places.list {
+                match &place.item {
+                    Item::Ended(Ok(value)) => visit.call(value)?,
+                    Item::Shown(handle) => visit.call(handle)?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // --- for the workers ------------------------------------------------------------------------
+
+    /// The next item that has not begun. It begins now, unless there is or is to be a handle.
+    fn begin_next(&self, now: u64, with_handle: bool) -> Option<Next> {
+        let mut places = self.lock();
+        loop {
+            let index = places.next;
+            let place = places.list.get_mut(index)?;
+            let item = match &place.item {
+                Item::Queued(_) if !with_handle => {
+                    place.started = now;
+                    std::mem::replace(&mut place.item, Item::Running)
+                }
+                Item::Queued(_) | Item::Shown(_) => {
+                    places.next += 1;
+                    return Some(Next::Claim(index));
+                }
+                _ => Item::Gone,
+            };
+            places.next += 1;
+            if let Item::Queued(argument) = item {
+                return Some(Next::Call(index, argument));
+            }
+        }
+    }
+
+    /// Ends an item that has no handle; otherwise gives the result back.
+    fn end(
+        &self,
+        index: usize,
+        result: PyResult<Py<PyAny>>,
+        at: u64,
+        sleepers: &mut Sleepers,
+    ) -> Result<(), PyResult<Py<PyAny>>> {
+        let end = if result.is_ok() { state::DONE } else { state::FAILED };
+        let mut places = self.lock();
+        let is_wanted = index < places.wanted;
+        let place = &mut places.list[index];
+        if !matches!(place.item, Item::Running | Item::Queued(_)) {
+            return Err(result);
+        }
+        let ended = Item::Ended(result.map_err(Box::new));
+        place.ended = at;
+        let (kept, unneeded) = if is_wanted { (ended, Item::Gone) } else { (Item::Gone, ended) };
+        let before = std::mem::replace(&mut place.item, kept);
+        self.shared.count_ends(end, 1);
+        drop(places);
+        drop((before, unneeded));
+        self.have_ended_quietly(1, sleepers);
+        Ok(())
+    }
+
+    fn have_ended(&self, count: usize) {
+        let mut sleepers = Sleepers::new();
+        self.have_ended_quietly(count, &mut sleepers);
+        wake(&mut sleepers);
+    }
+
+    /// Adds who is to be woken to `sleepers`.
+    fn have_ended_quietly(&self, count: usize, sleepers: &mut Sleepers) {
+        if let Some(parent) = &self.birth.parent {
+            parent.ended(count);
+        }
+        self.shared.tasks_ended(count, sleepers);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.shared.leave_batch(self.first_id());
+    }
+}

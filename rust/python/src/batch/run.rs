@@ -1,0 +1,111 @@
+//! How a worker runs the items of a batch.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::{Batch, Next};
+use crate::call::{Contexts, call_one, in_context, panic_error, panic_text};
+use crate::handle::{Sleepers, wake};
+use crate::progress::{Slot, nanos_now};
+use crate::worker::{self, is_coroutine};
+
+/// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
+/// nothing has happened since.
+pub(crate) fn run(
+    py: Python<'_>,
+    batch: &Arc<Batch>,
+    slot: &Slot,
+    sleepers: &mut Sleepers,
+    mut last_end: Option<u64>,
+) -> Option<u64> {
+    let _unless_done = PassOn { py, batch };
+    let mut contexts = Contexts::of(batch.context.as_ref());
+    loop {
+        worker::leave_if_copied(&batch.shared);
+        if !sleepers.is_empty() {
+            wake(sleepers);
+            last_end = None;
+        }
+        let now = last_end.take().unwrap_or_else(nanos_now);
+        let shared = &batch.shared;
+        let with_handle = shared.tracing().is_some() || shared.deadlines.task_timeout().is_some();
+        match batch.begin_next(now, with_handle) {
+            None => return Some(now),
+            Some(Next::Call(index, argument)) => {
+                last_end =
+                    run_item(py, batch, slot, &mut contexts, (index, argument), now, sleepers);
+            }
+            Some(Next::Claim(index)) => match batch.handle(py, index) {
+                Ok(Some(handle)) if handle.get().claim_at(now) => {
+                    let end = worker::run_claimed(py, &handle, sleepers);
+                    last_end = end.filter(|end| end.unheard).map(|end| end.at);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let _ = batch.end(index, Err(error), nanos_now(), sleepers);
+                }
+            },
+        }
+    }
+}
+
+/// Calls the function with one item; tells when that has ended, if nobody heard of it.
+fn run_item(
+    py: Python<'_>,
+    batch: &Arc<Batch>,
+    slot: &Slot,
+    contexts: &mut Contexts<'_>,
+    (index, argument): (usize, Py<PyAny>),
+    now: u64,
+    sleepers: &mut Sleepers,
+) -> Option<u64> {
+    slot.begin(batch.first_id() + index as i64, now);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let context = contexts.next(py)?;
+        let value = in_context(&context, || call_one(py, &batch.function, &argument))?;
+        Ok((value, context))
+    }))
+    .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
+    let interrupted = worker::leave_body(py, slot);
+    drop(argument);
+    let result = match result {
+        Ok((value, context)) if !is_coroutine(&value) => {
+            contexts.take_back(context);
+            let at = nanos_now();
+            match batch.end(index, Ok(value.unbind()), at, sleepers) {
+                Ok(()) => return Some(at),
+                Err(value) => value.map(|value| (value, py.None())),
+            }
+        }
+        Ok((value, context)) => Ok((value.unbind(), context.unbind())),
+        Err(error) => Err(error),
+    };
+    // It has a handle, or needs one.
+    match batch.handle(py, index) {
+        Ok(Some(handle)) => worker::end_task(py, &handle, result, interrupted, sleepers)
+            .filter(|end| end.unheard)
+            .map(|end| end.at),
+        Ok(None) => None,
+        Err(error) => {
+            let _ = batch.end(index, Err(error), nanos_now(), sleepers);
+            None
+        }
+    }
+}
+
+/// Sees to it that items are left to others if this worker dies.
+struct PassOn<'a, 'py> {
+    py: Python<'py>,
+    batch: &'a Arc<Batch>,
+}
+
+impl Drop for PassOn<'_, '_> {
+    fn drop(&mut self) {
+        // Nothing is left unless this is a panic.
+        if let Err(error) = self.batch.pass_on(self.py) {
+            self.batch.fail(self.py, &error);
+        }
+    }
+}
