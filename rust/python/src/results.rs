@@ -92,8 +92,20 @@ impl State {
         }
     }
 
+    /// The next result, where that takes nothing but to take it: most are so.
+    fn take_ready(&mut self) -> Option<Py<PyAny>> {
+        match (self.calls.front_mut()?, &self.rest) {
+            (Calls::Many(batch, next), None) if *next + 1 < batch.len() => {
+                let value = batch.take_value(*next)?;
+                *next += 1;
+                Some(value)
+            }
+            _ => None,
+        }
+    }
+
     fn take_next(&mut self) -> Option<Awaited> {
-        if let Some(Calls::Many(batch, next)) = self.calls.front_mut() {
+        if let Calls::Many(batch, next) = self.calls.front_mut()? {
             let index = *next;
             *next += 1;
             if *next < batch.len() {
@@ -147,6 +159,9 @@ impl Results {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        if let Some(value) = self.lock().take_ready() {
+            return Ok(Some(value));
+        }
         let Some(result) = self.next_result(py) else { return Ok(None) };
         let taken = result.and_then(|result| self.refill(py).map(|()| Some(result)));
         if taken.is_err() {

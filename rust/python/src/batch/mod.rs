@@ -36,6 +36,7 @@ pub(crate) struct Batch {
     context: Option<Py<PyAny>>,
     origin: Option<Py<Origin>>,
     birth: Birth,
+    len: usize,
     /// Locked by attached threads only, and never while Python code runs.
     places: Mutex<Places>,
 }
@@ -65,7 +66,9 @@ enum Item {
     /// Somebody wanted to see it: all that there is to know stands in the handle.
     Shown(Py<TaskHandle>),
     /// Ended without a handle.
-    Ended(Result<Py<PyAny>, Box<PyErr>>),
+    Done(Py<PyAny>),
+    /// Ended with the error that there was no memory for a handle.
+    Failed(Box<PyErr>),
     /// Its outcome was taken, or is not wanted.
     Gone,
 }
@@ -114,6 +117,7 @@ impl Batch {
             context,
             origin,
             birth: Birth::now(py, shared, count),
+            len: count,
             places: Mutex::new(Places { list, next: 0, wanted: count, tickets: 0 }),
         });
         let queued = batch.queue_tickets(py, tickets);
@@ -147,7 +151,7 @@ impl Batch {
     /// Lets another worker go on with the batch, if there is something left: this one cannot.
     pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
         let places = self.lock();
-        let is_enough = places.tickets >= places.list.len() - places.next;
+        let is_enough = places.tickets >= self.len - places.next;
         drop(places);
         if is_enough { Ok(()) } else { self.queue_tickets(py, 1) }
     }
@@ -167,7 +171,7 @@ impl Batch {
     pub(crate) fn handle(&self, py: Python<'_>, index: usize) -> PyResult<Option<Py<TaskHandle>>> {
         let argument = match &self.lock().list[index].item {
             Item::Shown(handle) => return Ok(Some(handle.clone_ref(py))),
-            Item::Ended(_) | Item::Gone => return Ok(None),
+            Item::Done(_) | Item::Failed(_) | Item::Gone => return Ok(None),
             Item::Running => None,
             Item::Queued(argument) => Some(argument.clone_ref(py)),
         };
@@ -231,8 +235,7 @@ impl Batch {
 
     /// Gives every item that has not ended a handle, for somebody who looks for those.
     pub(crate) fn show_unfinished(&self, py: Python<'_>) {
-        let count = self.lock().list.len();
-        for index in 0..count {
+        for index in 0..self.len {
             if let Err(error) = self.handle(py, index) {
                 error.write_unraisable(py, None);
             }
@@ -246,8 +249,8 @@ impl Batch {
             let state = match &place.item {
                 Item::Queued(_) => state::QUEUED,
                 Item::Running => state::RUNNING,
-                Item::Ended(Ok(_)) => state::DONE,
-                Item::Ended(Err(_)) => state::FAILED,
+                Item::Done(_) => state::DONE,
+                Item::Failed(_) => state::FAILED,
                 Item::Shown(_) | Item::Gone => continue,
             };
             tell(Shown {
@@ -265,30 +268,39 @@ impl Batch {
     // --- for the reader of the results ----------------------------------------------------------
 
     pub(crate) fn len(&self) -> usize {
-        self.lock().list.len()
+        self.len
     }
 
-    /// Takes out the result of an item, if it has ended without a handle.
-    pub(crate) fn take(&self, index: usize) -> Option<PyResult<Py<PyAny>>> {
+    /// Takes out the value of an item, if it has ended with one and without a handle.
+    pub(crate) fn take_value(&self, index: usize) -> Option<Py<PyAny>> {
         let mut places = self.lock();
         let item = &mut places.list[index].item;
-        if !matches!(item, Item::Ended(_)) {
+        if !matches!(item, Item::Done(_)) {
             return None;
         }
-        let Item::Ended(result) = std::mem::replace(item, Item::Gone) else { return None };
-        drop(places);
-        Some(result.map_err(|error| *error))
+        match std::mem::replace(item, Item::Gone) {
+            Item::Done(value) => Some(value),
+            _ => None,
+        }
     }
 
     /// Waits for an item, and takes out its result. If the wait fails, the item is cancelled if it
     /// has not begun.
     pub(crate) fn get(&self, py: Python<'_>, index: usize) -> PyResult<Py<PyAny>> {
-        if let Some(result) = self.take(index) {
-            return result;
+        if let Some(value) = self.take_value(index) {
+            return Ok(value);
         }
         self.shared.check_process()?;
         let Some(handle) = self.handle(py, index)? else {
-            return self.take(index).unwrap_or_else(|| Err(cancelled_error(py)));
+            // It has ended meanwhile.
+            if let Some(value) = self.take_value(index) {
+                return Ok(value);
+            }
+            let item = std::mem::replace(&mut self.lock().list[index].item, Item::Gone);
+            return Err(match item {
+                Item::Failed(error) => *error,
+                _ => cancelled_error(py),
+            });
         };
         let handle = handle.bind(py);
         let result = TaskHandle::get(handle, None);
@@ -327,7 +339,7 @@ impl Batch {
                     continue;
                 }
                 Item::Queued(_) => cancelled += 1,
-                Item::Shown(_) | Item::Ended(_) => {}
+                Item::Shown(_) | Item::Done(_) | Item::Failed(_) => {}
             }
             unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
         }
@@ -361,7 +373,7 @@ impl Batch {
         let mut places = self.lock();
         places.wanted = 0;
         for place in &mut places.list {
-            if matches!(place.item, Item::Ended(_)) {
+            if matches!(place.item, Item::Done(_)) {
                 unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
             }
         }
@@ -374,7 +386,7 @@ impl Batch {
         if let Ok(places) = self.places.try_lock() {
             for place in &places.list {
                 match &place.item {
-                    Item::Ended(Ok(value)) => visit.call(value)?,
+                    Item::Done(value) => visit.call(value)?,
                     Item::Shown(handle) => visit.call(handle)?,
                     _ => {}
                 }
@@ -409,30 +421,40 @@ impl Batch {
         }
     }
 
-    /// Ends an item that has no handle; otherwise gives the result back.
+    /// Ends an item that runs without a handle; otherwise gives the value back.
     fn end(
         &self,
         index: usize,
-        result: PyResult<Py<PyAny>>,
+        value: Py<PyAny>,
         at: u64,
         sleepers: &mut Sleepers,
-    ) -> Result<(), PyResult<Py<PyAny>>> {
-        let end = if result.is_ok() { state::DONE } else { state::FAILED };
+    ) -> Result<(), Py<PyAny>> {
         let mut places = self.lock();
         let is_wanted = index < places.wanted;
         let place = &mut places.list[index];
-        if !matches!(place.item, Item::Running | Item::Queued(_)) {
-            return Err(result);
+        if !matches!(place.item, Item::Running) {
+            return Err(value);
         }
-        let ended = Item::Ended(result.map_err(Box::new));
         place.ended = at;
-        let (kept, unneeded) = if is_wanted { (ended, Item::Gone) } else { (Item::Gone, ended) };
-        let before = std::mem::replace(&mut place.item, kept);
-        self.shared.count_ends(end, 1);
+        let (item, unneeded) = match is_wanted {
+            true => (Item::Done(value), None),
+            false => (Item::Gone, Some(value)),
+        };
+        place.item = item;
+        self.shared.count_ends(state::DONE, 1);
         drop(places);
-        drop((before, unneeded));
+        drop(unneeded);
         self.have_ended_quietly(1, sleepers);
         Ok(())
+    }
+
+    /// Ends an item for which no handle could be made.
+    fn end_without(&self, index: usize, error: PyErr, sleepers: &mut Sleepers) {
+        let failed = Item::Failed(Box::new(error));
+        let item = std::mem::replace(&mut self.lock().list[index].item, failed);
+        drop(item);
+        self.shared.count_ends(state::FAILED, 1);
+        self.have_ended_quietly(1, sleepers);
     }
 
     fn have_ended(&self, count: usize) {

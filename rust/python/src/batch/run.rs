@@ -44,7 +44,7 @@ pub(crate) fn run(
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let _ = batch.end(index, Err(error), nanos_now(), sleepers);
+                    batch.end_without(index, error, sleepers);
                 }
             },
         }
@@ -74,9 +74,9 @@ fn run_item(
         Ok((value, context)) if !is_coroutine(&value) => {
             contexts.take_back(context);
             let at = nanos_now();
-            match batch.end(index, Ok(value.unbind()), at, sleepers) {
+            match batch.end(index, value.unbind(), at, sleepers) {
                 Ok(()) => return Some(at),
-                Err(value) => value.map(|value| (value, py.None())),
+                Err(value) => Ok((value, py.None())),
             }
         }
         Ok((value, context)) => Ok((value.unbind(), context.unbind())),
@@ -89,7 +89,7 @@ fn run_item(
             .map(|end| end.at),
         Ok(None) => None,
         Err(error) => {
-            let _ = batch.end(index, Err(error), nanos_now(), sleepers);
+            batch.end_without(index, error, sleepers);
             None
         }
     }
