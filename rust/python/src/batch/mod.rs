@@ -120,11 +120,10 @@ impl Batch {
             len: count,
             places: Mutex::new(Places { list, next: 0, wanted: count, tickets: 0 }),
         });
-        let queued = batch.queue_tickets(py, tickets);
-        if let Err(error) = queued {
+        shared.enter_batch(&batch);
+        if let Err(error) = batch.queue_tickets(py, tickets) {
             batch.fail(py, &error);
         }
-        shared.enter_batch(&batch);
         Ok(batch)
     }
 
@@ -132,15 +131,10 @@ impl Batch {
         self.birth.first_id
     }
 
-    /// How many items have not begun, and how many tickets stand for them in the queue.
+    /// How many items no worker has come to yet, and how many tickets stand for them in the queue.
     pub(crate) fn queued(&self) -> (usize, usize) {
         let places = self.lock();
-        let waits = |place: &&Place| match &place.item {
-            Item::Queued(_) => true,
-            Item::Shown(handle) => !handle.get().has_begun(),
-            _ => false,
-        };
-        (places.list[places.next..].iter().filter(waits).count(), places.tickets)
+        (self.len - places.next, places.tickets)
     }
 
     /// A worker has taken a ticket.
@@ -177,7 +171,7 @@ impl Batch {
         };
         // All is made before the lock is taken again: it can run the garbage collector, and that
         // anything.
-        let call = argument.map(|argument| self.call(py, argument)).transpose()?;
+        let mut call = argument.map(|argument| self.call(py, argument)).transpose()?;
         let has_name = self.origin.as_ref().is_some_and(|origin| origin.get().has_name());
         let name = (!has_name).then(|| derive_name(self.function.bind(py)).unbind());
         let task = TaskHandle::of_birth(
@@ -196,18 +190,11 @@ impl Batch {
 
         let mut places = self.lock();
         let place = &mut places.list[index];
-        match (&place.item, call) {
-            (Item::Queued(_), Some(call)) => handle.get().be_queued(call),
-            (Item::Running, _) => handle.get().be_running(place.started),
-            (Item::Shown(faster), _) => {
-                let faster = faster.clone_ref(py);
-                drop(places);
-                return Ok(Some(faster));
-            }
-            _ => {
-                drop(places);
-                return Ok(None);
-            }
+        match &place.item {
+            Item::Queued(_) => handle.get().be_queued(call.take()),
+            Item::Running => handle.get().be_running(place.started),
+            Item::Shown(faster) => return Ok(Some(faster.clone_ref(py))),
+            _ => return Ok(None),
         }
         TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
         let argument = std::mem::replace(&mut place.item, Item::Shown(handle.clone().unbind()));

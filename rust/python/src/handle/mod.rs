@@ -286,8 +286,8 @@ impl TaskHandle {
     }
 
     /// Makes a task that nobody has seen yet one that stands in a queue.
-    pub(crate) fn be_queued(&self, call: Call) {
-        self.lock().content = Content::Call(call);
+    pub(crate) fn be_queued(&self, call: Option<Call>) {
+        self.lock().content = call.map_or(Content::Running, Content::Call);
     }
 
     /// Makes a task that nobody has seen yet one that has begun at that time.
