@@ -185,7 +185,7 @@ def test_failed_item_is_reported_when_its_map_goes_on(runtime: Runtime) -> None:
     results = runtime.map(lambda number: 1 // (number - 4), range(9))
     with pytest.raises(ZeroDivisionError):
         list(results)
-    with pytest.raises(RuntimeError, match="lambda.*ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match=r"lambda.*ZeroDivisionError"):
         runtime.wait_all(raise_on_error=True)
     (failed,) = runtime.get_failed()
     assert isinstance(failed.exception, ZeroDivisionError)
