@@ -1,5 +1,6 @@
 """The calls of one map are kept as one record: what that leaves out must not be missed."""
 
+import asyncio
 import contextvars
 import gc
 import random
@@ -314,8 +315,6 @@ def test_items_go_on_when_another_item_waits_on_the_only_worker(one_worker: Runt
     last = threading.Event()
 
     async def until_last() -> None:
-        import asyncio
-
         await asyncio.to_thread(last.wait, GUARD_S)
 
     def body(number: int) -> int:
@@ -343,11 +342,15 @@ def test_item_runs_out_of_time_when_tasks_have_a_limit(one_worker: Runtime) -> N
 def test_running_and_queued_items_run_out_of_time_when_all_do(one_worker: Runtime) -> None:
     started, release = threading.Event(), threading.Event()
     begun: list[int] = []
+    told: list[bool] = []
 
     def body(number: int) -> None:
         begun.append(number)
-        started.set()
-        assert release.wait(GUARD_S)
+        try:
+            started.set()
+            assert release.wait(GUARD_S)
+        except asyncio.CancelledError:
+            told.append(own().cancel_requested)
 
     results = one_worker.map(body, range(5))
     assert started.wait(GUARD_S)
@@ -359,7 +362,13 @@ def test_running_and_queued_items_run_out_of_time_when_all_do(one_worker: Runtim
         release.set()
     one_worker.wait_all()
     progress = one_worker.get_progress()
-    assert (progress["failed"], progress["completed"], begun) == (5, 0, [0])
+    # Those that were still waiting when the first failure was read are cancelled.
+    assert progress["failed"] >= 1
+    assert (progress["failed"] + progress["cancelled"], progress["completed"]) == (5, 0)
+    assert begun == [0]
+    one_worker.set_timeout(0)
+    assert one_worker.submit(echo, 1).get(GUARD_S) == 1  # begins when the body is back
+    assert told == [True]
 
 
 def test_all_items_run_when_the_runtime_is_shut_down_without_waiting() -> None:

@@ -11,19 +11,16 @@
 //! What ended items have come to belongs to the one who reads the results, also for the garbage
 //! collector.
 
+mod reader;
 mod run;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pyo3::PyTraverseError;
-use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::call::{Call, copy_context, copy_of};
-use crate::handle::{
-    Birth, Content, Look, Outcome, Sleepers, TaskHandle, cancelled_error, state, wake,
-};
+use crate::handle::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, state, wake};
 use crate::origin::Origin;
 use crate::progress::derive_name;
 use crate::shared::{LaneKind, Shared};
@@ -53,9 +50,17 @@ struct Places {
 
 struct Place {
     item: Item,
-    /// As `nanos_now`; 0 before. Kept here only while there is no handle.
+    /// When a worker has called it as an item, as `nanos_now`; 0 before.
     started: u64,
     ended: u64,
+}
+
+impl Place {
+    /// Whether a worker is in the middle of its call. What it was shown as stays then, whoever has
+    /// ended it: the body may ask for its own task.
+    fn is_being_called(&self) -> bool {
+        self.started != 0 && self.ended == 0
+    }
 }
 
 /// It goes down this list, never up.
@@ -252,94 +257,6 @@ impl Batch {
         }
     }
 
-    // --- for the reader of the results ----------------------------------------------------------
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Takes out the value of an item, if it has ended with one and without a handle.
-    pub(crate) fn take_value(&self, index: usize) -> Option<Py<PyAny>> {
-        let mut places = self.lock();
-        let item = &mut places.list[index].item;
-        if !matches!(item, Item::Done(_)) {
-            return None;
-        }
-        match std::mem::replace(item, Item::Gone) {
-            Item::Done(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    /// Waits for an item, and takes out its result. If the wait fails, the item is cancelled if it
-    /// has not begun.
-    pub(crate) fn get(&self, py: Python<'_>, index: usize) -> PyResult<Py<PyAny>> {
-        if let Some(value) = self.take_value(index) {
-            return Ok(value);
-        }
-        self.shared.check_process()?;
-        let Some(handle) = self.handle(py, index)? else {
-            // It has ended meanwhile.
-            if let Some(value) = self.take_value(index) {
-                return Ok(value);
-            }
-            let item = std::mem::replace(&mut self.lock().list[index].item, Item::Gone);
-            return Err(match item {
-                Item::Failed(error) => *error,
-                _ => cancelled_error(py),
-            });
-        };
-        let handle = handle.bind(py);
-        let result = TaskHandle::get(handle, None);
-        if result.is_err() && !handle.get().has_begun() {
-            TaskHandle::cancel_or_stop(handle)?;
-        }
-        if handle.get().is_settled() {
-            self.drop_item(index);
-        }
-        result
-    }
-
-    fn drop_item(&self, index: usize) {
-        let item = std::mem::replace(&mut self.lock().list[index].item, Item::Gone);
-        drop(item);
-    }
-
-    /// Nobody will ask for the results of the items from `first` on: cancels those that have not
-    /// begun.
-    pub(crate) fn close(&self, py: Python<'_>, first: usize) -> PyResult<()> {
-        if self.shared.is_copy() {
-            return Ok(());
-        }
-        if self.shared.tracing().is_some() {
-            self.show_unfinished(py); // the trace tells of each
-        }
-        let (mut unneeded, mut handles, mut cancelled) = (Vec::new(), Vec::new(), 0);
-        let mut places = self.lock();
-        places.wanted = first.min(places.wanted);
-        for place in &mut places.list[first..] {
-            match &place.item {
-                Item::Running | Item::Gone => continue,
-                // Stays for the worker to find until it has ended.
-                Item::Shown(handle) if !handle.get().is_settled() => {
-                    handles.push(handle.clone_ref(py));
-                    continue;
-                }
-                Item::Queued(_) => cancelled += 1,
-                Item::Shown(_) | Item::Done(_) | Item::Failed(_) => {}
-            }
-            unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
-        }
-        self.shared.count_ends(state::CANCELLED, cancelled);
-        drop(places);
-        drop(unneeded);
-        self.have_ended(cancelled);
-        for handle in handles.iter().filter(|handle| !handle.get().has_begun()) {
-            TaskHandle::cancel_or_stop(handle.bind(py))?;
-        }
-        Ok(())
-    }
-
     /// Lets everything fail that has not begun.
     fn fail(&self, py: Python<'_>, error: &PyErr) {
         self.show_unfinished(py);
@@ -353,36 +270,6 @@ impl Batch {
             TaskHandle::settle(handle, Outcome::Error(error.clone_ref(py)), Some(py));
         }
     }
-
-    /// Drops what ended items have come to, as the garbage collector wants it.
-    pub(crate) fn clear(&self) {
-        let mut unneeded = Vec::new();
-        let mut places = self.lock();
-        places.wanted = 0;
-        for place in &mut places.list {
-            if matches!(place.item, Item::Done(_)) {
-                unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
-            }
-        }
-        drop(places);
-        drop(unneeded);
-    }
-
-    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Never locked while the collector runs, see `places`.
-        if let Ok(places) = self.places.try_lock() {
-            for place in &places.list {
-                match &place.item {
-                    Item::Done(value) => visit.call(value)?,
-                    Item::Shown(handle) => visit.call(handle)?,
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    // --- for the workers ------------------------------------------------------------------------
 
     /// The next item that has not begun. It begins now, unless there is or is to be a handle.
     fn begin_next(&self, now: u64, with_handle: bool) -> Option<Next> {
@@ -406,6 +293,11 @@ impl Batch {
                 return Some(Next::Call(index, argument));
             }
         }
+    }
+
+    /// The call of an item has come back; it has a handle, or needs one.
+    fn was_called(&self, index: usize, at: u64) {
+        self.lock().list[index].ended = at;
     }
 
     /// Ends an item that runs without a handle; otherwise gives the value back.

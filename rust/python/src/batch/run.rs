@@ -82,7 +82,7 @@ fn run_item(
         Ok((value, context)) => Ok((value.unbind(), context.unbind())),
         Err(error) => Err(error),
     };
-    // It has a handle, or needs one.
+    batch.was_called(index, nanos_now());
     match batch.handle(py, index) {
         Ok(Some(handle)) => worker::end_task(py, &handle, result, interrupted, sleepers)
             .filter(|end| end.unheard)
