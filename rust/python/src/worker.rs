@@ -123,6 +123,7 @@ pub(crate) fn leave_if_copied(owner: &Shared) {
 }
 
 /// Runs the items of a batch. Tells when it ended, if nothing has happened since.
+#[inline(never)] // the loop around it is that of single tasks
 fn run_batch(
     py: Python<'_>,
     batch: Arc<Batch>,
