@@ -72,7 +72,12 @@ WORKER = (*DASK, "worker", "--nthreads", "1", "--no-dashboard", "--no-nanny")
 
 async def test_no_task_is_lost_when_a_worker_is_killed(tmp_path):
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": 1,
+                "distributed.deploy.lost-worker-timeout": "1h",
+            }
+        ),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
 
@@ -95,6 +100,16 @@ async def test_no_task_is_lost_when_a_worker_is_killed(tmp_path):
             with pytest.raises(KilledWorker, match=r"'die-.*-task\.000104' on 2 .*workers"):
                 await flow.function_task(die)(0)
             assert await flow.function_task(identity)(1) == 1
+
+
+async def test_worker_is_kept_when_it_comes_back_later_than_dask_waits():
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
+        async with engine({"n_workers": 1, "threads_per_worker": 1}) as flow:
+            pid = flow.function_task(lambda: os.getpid())
+            first = await pid()
+            os.kill(first, signal.SIGKILL)
+            assert await pid() != first
+            assert list(flow.backend.client.cluster.workers) == [0]
 
 
 # --- the scheduler ------------------------------------------------------------------------------

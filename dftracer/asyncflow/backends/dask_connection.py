@@ -34,6 +34,18 @@ def check_target(target: Any) -> None:
         )
 
 
+class _LocalCluster(LocalCluster):  # type: ignore[misc]
+    """Workers that come back however often they die.
+
+    Dask's own gives a worker up that is not there some time after it was lost
+    (``distributed.deploy.lost-worker-timeout``), even if it was there in between, or is just being
+    started again by its nanny. With the last one, tasks would wait for ever.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        Cluster._update_worker_status(self, op, msg)
+
+
 class Connection:
     """A client in whose event loop work is done for a backend, which lives in another, or not.
 
@@ -81,7 +93,7 @@ class Connection:
             target = target["address"]
         elif isinstance(target, Mapping):
             arguments = {"dashboard_address": ":0", **target}
-            target = await asyncio.to_thread(functools.partial(LocalCluster, **arguments))
+            target = await asyncio.to_thread(functools.partial(_LocalCluster, **arguments))
             self._own.append(target)
         if isinstance(target, Cluster) and target.asynchronous:
             client = await Client(target, asynchronous=True, set_as_default=False)
