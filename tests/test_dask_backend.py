@@ -446,7 +446,8 @@ async def test_task_runs_to_its_end_when_the_same_key_is_cancelled_and_called_ag
         assert await task(task_description=description) == "end"
 
 
-async def test_beginnings_are_told_when_somebody_wants_to_know(dask_client, line):
+@pytest.mark.parametrize("everything", [False, True])
+async def test_task_is_running_when_its_worker_has_begun_it(dask_client, line, everything):
     path = line.path
 
     async def body() -> None:
@@ -454,16 +455,31 @@ async def test_beginnings_are_told_when_somebody_wants_to_know(dask_client, line
         await asyncio.sleep(1_000)
 
     async with engine(dask_client) as flow:
-        unknown = flow.function_task(body)(task_description={"workers": [0]})
-        assert await line.read() == "begun"
-        assert unknown.state == "PENDING"
+        flow.backend.report_running = everything
         begin = time.time()
-        flow.backend.report_running = True
-        known = flow.function_task(body)(task_description={"workers": [1]})
-        queued = flow.function_task(body)(task_description={"workers": [1]})
+        task = flow.function_task(body)
+        known = task(task_description={"workers": [1]})
+        queued = task(task_description={"workers": [1]})
         assert await line.read() == "begun"
+        begun = time.time()
         while known.state == "PENDING":
             await asyncio.to_thread(dask_client.nthreads)  # the scheduler has told that before
         assert known.state == "RUNNING"
-        assert begin <= known.task["started_at"] <= time.time()
+        assert begin <= known.task["started_at"] <= begun
         assert queued.state == "PENDING"
+
+
+async def test_each_task_is_running_before_it_is_done_when_somebody_wants_to_know(dask_client):
+    told = []
+    async with engine(dask_client) as flow:
+        backend = flow.backend
+        report, backend.report_running = backend._callback_func, True
+        backend._callback_func = lambda task, state: (
+            told.append((task["uid"], state)),
+            report(task, state),
+        )
+        futures = [flow.function_task(identity)(number) for number in range(20)]
+        futures += [flow.executable_task(lambda: "true")()]
+        await asyncio.gather(*futures)
+    for future in futures:
+        assert [state for uid, state in told if uid == future.uid] == ["RUNNING", "DONE"]

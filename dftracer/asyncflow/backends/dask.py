@@ -38,6 +38,13 @@ _SMALL_BYTES = 10_000_000
 """When small results have not come after this time, they are asked for again. A scheduler that was
 just about to get them from a worker that has died waits for it for 30 seconds."""
 
+_TELL_AFTER_S = 0.25
+"""How long a task runs before its worker tells that, unless somebody wants to know it of each. It
+costs as much as a tenth of a small task."""
+
+_Begin = tuple[str, str, float]
+"""The Dask key and the identifier of a task that has begun, and when."""
+
 _Wanted = list[tuple[DaskValue, asyncio.Future[Any]]]
 """Results that are to be fetched, and who waits for each."""
 
@@ -100,7 +107,7 @@ class DaskExecutionBackend(ExecutionBackend):
         self._token = uuid.uuid4().hex[:12]
         """Part of Dask's keys, as identifiers repeat between engines."""
         self._topic: str | None = None
-        """Under which workers tell that tasks begin, if somebody wants to know."""
+        """Under which workers tell that tasks have begun."""
         self._pending: dict[str, _Pending] = {}
         """The unfinished tasks of the engine that is served, by their identifiers."""
         self._checked: dict[str, Task] = {}
@@ -108,9 +115,9 @@ class DaskExecutionBackend(ExecutionBackend):
         self._checking: set[asyncio.Task[None]] = set()
         self._wanted: _Wanted = []
         self._fetching: set[asyncio.Future[Any]] = set()
-        self._news: list[_Pending | tuple[str, float]] = []
-        """What the engine does not know yet: tasks that have ended, and those that have begun, by
-        their identifiers, with the time. Belongs to the client's event loop."""
+        self._news: list[_Pending | _Begin] = []
+        """What the engine does not know yet: tasks that have ended, and those that have begun.
+        Belongs to the client's event loop."""
 
     # --- the beginning --------------------------------------------------------------------------
 
@@ -170,16 +177,17 @@ class DaskExecutionBackend(ExecutionBackend):
                 f"backend '{self.name}' has no connection to its scheduler: its client is "
                 f"{client.status}"
             )
-        if self.report_running and self._topic is None:
-            self._topic = f"dftracer-{self._token}"
+        if self._topic is None:
+            # The scheduler forgets what it was told under a client's name soon after the client.
+            self._topic = client.id if connection.owns_client else f"dftracer-{self._token}"
             client.subscribe_topic(self._topic, self._note_begin)
-        topic = self._topic if self.report_running else None
+        telling = (self._topic, 0.0 if self.report_running else _TELL_AFTER_S)
         free: list[Job] = []
         demanding: list[Job] = []
         pickled: dict[int, bytes] = {}
         for task in tasks:
             try:
-                job = pack(self, task, self._token, topic, pickled)
+                job = pack(self, task, self._token, telling, pickled)
             except Exception as error:
                 self._fail(task, error)
                 continue
@@ -250,12 +258,11 @@ class DaskExecutionBackend(ExecutionBackend):
             pending.error = error
         self._tell(connection, pending)
 
-    def _note_begin(self, event: tuple[float, tuple[str, float]]) -> None:
-        uid, since = event[1]
-        if self._connection is not None:
-            self._tell(self._connection, (uid, since))
+    def _note_begin(self, event: tuple[float, Any]) -> None:
+        if self._connection is not None and not isinstance(event[1], Mapping):  # Dask's own
+            self._tell(self._connection, tuple(event[1]))
 
-    def _tell(self, connection: Connection, news: _Pending | tuple[str, float]) -> None:
+    def _tell(self, connection: Connection, news: _Pending | _Begin) -> None:
         """Let the engine know, together with what else there is in this turn."""
         self._news.append(news)
         if len(self._news) == 1:
@@ -265,7 +272,7 @@ class DaskExecutionBackend(ExecutionBackend):
         news, self._news = self._news, []
         connection.tell_backend(self._deliver, news)
 
-    def _deliver(self, news: list[_Pending | tuple[str, float]]) -> None:
+    def _deliver(self, news: list[_Pending | _Begin]) -> None:
         """Report what has begun or ended. In the engine's event loop."""
         for each in news:
             if isinstance(each, tuple):
@@ -275,9 +282,11 @@ class DaskExecutionBackend(ExecutionBackend):
                 self._report_end(each)
             # Otherwise it was cancelled meanwhile, or is of an earlier engine.
 
-    def _report_begin(self, uid: str, since: float) -> None:
+    def _report_begin(self, key: str, uid: str, since: float) -> None:
         pending = self._pending.get(uid)
-        if pending is not None and not pending.is_running:  # once, though Dask may run it again
+        if pending is None or pending.future.key != key:
+            return  # of an earlier engine, or cancelled meanwhile
+        if not pending.is_running:  # once, though Dask may run it again
             pending.is_running = True
             pending.task["started_at"] = since
             self._report(pending.task, TaskStates.RUNNING)
@@ -442,12 +451,17 @@ class DaskExecutionBackend(ExecutionBackend):
             pending.future.release()
         self._pending.clear()
         self._checked.clear()
-        if self._topic is not None and self._connection is not None:
-            with contextlib.suppress(Exception):  # there is no scheduler any more
-                self._connection.client.unsubscribe_topic(self._topic)
-        self._topic = None
+        self._unsubscribe()
         self._token = uuid.uuid4().hex[:12]
         super().register_callback(func)
+
+    def _unsubscribe(self) -> None:
+        if self._topic is not None and self.client is not None:
+            with contextlib.suppress(Exception):  # there is no scheduler any more
+                # It keeps what it calls.
+                self.client.subscribe_topic(self._topic, _ignore)
+                self.client.unsubscribe_topic(self._topic)
+        self._topic = None
 
     async def shutdown(self) -> None:
         """Cancel what is unfinished, and close what this backend has made.
@@ -465,12 +479,17 @@ class DaskExecutionBackend(ExecutionBackend):
             if self._starting is not None:
                 await asyncio.wait([self._starting])
             await self.cancel_all_tasks()
+            self._unsubscribe()
             for waiting in [*self._checking, *self._fetching]:
                 waiting.cancel()
             if self._connection is not None:
                 await self._connection.close()
         finally:
-            self._connection = self._loop = self._closing = self._topic = None
+            self._connection = self._loop = self._closing = None
+
+
+def _ignore(_event: Any) -> None:
+    """Take an event that comes too late."""
 
 
 def _batches(jobs: list[Job]) -> Iterator[list[Job]]:

@@ -70,6 +70,11 @@ class Connection:
         loop: asyncio.AbstractEventLoop = self.client.loop.asyncio_loop
         return loop
 
+    @property
+    def owns_client(self) -> bool:
+        """Whether the client is closed with this."""
+        return self.client in self._own
+
     # --- begin and end --------------------------------------------------------------------------
 
     async def open(self, target: Any) -> None:

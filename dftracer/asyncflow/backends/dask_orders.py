@@ -88,7 +88,7 @@ def pack(
     backend: DaskExecutionBackend,
     task: Task,
     token: str,
-    topic: str | None,
+    telling: dask_worker.Telling,
     pickled: dict[int, bytes],
 ) -> Job:
     """Make of a task what its worker needs.
@@ -97,8 +97,8 @@ def pack(
     ----------
     token:
         Makes keys of this engine's tasks differ from others'.
-    topic:
-        Under which workers tell that the task begins, if they shall.
+    telling:
+        How its worker tells that it has begun.
     pickled:
         The functions that have been pickled, by their ``id()``: those of one batch need that once.
 
@@ -118,7 +118,7 @@ def pack(
             key = f"{name}-{tokenize(function, arguments, [future.key for future in inputs])}"
         is_async = inspect.iscoroutinefunction(task["function"])
         order = dask_worker.Call(
-            key, name, uid, topic, function, arguments, is_async, options.timeout
+            key, name, uid, telling, function, arguments, is_async, options.timeout
         )
         return Job(label, task, order, inputs, options)
     if not task.get("executable"):
@@ -128,7 +128,7 @@ def pack(
     packed = _pickle_program(label, task, backend._work_dir)
     if options.pure and not options.key:
         key = f"{name}-{tokenize(argv_of(task), dict(options_of(task)))}"
-    return Job(label, task, dask_worker.Program(key, name, uid, topic, packed), [], options)
+    return Job(label, task, dask_worker.Program(key, name, uid, telling, packed), [], options)
 
 
 def _pickle_call(

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 from distributed import Reschedule, WorkerPlugin, get_worker
@@ -25,8 +25,14 @@ from dftracer.asyncflow.backends.programs import record_failure, record_program,
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, get_default_runtime
 
+if TYPE_CHECKING:
+    from distributed import Worker
+
 _NEVER_FAIL = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose objects can always be pickled."""
+
+Telling = tuple[str, float]
+"""Under which topic it is told that a task has begun, and after how many seconds."""
 
 values_here: ContextVar[Sequence[Any]] = ContextVar("dftracer.dask.values")
 """The results of other tasks that are among the arguments that are being unpickled."""
@@ -70,8 +76,7 @@ class Call:
     key: str
     name: str
     uid: str
-    topic: str | None
-    """Under which it is told when it begins, if that is to be told."""
+    telling: Telling
     function: bytes
     arguments: bytes
     is_async: bool
@@ -116,7 +121,7 @@ class Program:
     key: str
     name: str
     uid: str
-    topic: str | None
+    telling: Telling
     packed: bytes
     """Its description, as far as that matters here, and the engine's directory."""
 
@@ -177,8 +182,7 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
         raise Reschedule  # released before it could begin; Dask asks for it again if need be
     runtime = getattr(worker, "dftracer_utils_runtime", None) or get_default_runtime()
     handle = _running[order.key] = order.start(runtime, values)
-    if order.topic is not None:
-        worker.log_event(order.topic, [order.uid, time.time()])
+    telling = _tell_begin(worker, order, handle, time.time())
     try:
         return order.result_of(await _wait(order, handle))
     except asyncio.CancelledError:
@@ -190,9 +194,32 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
     except BaseException as error:
         failure = _fit_to_send(order, order.error_of(handle.exception or error))
     finally:
+        if telling is not None:
+            telling.cancel()
         del _running[order.key]
         _stopped.discard(order.key)
     raise failure  # not where it would get a context, which may be what cannot be sent
+
+
+def _tell_begin(
+    worker: Worker, order: Call | Program, handle: TaskHandle[Any], since: float
+) -> asyncio.TimerHandle | None:
+    """Tell the engine that a task runs, at once or when it does so for some time."""
+    topic, after_s = order.telling
+    if not after_s:
+        worker.log_event(topic, [order.key, order.uid, since])
+        return None
+
+    def tell_later(since: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(after_s, tell, since)
+
+    def tell(since: float) -> None:
+        if handle.state == "running":
+            worker.log_event(topic, [order.key, order.uid, since])
+        elif handle.state == "queued":  # behind a body that was cancelled and does not heed it
+            tell_later(time.time())
+
+    return tell_later(since)
 
 
 async def _wait(order: Call | Program, handle: TaskHandle[Any]) -> Any:
