@@ -3,6 +3,9 @@
 import asyncio
 import itertools
 import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,12 @@ import pytest
 from engine_support import reached
 from trace_support import assert_nested, by_name, events_of, names_of, tasks_of
 
-from dftracer.asyncflow import NoopExecutionBackend, RuntimeExecutionBackend, WorkflowEngine
+from dftracer.asyncflow import (
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    RuntimeExecutionBackend,
+    WorkflowEngine,
+)
 from dftracer.utils import Runtime
 
 
@@ -140,6 +148,27 @@ async def test_the_engine_writes_tasks_itself_when_their_backend_does_not(
     assert names_of(path) == {"nothing": 40}
     assert {task["cat"] for task in tasks_of(path)} == {"task"}
     assert sum("deps" in task["args"] for task in tasks_of(path)) == 20
+
+
+async def test_waits_are_told_apart_from_runs_when_the_backend_is_a_pool_or_a_cluster(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    from dftracer.asyncflow import DaskExecutionBackend
+
+    path = tmp_path / "run.pfw.gz"
+    pool = LocalExecutionBackend(ProcessPoolExecutor(1, mp_context=get_context("spawn")), "pool")
+    dask = DaskExecutionBackend({"n_workers": 1, "threads_per_worker": 1, "processes": False})
+    async with await WorkflowEngine.create([pool, dask], trace=path) as flow:
+        for backend in (pool, dask):
+            sleep = flow.function_task(time.sleep, backend=backend.name)
+            await asyncio.gather(*[sleep(0.1) for _ in range(2)])
+    for backend in (pool, dask):
+        tasks = [task for task in tasks_of(path) if task["args"]["backend"] == backend.name]
+        first, second = sorted(tasks, key=lambda task: task["ts"])
+        assert first["dur"] >= 100_000
+        assert second["args"]["queued_us"] >= 100_000
+        assert second["ts"] >= first["ts"] + 100_000
 
 
 async def test_a_given_runtime_writes_to_its_own_trace_when_the_engine_has_another(

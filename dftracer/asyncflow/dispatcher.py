@@ -62,6 +62,14 @@ class Dispatcher:
             "name one of them, or pass the backend to WorkflowEngine.create()"
         )
 
+    def _ask_for_beginnings(self) -> None:
+        """Have backends tell when tasks begin, if telemetry or the trace want to know that."""
+        for backend in self._backends.values():
+            if hasattr(backend, "report_running"):
+                backend.report_running = self._telemetry is not None or (
+                    self._trace is not None and not self._trace.is_written_by(backend)
+                )
+
     @abstractmethod
     def _settle(
         self, component: Component[Any], result: Any = None, *, error: Any = None
@@ -233,7 +241,7 @@ class Dispatcher:
             if self._telemetry is not None:
                 self._telemetry.started(component, record)
             if self._trace is not None:
-                self._trace.began(component)
+                self._trace.began(component, record.get("started_at"))
 
     async def _check_outputs(self, component: Component[Any], record: Description) -> None:
         """End a task that has ended well, unless it has not written what it declares to write."""

@@ -82,6 +82,7 @@ async def start(engine: Scheduler, interval: float, **options: Any) -> Telemetry
         )
     await manager.start()
     engine._telemetry = Telemetry(engine, manager)
+    engine._ask_for_beginnings()
     return manager
 
 
@@ -96,7 +97,6 @@ class Telemetry:
         self._engine = engine
         self._submitted: dict[int, float] = {}
         self._started = manager.started
-        self._report_running(True)
         manager.life.add_done_callback(self._stopped)
 
     def created(self, component: Component[Any]) -> None:
@@ -183,12 +183,7 @@ class Telemetry:
 
     def _stopped(self, _life: asyncio.Task[None]) -> None:
         self._engine._telemetry = None
-        self._report_running(False)
-
-    def _report_running(self, value: bool) -> None:
-        for backend in self._engine._backends.values():
-            if hasattr(backend, "report_running"):
-                backend.report_running = value
+        self._engine._ask_for_beginnings()
 
     def _end(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,12 +68,15 @@ class EngineTrace:
         """Take down that a runtime has taken plain calls, which it will write."""
         self._handed_over.update(component._number for component in components)
 
-    def began(self, component: Component[Any]) -> None:
-        """Take down that a component runs now."""
+    def began(self, component: Component[Any], since: float | None = None) -> None:
+        """Take down that a component runs, now or since then, in seconds since the epoch."""
         times = self._times.get(component._number)
         if times is not None and not times[2]:
-            times[2] = self._trace.clock()
-            times[1] = times[1] or times[2]
+            now = self._trace.clock()
+            ago = 0 if since is None else int((time.time() - since) * 1e9)
+            times[1] = times[1] or now
+            # Never before it was submitted, whatever clocks say.
+            times[2] = max(times[1], now - max(0, ago))
 
     def ended(self, component: Component[Any]) -> None:
         """Write a component that has ended, unless its runtime does."""

@@ -125,6 +125,7 @@ class WorkflowEngine(Scheduler):
         self.prompt_task = make_decorator(self, "prompt")
         self.block = make_decorator(self, "block")
         self._trace = EngineTrace.opened(trace, self.uid, backends)
+        self._ask_for_beginnings()
         defaults.register(self)
         self._attach()
         signals.watch(self)

@@ -181,8 +181,9 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
     if state is not None and state.state == "cancelled":
         raise Reschedule  # released before it could begin; Dask asks for it again if need be
     runtime = getattr(worker, "dftracer_utils_runtime", None) or get_default_runtime()
+    since = time.time()
     handle = _running[order.key] = order.start(runtime, values)
-    telling = _tell_begin(worker, order, handle, time.time())
+    telling = _tell_begin(worker, order, handle, since)
     try:
         return order.result_of(await _wait(order, handle))
     except asyncio.CancelledError:
