@@ -116,6 +116,21 @@ async def test_the_pool_is_replaced_each_time_when_workers_die_again_and_again(k
         assert await recorder.result_of("task.2") != await recorder.result_of("task.5")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_tasks_run_when_the_worker_dies_that_was_to_read_their_large_arguments(
+    kind: str, door: Door
+) -> None:
+    async with LocalExecutionBackend(make_pool(kind), "pool") as backend:
+        recorder = Recorder(backend)
+        large = [function_task(f"task.{n}", len, bytes(2_000_000 + n)) for n in range(4)]
+        await backend.submit_tasks([function_task("dies", DyingDoor(door)), *large])
+        await door.reached()
+        door.open()
+        await errors_of(recorder, ["dies"])
+        for number in range(4):
+            assert await recorder.result_of(f"task.{number}") == 2_000_000 + number
+
+
 async def test_the_next_task_runs_when_a_worker_dies_idle() -> None:
     async with LocalExecutionBackend(make_pool("processes"), "pool") as backend:
         recorder = Recorder(backend)

@@ -14,7 +14,7 @@ from dftracer.asyncflow.backends.base import Task, TaskStates
 from dftracer.asyncflow.backends.calls import Call
 from dftracer.asyncflow.backends.host import DELIVERIES_PER_TURN, HostExecutionBackend
 from dftracer.asyncflow.backends.notes import Notes
-from dftracer.asyncflow.backends.pools import BrokenPool, remake_of
+from dftracer.asyncflow.backends.pools import BrokenPool, release_writer, remake_of
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
@@ -162,6 +162,7 @@ class LocalExecutionBackend(HostExecutionBackend):
         error = None if future.cancelled() else future.exception()
         if isinstance(error, BrokenExecutor) and self._remake is not None:
             self._note_break(call, error)
+            release_writer(self.executor)
         else:
             call.finish(future)
             self._ended.append(call)

@@ -75,6 +75,17 @@ class BrokenPool:
         return ", ".join(self.deaths.values()) or str(self.cause)
 
 
+def release_writer(executor: Any) -> None:
+    """Let the thread go on that writes calls for the workers of a broken pool, as none reads them.
+
+    To be called in the callback of a future, which is before the executor waits for that thread.
+    Pipes hold little, and CPython 3.10 leaves this one open, so that it would wait for ever.
+    """
+    if type(executor) is ProcessPoolExecutor:
+        with contextlib.suppress(AttributeError, OSError):
+            executor._call_queue._reader.close()  # type: ignore[attr-defined]
+
+
 def _end_of(exit_code: int | None) -> str:
     if exit_code is None:
         return "unknown exit code"
