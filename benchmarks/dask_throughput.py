@@ -4,9 +4,9 @@
 
 Both sides take turns on one local cluster of two worker processes, with one client. Each turn runs
 TASKS calls (10,000) of a function that returns its argument and brings the results back. The ratio
-is our throughput by that of ``client.map`` in the same round; above 1 ours is faster. Who goes first
-changes with each round. The ratio of processor time, of this process, in which the scheduler runs,
-and the workers, tells more on a busy machine. It needs ``dftracer-asyncflow[dask]``.
+is our throughput by that of ``client.map`` in the same round; above 1 ours is faster. Who goes
+first changes with each round. The ratio of processor time, of this process, in which the scheduler
+runs, and the workers, tells more on a busy machine. It needs ``dftracer-asyncflow[dask]``.
 """
 
 from __future__ import annotations

@@ -218,7 +218,12 @@ class DaskExecutionBackend(ExecutionBackend):
                 continue  # cancelled meanwhile
             if failure is not None:
                 self._fail(job.task, self._lost(label_of(job.task), failure))
-            elif reason := why_impossible(job.options, workers):
+                continue
+            try:
+                reason = why_impossible(job.options, workers)
+            except Exception as error:
+                reason = f"it cannot be told which workers fit: {text_of_error(error)}"
+            if reason is not None:
                 self._fail(job.task, RuntimeError(f"{job.label}: {reason}"))
             else:
                 possible.append(job)

@@ -25,6 +25,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 """What is for Dask, and what it may be."""
 
+_LIMIT = 2**63
+"""With a larger number Dask's client loses its connection."""
+
 
 @dataclass
 class Options:
@@ -72,12 +75,22 @@ def parse(label: str, task: Task) -> Options:
         if not isinstance(value, kinds) or (type(value) is bool and int in kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{entry} must be {names}, not {type(value).__name__} {text_of(value)}")
-    if given.get("retries", 0) < 0:
-        raise ValueError(f"{label}: 'retries' in its task_description must be 0 or more")
+    if not 0 <= given.get("retries", 0) < _LIMIT:
+        raise ValueError(f"{label}: 'retries' in its task_description must be 0 or more, to 2**63")
+    if not -_LIMIT < given.get("priority", 0) < _LIMIT:
+        raise ValueError(f"{label}: 'priority' in its task_description must lie within 2**63 of 0")
+    for name, amount in given.get("resources", {}).items():
+        if type(name) is not str or type(amount) not in (int, float) or not amount >= 0:
+            raise ValueError(
+                f"{label}: 'resources' in its task_description must map names to numbers of 0 or "
+                f"more, not {text_of(name)} to {text_of(amount)}"
+            )
     if given.get("allow_other_workers") and not given.get("workers"):
         raise ValueError(f"{label}: 'allow_other_workers' in its task_description needs 'workers'")
     if "workers" in given:
         workers = given["workers"]
+        if not workers:
+            raise ValueError(f"{label}: 'workers' in its task_description names no worker")
         given["workers"] = [workers] if isinstance(workers, str) else list(workers)
     return Options(
         timeout=timeout_of(task),

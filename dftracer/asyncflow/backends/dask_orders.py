@@ -111,6 +111,10 @@ def pack(
     label = f"backend '{backend.name}': {label_of(task)}"
     options = parse(label, task)
     key = options.key or f"{name}-{token}-{uid}"
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:  # with which Dask's client would lose its connection
+        raise ValueError(f"{label}: Dask cannot take {key!a} as a key: {error}") from error
     order: dask_worker.Call | dask_worker.Program
     if task.get("function") is not None:
         function, arguments, inputs = _pickle_call(label, task, pickled)
