@@ -60,6 +60,17 @@ async def test_worker_lives_when_a_body_raises_what_cannot_pass(dask_client, wha
         assert await flow.function_task(identity)(1) == 1
 
 
+async def test_task_fails_as_it_should_when_its_traceback_is_deep(dask_client):
+    def recurse() -> None:
+        recurse()
+
+    async with engine(dask_client) as flow:
+        with pytest.raises(RecursionError, match="maximum recursion depth") as caught:
+            await flow.function_task(recurse)()
+        assert 25 < len(caught.traceback) < 100
+        assert await flow.function_task(identity)(1) == 1
+
+
 class Unreadable:
     def __reduce__(self) -> Any:
         return refuse, ()

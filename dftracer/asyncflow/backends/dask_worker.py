@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _NEVER_FAIL = frozenset({type(None), bool, int, float, complex, str, bytes})
 """Types whose objects can always be pickled."""
+
+_KEPT_FRAMES = 25
+"""How many of the first, and of the last, frames of a traceback are sent."""
 
 Telling = tuple[str, float]
 """Under which topic it is told that a task has begun, and after how many seconds."""
@@ -284,6 +288,7 @@ def _load_function(data: bytes) -> Any:
 
 def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
     """Return an error that says the same in another process, and ends no event loop here."""
+    error.__traceback__ = _shortened(error.__traceback__)
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         for _ in range(2):
             try:
@@ -294,3 +299,20 @@ def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
     return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
         error.__traceback__
     )
+
+
+def _shortened(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without what is in the middle of a long one, as of a recursion.
+
+    Dask cannot pickle a deep one, and its client then never learns that the task has failed.
+    """
+    entries = []
+    while trace is not None:
+        entries.append(trace)
+        trace = trace.tb_next
+    if len(entries) > 2 * _KEPT_FRAMES:
+        entries = [*entries[:_KEPT_FRAMES], *entries[-_KEPT_FRAMES:]]
+    kept = None
+    for entry in reversed(entries):
+        kept = TracebackType(kept, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return kept
