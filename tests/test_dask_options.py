@@ -71,6 +71,35 @@ async def test_task_fails_as_it_should_when_its_traceback_is_deep(dask_client):
         assert await flow.function_task(identity)(1) == 1
 
 
+async def test_error_keeps_its_type_when_its_arguments_alone_do_not_make_it(dask_client):
+    class PairError(Exception):
+        def __init__(self, first: int, second: int) -> None:
+            super().__init__(f"{first} and {second}")
+            self.pair = first, second
+
+    def fail() -> None:
+        raise PairError(1, 2)
+
+    async with engine(dask_client) as flow:
+        with pytest.raises(PairError, match=r"^1 and 2$") as caught:
+            await flow.function_task(fail)()
+        assert caught.value.pair == (1, 2)
+        assert caught.traceback[-1].name == "fail"
+
+
+async def test_task_fails_when_its_error_has_no_text(dask_client):
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("mute")
+
+    def fail() -> None:
+        raise MuteError
+
+    async with engine(dask_client) as flow:
+        with pytest.raises(RuntimeError, match=r"'fail' \(.*\) raised MuteError"):
+            await flow.function_task(fail)()
+
+
 class Unreadable:
     def __reduce__(self) -> Any:
         return refuse, ()

@@ -286,14 +286,36 @@ def _load_function(data: bytes) -> Any:
     return pickle.loads(data)
 
 
+class _PartsError(Exception):
+    """An error that cannot be made of its ``args`` alone. Another like it is what arrives."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(*error.args)
+        self._error = error
+
+    def __str__(self) -> str:
+        return str(self._error)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self._error), self._error.args, vars(self._error))
+
+
+def _rebuild(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
 def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
     """Return an error that says the same in another process, and ends no event loop here."""
     error.__traceback__ = _shortened(error.__traceback__)
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        for _ in range(2):
+        for fit in (error, error, _PartsError(error)):
             try:
-                cloudpickle.loads(cloudpickle.dumps(error))
-                return error
+                str(fit)  # which Dask asks for
+                cloudpickle.loads(cloudpickle.dumps(fit))
+                return fit.with_traceback(error.__traceback__)
             except Exception:
                 error.__cause__ = error.__context__ = None
     return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
