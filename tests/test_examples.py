@@ -99,4 +99,8 @@ def test_the_pictures_are_drawn_again_when_that_is_asked_for(tmp_path: Path) -> 
     drawn = (tmp_path / "collatz.svg").read_text(encoding="utf-8")
     assert (drawn.count(">search<"), drawn.count(">best<")) == (16, 5)
     pictures = {path.stem for path in IMAGES.iterdir() if path.suffix != ".py"}
-    assert pictures == {*runpy.run_path(str(redraw))["RUNS"], "report-critical-path"}
+    drawn_by_hand = {"architecture"}
+    assert pictures - drawn_by_hand == {
+        *runpy.run_path(str(redraw))["RUNS"],
+        "report-critical-path",
+    }

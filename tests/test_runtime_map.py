@@ -345,3 +345,34 @@ def test_unfinished_items_are_given_up_when_the_interpreter_exits(
         results = runtime.map(for_ever, range(3))
     """
     assert "3 task(s) were given up" in run_script(source)
+
+
+# --- the interpreter is shared -------------------------------------------------------------------
+
+
+def lengths_until_end(appended: list[int], end: TaskHandle[Any], gate: threading.Event) -> set[int]:
+    """Open the gate, and return what this thread sees of a list to which a worker appends."""
+    seen = set()
+    gate.set()
+    while not end.done():
+        seen.add(len(appended))
+    return seen
+
+
+def test_other_threads_get_their_turn_when_items_are_no_python_code(one_worker: Runtime) -> None:
+    gate, appended, items = threading.Event(), list[int](), range(1_000_000)
+    one_worker.submit(gate.wait, GUARD_S)
+    one_worker.map(appended.append, items)
+    end = one_worker.submit(abs, 1)
+    assert len(lengths_until_end(appended, end, gate)) > 5
+    assert appended == list(items)
+
+
+def test_other_threads_get_their_turn_when_tasks_are_no_python_code(one_worker: Runtime) -> None:
+    gate, appended = threading.Event(), list[int]()
+    one_worker.submit(gate.wait, GUARD_S)
+    for number in range(100_000):
+        one_worker.submit(appended.append, number)
+    end = one_worker.submit(abs, 1)
+    assert len(lengths_until_end(appended, end, gate)) > 5
+    assert appended == list(range(100_000))

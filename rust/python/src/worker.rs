@@ -56,6 +56,33 @@ fn with_current<T>(look: impl FnOnce(Option<&mut Current>) -> T) -> T {
     CURRENT.with_borrow_mut(|current| look(current.as_mut().filter(|c| !c.shared.is_copy())))
 }
 
+/// How often a worker asks whether others wait for the interpreter.
+const TURN_NS: u64 = 1_000_000;
+
+/// Since when a worker has not asked whether others wait for the interpreter; 0 if it has not yet.
+#[derive(Default)]
+pub(crate) struct Turn(u64);
+
+impl Turn {
+    /// Lets others have the interpreter between two bodies if it is their turn; gives the time.
+    ///
+    /// Only Python code is asked for it, and bodies may be functions written in C. To let go of it
+    /// without being asked would not do: who waits would be woken, come too late, and wait anew.
+    pub(crate) fn share(&mut self, py: Python<'_>, mut now: u64) -> u64 {
+        static NOTHING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        if now.saturating_sub(self.0) > TURN_NS {
+            let nothing = NOTHING
+                .get_or_try_init(py, || py.eval(c"lambda: None", None, None).map(Bound::unbind));
+            if let Err(error) = nothing.and_then(|nothing| nothing.call0(py)) {
+                error.write_unraisable(py, None);
+            }
+            now = nanos_now();
+            self.0 = now;
+        }
+        now
+    }
+}
+
 /// The life of a worker of the Python or the I/O lane.
 pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let owner = shared.clone();
@@ -71,6 +98,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let mut sleepers = Sleepers::new();
         // The end of the last task, where it is the beginning of the next.
         let mut last_end = None;
+        let mut turn = Turn::default();
         loop {
             leave_if_copied(&owner);
             let (job, order) = lane.pop();
@@ -82,13 +110,13 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                         wake(&mut sleepers);
                         last_end = None;
                     }
-                    let now = last_end.take().unwrap_or_else(nanos_now);
+                    let now = turn.share(py, last_end.take().unwrap_or_else(nanos_now));
                     if handle.get().claim_at(now) {
                         let end = run_claimed(py, &handle, &mut sleepers);
                         last_end = end.filter(|end| end.unheard).map(|end| end.at);
                     } else if let Some(batch) = handle.get().batch() {
                         drop(handle);
-                        last_end = run_batch(py, batch, &slot, &mut sleepers, now);
+                        last_end = run_batch(py, batch, &slot, &mut sleepers, (now, &mut turn));
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
@@ -129,14 +157,14 @@ fn run_batch(
     batch: Arc<Batch>,
     slot: &Slot,
     sleepers: &mut Sleepers,
-    now: u64,
+    now: (u64, &mut Turn),
 ) -> Option<u64> {
     batch.ticket_taken();
     let show = |batch| {
         with_current(|current| current.map(|current| std::mem::replace(&mut current.batch, batch)))
     };
     show(Some(batch.clone()));
-    let last_end = batch::run(py, &batch, slot, sleepers, Some(now));
+    let last_end = batch::run(py, &batch, slot, sleepers, now);
     drop(show(None));
     last_end
 }

@@ -9,7 +9,7 @@ use super::{Batch, Next};
 use crate::call::{Contexts, call_one, in_context, panic_error, panic_text};
 use crate::handle::{Sleepers, wake};
 use crate::progress::{Slot, nanos_now};
-use crate::worker::{self, is_coroutine};
+use crate::worker::{self, Turn, is_coroutine};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
 /// nothing has happened since.
@@ -18,8 +18,9 @@ pub(crate) fn run(
     batch: &Arc<Batch>,
     slot: &Slot,
     sleepers: &mut Sleepers,
-    mut last_end: Option<u64>,
+    (now, turn): (u64, &mut Turn),
 ) -> Option<u64> {
+    let mut last_end = Some(now);
     let _unless_done = PassOn { py, batch };
     let mut contexts = Contexts::of(batch.context.as_ref());
     loop {
@@ -28,7 +29,7 @@ pub(crate) fn run(
             wake(sleepers);
             last_end = None;
         }
-        let now = last_end.take().unwrap_or_else(nanos_now);
+        let now = turn.share(py, last_end.take().unwrap_or_else(nanos_now));
         let shared = &batch.shared;
         let with_handle = shared.tracing().is_some() || shared.deadlines.task_timeout().is_some();
         match batch.begin_next(now, with_handle) {
