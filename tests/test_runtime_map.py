@@ -362,10 +362,11 @@ def lengths_until_end(appended: list[int], end: TaskHandle[Any], gate: threading
 def test_other_threads_get_their_turn_when_items_are_no_python_code(one_worker: Runtime) -> None:
     gate, appended, items = threading.Event(), list[int](), range(1_000_000)
     one_worker.submit(gate.wait, GUARD_S)
-    one_worker.map(appended.append, items)
+    results = one_worker.map(appended.append, items)
     end = one_worker.submit(abs, 1)
     assert len(lengths_until_end(appended, end, gate)) > 5
     assert appended == list(items)
+    assert not any(results)
 
 
 def test_other_threads_get_their_turn_when_tasks_are_no_python_code(one_worker: Runtime) -> None:
