@@ -213,6 +213,12 @@ class Scheduler(Dispatcher):
             self.loop.call_soon(self._launch)
 
     def _launch(self) -> None:
+        """Launch what is ready, in a turn of the loop."""
+        if self._launch_ready() == 1:
+            self._default.look()
+
+    def _launch_ready(self) -> int:
+        """Launch what is ready; return how many plain calls that were, if it was nothing else."""
         self._launch_scheduled = False
         ready, self._ready = self._ready, []
         calls: list[Component[Any]] = []
@@ -244,6 +250,7 @@ class Scheduler(Dispatcher):
             self._submit_calls(calls)
         if tasks:
             self._submit(tasks)
+        return 0 if tasks or has_begun_bodies else len(calls)
 
     def _start_body(
         self, component: Component[Any], body: Coroutine[Any, Any, None]
@@ -520,7 +527,7 @@ class Scheduler(Dispatcher):
             self._batch_ended_at = 0.0
         # What this has made ready needs no turn of the loop of its own.
         if self._ready and not was_scheduled:
-            self._launch()
+            self._launch_ready()
             return is_link
         return False
 

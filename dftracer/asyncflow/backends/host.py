@@ -224,14 +224,21 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
 
     # --- ends -----------------------------------------------------------------------------------
 
-    def _deliver(self) -> None:
+    def look(self) -> None:
+        """Wait for a moment for what one call comes to, if that was worth it lately.
+
+        A short function takes less time than to wake the event loop from its sleep.
+        """
+        self._deliver(look=True)
+
+    def _deliver(self, look: bool = False) -> None:
         """Report what has ended. Called by the event loop when the mailbox holds something."""
         if self._mailbox is None:
             return
         calls, mailbox = self._calls, self._mailbox
-        for look in range(LOOKS_PER_TURN):
+        for _ in range(LOOKS_PER_TURN):
             ended = []
-            for delivery in mailbox.drain(DELIVERIES_PER_TURN, look=look > 0):
+            for delivery in mailbox.drain(DELIVERIES_PER_TURN, look=look):
                 token, end, value = delivery
                 if type(token) is not dict:
                     del calls[token]
@@ -242,6 +249,7 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
                     self._end(token, end, value)
             if not ended or self._report_calls is None or not self._report_calls(ended):
                 break
+            look = True
         self._tell_if_empty()
 
     def _begin(self, task: Task, since: float) -> None:

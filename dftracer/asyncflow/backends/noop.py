@@ -27,6 +27,9 @@ class NoopExecutionBackend(ExecutionBackend):
         outcomes = [(token, "done", OUTPUT) for token in tokens]
         asyncio.get_running_loop().call_soon(report, outcomes)
 
+    def look(self) -> None:
+        """Do nothing: outcomes come in the next turn of the event loop."""
+
     def record_of_call(self, value: Any) -> dict[str, Any]:
         return {"stdout": value, "return_value": value, "exit_code": 0}
 

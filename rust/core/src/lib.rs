@@ -5,6 +5,7 @@
 //! a thread each ([`io`], [`process`]). Policy lives in Python. `README.md` beside this crate tells
 //! the thread states, the wake-up rules and the order of a shutdown.
 
+pub mod bell;
 pub mod compute;
 pub mod files;
 pub mod graph;

@@ -3,32 +3,21 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::notify::Notifier;
+use crate::bell::Bell;
 use crate::park::Unpark;
-use crate::patience::Patience;
-
-/// What the reader does, and whether it was called.
-const AWAY: u8 = 0;
-const LOOKING: u8 = 1;
-const CALLED: u8 = 2;
 
 /// Where finished tasks wait for an event loop.
 pub struct Mailbox<T> {
     inbox: Mutex<Inbox<T>>,
-    notifier: Notifier,
-    /// `AWAY` → `LOOKING` → `AWAY` by the reader, anything → `CALLED` by a poster, who need not use
-    /// the descriptor where the reader was looking.
-    reader: AtomicU8,
-    patience: Mutex<Patience>,
+    bell: Bell,
 }
 
 struct Inbox<T> {
     items: VecDeque<T>,
     /// True from the first item of a burst until the reader has emptied the queue. While it is
-    /// true the descriptor is readable, or the reader is about to look.
+    /// true the bell has rung, or is about to, or the reader is about to take items.
     armed: bool,
 }
 
@@ -36,13 +25,12 @@ impl<T: Send> Mailbox<T> {
     /// An empty mailbox with a descriptor of its own.
     pub fn new() -> io::Result<Self> {
         let inbox = Mutex::new(Inbox { items: VecDeque::new(), armed: false });
-        let (reader, patience) = (AtomicU8::new(AWAY), Mutex::new(Patience::NONE));
-        Ok(Self { inbox, notifier: Notifier::new()?, reader, patience })
+        Ok(Self { inbox, bell: Bell::new()? })
     }
 
     /// The descriptor that is readable while items wait.
     pub fn fileno(&self) -> RawFd {
-        self.notifier.fileno()
+        self.bell.fileno()
     }
 
     /// Adds an item. Any thread; never blocks on the reader.
@@ -63,28 +51,13 @@ impl<T: Send> Mailbox<T> {
     /// Takes the oldest items, at most `limit`. What remains keeps the descriptor readable.
     pub fn drain(&self, limit: usize) -> Vec<T> {
         // Before looking: an item posted after the look arms and notifies again.
-        self.reader.store(AWAY, Ordering::Release);
-        self.notifier.acknowledge();
+        self.bell.acknowledge();
         self.take(limit)
     }
 
     /// Looks for a moment whether items come, if that was worth it lately, and takes them.
     pub fn look(&self, limit: usize) -> Vec<T> {
-        if !self.reader_goes(AWAY, LOOKING) {
-            return self.drain(limit); // it was called meanwhile, and maybe through the descriptor
-        }
-        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let called = || self.reader.load(Ordering::Acquire) == CALLED;
-        if !patience.look_before_return(called) && self.reader_goes(LOOKING, AWAY) {
-            return Vec::new();
-        }
-        self.reader.store(AWAY, Ordering::Release);
-        self.take(limit)
-    }
-
-    /// Changes what the reader does; false if it was called.
-    fn reader_goes(&self, from: u8, to: u8) -> bool {
-        self.reader.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        if self.bell.look() { self.take(limit) } else { Vec::new() }
     }
 
     fn take(&self, limit: usize) -> Vec<T> {
@@ -107,10 +80,7 @@ impl<T: Send> Mailbox<T> {
 
 impl<T: Send> Unpark for Mailbox<T> {
     fn unpark(&self) {
-        // AcqRel: what was posted before is seen by a reader that sees this.
-        if self.reader.swap(CALLED, Ordering::AcqRel) != LOOKING {
-            self.notifier.notify();
-        }
+        self.bell.unpark();
     }
 }
 
@@ -123,7 +93,7 @@ mod tests {
     use super::*;
 
     fn readable<T: Send>(mailbox: &Mailbox<T>) -> bool {
-        let mut fds = [PollFd::new(&mailbox.notifier, PollFlags::IN)];
+        let mut fds = [PollFd::new(&mailbox.bell, PollFlags::IN)];
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&zero)).expect("poll") == 1
     }
@@ -180,7 +150,7 @@ mod tests {
             .collect();
         let mut seen = Vec::new();
         while seen.len() < 4 * EACH {
-            let mut fds = [PollFd::new(&mailbox.notifier, PollFlags::IN)];
+            let mut fds = [PollFd::new(&mailbox.bell, PollFlags::IN)];
             let limit = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
             assert_eq!(poll(&mut fds, Some(&limit)).expect("poll"), 1, "a wake-up was lost");
             seen.extend(take(&mailbox));

@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dftracer_core::bell::Bell;
 use dftracer_core::lane::Rest;
-use dftracer_core::notify::Notifier;
 use dftracer_core::park::Unpark;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
@@ -49,7 +49,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
 #[pyclass(frozen, module = "dftracer.utils._native")]
 pub(crate) struct CoroutineWorker {
     shared: Arc<Shared>,
-    notifier: Arc<Notifier>,
+    bell: Arc<Bell>,
     /// Who waits for tasks that have ended in their first step: woken before the next body, which
     /// may block, or when there is none. Only this worker's thread uses it.
     sleepers: Mutex<Sleepers>,
@@ -70,10 +70,10 @@ enum Body {
 
 impl CoroutineWorker {
     fn new(shared: Arc<Shared>) -> PyResult<Self> {
-        let notifier = Arc::new(Notifier::new()?);
+        let bell = Arc::new(Bell::new()?);
         Ok(Self {
             shared,
-            notifier,
+            bell,
             sleepers: Mutex::default(),
             taking: AtomicBool::new(false),
             slot: worker::current_slot(),
@@ -85,19 +85,19 @@ impl CoroutineWorker {
     }
 
     fn wakeup(&self) -> Arc<dyn Unpark> {
-        self.notifier.clone()
+        self.bell.clone()
     }
 }
 
 #[pymethods]
 impl CoroutineWorker {
     fn fileno(&self) -> i32 {
-        self.notifier.fileno()
+        self.bell.fileno()
     }
 
     /// Called when the descriptor is readable, before looking for tasks.
     fn awake(&self) {
-        self.notifier.acknowledge();
+        self.bell.acknowledge();
         self.shared.lane(LaneKind::Coroutine).awake();
     }
 
@@ -142,20 +142,34 @@ impl CoroutineWorker {
     /// What to do when there is no task: `"sleep"`, `"retry"` or `"exit"`.
     fn rest(&self, py: Python<'_>, may_exit: bool) -> &'static str {
         let rest = self.shared.lane(LaneKind::Coroutine).sleep(&self.wakeup(), may_exit);
-        self.pause(py);
         match rest {
-            Rest::Sleep => "sleep",
-            Rest::Retry => "retry",
-            Rest::Exit => "exit",
+            Rest::Sleep => {
+                let mut sleepers = self.stop_taking();
+                let has_rung = py.detach(|| {
+                    wake(&mut sleepers);
+                    self.bell.look()
+                });
+                if !has_rung {
+                    return "sleep";
+                }
+                self.shared.lane(LaneKind::Coroutine).awake();
+                "retry"
+            }
+            Rest::Retry => {
+                self.pause(py);
+                "retry"
+            }
+            Rest::Exit => {
+                self.pause(py);
+                "exit"
+            }
         }
     }
 
     /// Tells that no task is taken for now. Wakes who waits for those that have ended, after
     /// letting go of the interpreter.
     fn pause(&self, py: Python<'_>) {
-        self.taking.store(false, Ordering::Relaxed);
-        self.show(IDLE);
-        let mut sleepers = std::mem::take(&mut *self.sleepers());
+        let mut sleepers = self.stop_taking();
         if !sleepers.is_empty() {
             py.detach(|| wake(&mut sleepers));
         }
@@ -197,6 +211,13 @@ impl CoroutineWorker {
 }
 
 impl CoroutineWorker {
+    /// Tells that no task is taken for now; gives those who wait for the last to end.
+    fn stop_taking(&self) -> Sleepers {
+        self.taking.store(false, Ordering::Relaxed);
+        self.show(IDLE);
+        std::mem::take(&mut *self.sleepers())
+    }
+
     /// The next task for this worker, claimed.
     fn next(&self) -> Option<Py<TaskHandle>> {
         loop {
