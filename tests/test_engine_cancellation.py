@@ -603,7 +603,7 @@ async def failed_one(flow: WorkflowEngine, kind: str) -> Any:
 async def cancelled_one(flow: WorkflowEngine, kind: str) -> Any:
     """Return a dependency that is cancelled, now or soon: ``kind`` says which and when."""
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    future = never if "plain" in kind else flow.function_task(identity)(1)
+    future = never if "plain" in kind else flow.function_task(asyncio.sleep)(GUARD_S)
     if "finished" in kind:
         future.cancel()
     else:
