@@ -150,6 +150,8 @@ LACKS: dict[str, dict[str, str]] = {
         "descriptions": "it ignores 'cwd' and 'env' outside its own process templates",
         "contexts": "a body runs in another process",
         "stdin": "it does not know 'stdin'",
+        "timeouts": "it ends a program by itself then, and reports no more than its signal",
+        "killing programs": "it ends a program, but not what that has begun",
     },
     "processes": {"contexts": "a body runs in another process"},
     "dask": {"contexts": "a body runs in another process"},
