@@ -518,7 +518,7 @@ class Mailbox:
 
         For ``running`` the value is the time at which the task began, in seconds since the epoch.
 
-        With ``look`` it is given a moment, of at most 20 µs, in which something may come: where
+        With ``look`` it is given a moment, of at most 50 µs, in which something may come: where
         such moments have not been in vain lately.
         """
 

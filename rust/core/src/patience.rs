@@ -14,6 +14,9 @@ use crate::sizes::available_cpus;
 /// How long it looks at a time.
 const MOMENT: Duration = Duration::from_micros(20);
 
+/// The same for a thread with an event loop, which takes longer to fall asleep and to answer.
+const MOMENT_OF_LOOP: Duration = Duration::from_micros(50);
+
 /// A sleep below this would not have been one, or would have been much shorter, had both sides
 /// looked.
 const SHORT: Duration = Duration::from_micros(100);
@@ -43,7 +46,7 @@ impl Patience {
 
     /// Looks for a notification, if that is worth it; true if there was one.
     pub fn look(&mut self, parker: &Parker) -> bool {
-        self.look_for(|| parker.take_notification())
+        self.look_for(MOMENT, || parker.take_notification())
     }
 
     /// The same for a thread that sleeps elsewhere, so that nobody knows for how long: it tries
@@ -53,14 +56,14 @@ impl Patience {
             self.count_short_sleep();
             return false;
         }
-        self.look_for(found)
+        self.look_for(MOMENT_OF_LOOP, found)
     }
 
-    fn look_for(&mut self, found: impl FnMut() -> bool) -> bool {
+    fn look_for(&mut self, moment: Duration, found: impl FnMut() -> bool) -> bool {
         if self.left == 0 || !has_company() {
             return false;
         }
-        let found = until(MOMENT, found);
+        let found = until(moment, found);
         if found {
             *self = Self { left: LOOKS, ..Self::NONE };
             return true;
