@@ -121,15 +121,10 @@ class _Server:
         """Called when the loop has nothing to do; false if it must not sleep now."""
         if self._leaving:
             return True
-        while True:
-            rest = self._worker.rest(may_exit=not self.suspended)
-            if rest != "retry":
-                break
-            # Here, and not in a turn of the loop, which takes longer than a short body.
-            self._take()
-            if self.loop._ready:  # type: ignore[attr-defined]
-                return False
-        if rest == "exit":
+        rest = self._worker.rest(may_exit=not self.suspended)
+        if rest == "retry":
+            self.loop.call_soon(self._take)
+        elif rest == "exit":
             self._leaving = True
             self.loop.stop()
         return rest == "sleep"
