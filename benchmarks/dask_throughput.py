@@ -15,6 +15,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 from dask.distributed import Client, LocalCluster
 
@@ -49,7 +50,8 @@ async def ours(client: Client, tasks: int) -> float:
 
 def cpu_s(client: Client) -> float:
     """Return the processor time that all processes have taken until now."""
-    return time.process_time() + sum(client.run(time.process_time).values())
+    of_workers: dict[str, float] = client.run(time.process_time)
+    return time.process_time() + sum(of_workers.values())
 
 
 def main() -> None:
@@ -61,7 +63,7 @@ def main() -> None:
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        sides = {
+        sides: dict[str, Callable[[int], float]] = {
             "client.map": lambda count: plain(client, count),
             "engine": lambda count: asyncio.run(ours(client, count)),
         }
