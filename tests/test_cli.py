@@ -406,7 +406,8 @@ def test_top_shows_bars_until_the_process_ends_when_it_has_a_terminal(
     running: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     process = running()
-    with Terminal(width=100) as terminal, terminal.start([*COMMAND, "top"]) as top:
+    # Wide enough for the path of the script, which is on the first line.
+    with Terminal(width=500) as terminal, terminal.start([*COMMAND, "top"]) as top:
         terminal.read_until(lambda: b"1,000/1,000" in terminal.written)
         process.communicate("\n", timeout=30)
         terminal.read_until(lambda: top.poll() is not None)
