@@ -2,6 +2,7 @@
 
 Each command is a function that adds its parser, in ``COMMANDS``, and one that does the work and
 returns the exit code: 0, 1 if it has failed, 2 if it was asked wrongly, 130 if it was interrupted.
+The work itself is done elsewhere; with seven commands this is a little longer than most modules.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.attempts import Attempts, Policy
@@ -47,9 +47,6 @@ from dftracer.asyncflow.failures import (
 from dftracer.asyncflow.inspection import HISTORY_SIZE, History
 from dftracer.asyncflow.tallies import Tallies
 from dftracer.utils.primitives import Graph
-
-if TYPE_CHECKING:
-    pass
 
 
 class Scope(NamedTuple):

@@ -1,4 +1,7 @@
-"""The engine as its users see it: how it begins and ends, and what it decorates."""
+"""The engine as its users see it: how it begins and ends, and what it decorates.
+
+It is longer than most modules, for what it documents: the public methods are short.
+"""
 
 from __future__ import annotations
 

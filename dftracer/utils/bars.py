@@ -1,4 +1,7 @@
-"""How progress looks: bars on a terminal or in a notebook, and lines everywhere else."""
+"""How progress looks: bars on a terminal or in a notebook, and lines everywhere else.
+
+It is a little longer than most modules: three displays, and what keeps printed lines whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What backends in this process share: an event loop, unfinished tasks, programs, timeouts."""
+"""What backends in this process share: an event loop, unfinished tasks, programs, timeouts.
+
+It is longer than most modules: all of it reads and writes the same books of unfinished tasks.
+"""
 
 from __future__ import annotations
 

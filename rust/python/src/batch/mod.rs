@@ -8,6 +8,8 @@
 //! takes one runs item after item ([`run`]). A worker that comes to wait for something inside an
 //! item puts another ticket into the queue, for the spare worker that takes its place.
 //!
+//! Longer than most files here: the states of an item, under one lock, are to be read together.
+//!
 //! What ended items have come to belongs to the one who reads the results, also for the garbage
 //! collector.
 
