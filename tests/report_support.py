@@ -53,6 +53,10 @@ class Browser:
         """Return the value of an expression."""
         return self.page.evaluate(script)
 
+    def wait_until(self, script: str, value: str | bool) -> None:
+        """Wait until an expression has a value: what the browser itself tells a page takes time."""
+        self.page.wait_for_function(f"{script} === {json.dumps(value)}")
+
     def settle(self) -> None:
         """Wait until everything that was ordered is on the screen."""
         self.page.evaluate("() => new Promise(r => requestAnimationFrame(() => setTimeout(r, 0)))")

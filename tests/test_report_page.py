@@ -196,18 +196,20 @@ def test_the_page_has_the_colours_of_the_night_when_the_browser_prefers_them(
     chromium: Any, small: Path
 ) -> None:
     browser = Browser(chromium, small)
-    corner = "[...document.getElementById('gantt').getContext('2d').getImageData(2, 2, 1, 1).data]"
+    corner = "document.getElementById('gantt').getContext('2d').getImageData(2, 2, 1, 1).data.join()"
+    paper = "getComputedStyle(document.body).backgroundColor"
     words = "getComputedStyle(document.querySelector('#load .xtick text')).fill"
     day = "rgb(27, 31, 36)"
-    assert (browser.ask(corner), browser.ask(words)) == ([255, 255, 255, 255], day)
-    browser.page.emulate_media(color_scheme="dark")
-    browser.settle()
-    assert browser.ask(corner) == [21, 24, 28, 255]
-    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-    assert browser.ask(words) != day
+    browser.wait_until(corner, "255,255,255,255")
+    browser.wait_until(words, day)
+    browser.page.emulate_media(color_scheme="dark")  # the page hears of it later
+    browser.wait_until(corner, "21,24,28,255")
+    browser.wait_until(paper, "rgb(21, 24, 28)")
+    browser.wait_until(f"{words} !== '{day}'", True)
     browser.page.emulate_media(color_scheme="light")
-    browser.settle()
-    assert (browser.ask(corner), browser.ask(words)) == ([255, 255, 255, 255], day)
+    browser.wait_until(corner, "255,255,255,255")
+    browser.wait_until(paper, "rgb(255, 255, 255)")
+    browser.wait_until(words, day)
     advice = "willReadFrequently"  # for the pixels that are read here
     browser.complaints = [text for text in browser.complaints if advice not in text]
     browser.check(small)
