@@ -196,7 +196,9 @@ def test_the_page_has_the_colours_of_the_night_when_the_browser_prefers_them(
     chromium: Any, small: Path
 ) -> None:
     browser = Browser(chromium, small)
-    corner = "document.getElementById('gantt').getContext('2d').getImageData(2, 2, 1, 1).data.join()"
+    corner = (
+        "document.getElementById('gantt').getContext('2d').getImageData(2, 2, 1, 1).data.join()"
+    )
     paper = "getComputedStyle(document.body).backgroundColor"
     words = "getComputedStyle(document.querySelector('#load .xtick text')).fill"
     day = "rgb(27, 31, 36)"

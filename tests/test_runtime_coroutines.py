@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 import functools
 import gc
+import socket
 import sys
 import threading
 import traceback
@@ -17,6 +18,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle
+from dftracer.utils.coroutines import _start
 
 GUARD_S = 30
 """How long a body or a test waits for what must come."""
@@ -566,6 +568,96 @@ def test_queued_bodies_begin_when_a_body_never_stops_yielding(one_worker: Runtim
     spinner = one_worker.submit(spin)
     one_worker.submit(end).get(GUARD_S)
     spinner.get(GUARD_S)
+
+
+def leave_timer(done: threading.Event) -> None:
+    asyncio.get_running_loop().call_later(0.02, done.set)
+
+
+def leave_background_task(done: threading.Event) -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        done.set()
+
+    _kept.append(asyncio.get_running_loop().create_task(work()))
+
+
+def leave_reader(done: threading.Event) -> None:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+
+    def read() -> None:
+        ours.recv(1)
+        loop.remove_reader(ours)
+        ours.close()
+        theirs.close()
+        done.set()
+
+    loop.add_reader(ours, read)
+    timer = threading.Timer(0.02, theirs.send, (b"x",))
+    timer.daemon = True
+    timer.start()
+
+
+def leave_call_of_a_thread(done: threading.Event) -> None:
+    loop = asyncio.get_running_loop()
+    timer = threading.Timer(0.02, loop.call_soon_threadsafe, (done.set,))
+    timer.daemon = True
+    timer.start()
+
+
+_kept: list[Any] = []
+
+
+@pytest.mark.parametrize(
+    "leave", [leave_timer, leave_background_task, leave_reader, leave_call_of_a_thread]
+)
+def test_what_a_body_leaves_in_the_loop_goes_on_when_the_loop_was_looking_for_tasks(
+    one_worker: Runtime, leave: Callable[[threading.Event], None]
+) -> None:
+    async def body(number: int) -> int:
+        return number
+
+    async def leaving(done: threading.Event) -> None:
+        leave(done)
+
+    for _ in range(10):
+        # So many in a row that the worker does not sleep between them, but looks for the next.
+        for number in range(300):
+            assert one_worker.submit(body, number).get(GUARD_S) == number
+        done = threading.Event()
+        one_worker.submit(leaving, done).get(GUARD_S)
+        assert done.wait(GUARD_S)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="tasks can make their first step eagerly")
+def test_first_step_is_made_at_once_when_another_thread_adds_to_the_loop_meanwhile() -> None:
+    class Disturbed(asyncio.SelectorEventLoop):
+        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+            handle = super().call_soon(callback, *args, context=context)
+            if callback != self.stop:
+                self.call_soon_threadsafe(order.append, "stranger")
+            return handle
+
+    async def body() -> None:
+        order.append("body")
+
+    def begin() -> None:
+        order.clear()
+        begun.append(_start(loop, body()))
+        order.append("begun")
+
+    order: list[str] = []
+    begun: list[asyncio.Task[None]] = []
+    loop = Disturbed()
+    try:
+        loop.call_soon(begin)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    finally:
+        loop.close()
+    assert order == ["body", "begun", "stranger"]
+    assert begun[0].done()
 
 
 def test_every_body_ends_when_a_burst_is_larger_than_any_batch(runtime: Runtime) -> None:

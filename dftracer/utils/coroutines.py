@@ -51,7 +51,14 @@ else:
     ) -> asyncio.Task[None]:
         task = asyncio.Task(coroutine, loop=loop)
         # The new task has just put its first step last in the loop's queue: take it from there.
-        loop._ready.pop()._run()  # type: ignore[attr-defined]
+        queue = loop._ready  # type: ignore[attr-defined]
+        step = queue.pop()
+        if step._callback.__self__ is not task:
+            # Another thread has come between with `call_soon_threadsafe`.
+            queue.append(step)
+            step = next(s for s in list(queue) if getattr(s._callback, "__self__", None) is task)
+            queue.remove(step)
+        step._run()
         return task
 
 
@@ -78,7 +85,8 @@ def check_may_block() -> None:
 
 class _Server:
     def __init__(self, worker: CoroutineWorker) -> None:
-        self.loop = asyncio.SelectorEventLoop(_Selector(self, worker))
+        self._selector = _Selector(self, worker)
+        self.loop = asyncio.SelectorEventLoop(self._selector)
         self.suspended: set[asyncio.Task[Any]] = set()
         # Bodies make their first step inside a callback: that may take as long as it likes.
         self.loop.slow_callback_duration = math.inf
@@ -119,15 +127,33 @@ class _Server:
 
     def before_sleep(self) -> bool:
         """Called when the loop has nothing to do; false if it must not sleep now."""
-        if self._leaving:
-            return True
-        rest = self._worker.rest(may_exit=not self.suspended)
-        if rest == "retry":
-            self.loop.call_soon(self._take)
-        elif rest == "exit":
-            self._leaving = True
-            self.loop.stop()
-        return rest == "sleep"
+        while not self._leaving:
+            rest = self._worker.rest(may_exit=not self.suspended)
+            if rest == "sleep":
+                break
+            if rest == "exit":
+                self._leaving = True
+                self.loop.stop()
+                return False
+            asyncio.Handle(self._take, (), self.loop)._run()
+            if self._has_other_business():
+                return False
+        return True
+
+    def _has_other_business(self) -> bool:
+        """Tell whether bodies have left anything that is due or awaited in this loop.
+
+        While they have not, the next ones need no turn of it, which would take as long as they.
+        """
+        loop: Any = self.loop
+        return bool(
+            self.suspended
+            or loop._ready
+            or loop._scheduled
+            or loop._stopping
+            # Its own two are the lane's, and that by which other threads wake the loop.
+            or len(self._selector.get_map()) > 2
+        )
 
     def _wake(self) -> None:
         self._worker.awake()

@@ -18,6 +18,7 @@ use crate::call::{Call, Step, begin_coroutine, call_for_life, in_context};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
 use crate::progress::{IDLE, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::signals;
 use crate::worker;
 
 /// The life of a coroutine worker.
@@ -147,7 +148,7 @@ impl CoroutineWorker {
                 let mut sleepers = self.stop_taking();
                 let has_rung = py.detach(|| {
                     wake(&mut sleepers);
-                    self.bell.look()
+                    signals::look_as_worker(|| self.bell.look())
                 });
                 if !has_rung {
                     return "sleep";

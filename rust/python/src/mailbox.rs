@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::handle::TaskHandle;
+use crate::signals;
 
 /// One task, by the object that its submitter gave to recognise it by, and what is new of it.
 pub(crate) struct Delivery {
@@ -56,8 +57,10 @@ impl Mailbox {
         limit: usize,
         look: bool,
     ) -> PyResult<Bound<'py, PyList>> {
-        let deliveries =
-            if look { py.detach(|| self.core.look(limit)) } else { self.core.drain(limit) };
+        let deliveries = match look {
+            true => signals::look(py, || self.core.look(limit)),
+            false => self.core.drain(limit),
+        };
         let items = PyList::empty(py);
         for Delivery { token, news } in deliveries {
             match news {

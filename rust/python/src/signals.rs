@@ -17,8 +17,9 @@ static LET_GO: AtomicU32 = AtomicU32::new(0);
 
 /// How long a worker that was found looking waits for the one who woke it to let go of the
 /// interpreter. To ask for it sooner would put the worker to sleep: the interpreter's own lock does
-/// not look. Long enough for `submit(...)` to return and `get()` to be called.
-const HAND_OVER: Duration = Duration::from_micros(5);
+/// not look. Long enough for `submit(...)` to return and `get()` to be called, or for an event loop
+/// that has launched a task to look for its end.
+const HAND_OVER: Duration = Duration::from_micros(10);
 
 thread_local! {
     static PATIENCE: Cell<Patience> = const { Cell::new(Patience::NONE) };
@@ -51,14 +52,30 @@ fn sleep(patience: &mut Patience, parker: &Parker, left: Option<Duration>) -> Wa
     }
 }
 
+/// Lets go of the interpreter to look for what may come at any moment.
+pub(crate) fn look<T: Send>(py: Python<'_>, look: impl FnOnce() -> T + Send) -> T {
+    py.detach(|| {
+        LET_GO.fetch_add(1, Ordering::Relaxed);
+        look()
+    })
+}
+
 /// Sleeps, as a worker without the interpreter, until notified.
 pub(crate) fn park_worker(parker: &Parker, patience: &mut Patience) {
-    let before = LET_GO.load(Ordering::Relaxed);
-    if patience.look(parker) {
-        patience::until(HAND_OVER, || LET_GO.load(Ordering::Relaxed) != before);
-    } else {
+    if !look_as_worker(|| patience.look(parker)) {
         while patience.sleep(parker, None) != Wakeup::Notified {}
     }
+}
+
+/// Looks, as a worker without the interpreter, whether it is called; what it needs then is the
+/// interpreter.
+pub(crate) fn look_as_worker(look: impl FnOnce() -> bool) -> bool {
+    let before = LET_GO.load(Ordering::Relaxed);
+    let was_called = look();
+    if was_called {
+        patience::until(HAND_OVER, || LET_GO.load(Ordering::Relaxed) != before);
+    }
+    was_called
 }
 
 #[cfg(target_os = "linux")]
