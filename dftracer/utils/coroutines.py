@@ -85,8 +85,7 @@ def check_may_block() -> None:
 
 class _Server:
     def __init__(self, worker: CoroutineWorker) -> None:
-        self._selector = _Selector(self, worker)
-        self.loop = asyncio.SelectorEventLoop(self._selector)
+        self.loop = asyncio.SelectorEventLoop(_Selector(self, worker))
         self.suspended: set[asyncio.Task[Any]] = set()
         # Bodies make their first step inside a callback: that may take as long as it likes.
         self.loop.slow_callback_duration = math.inf
@@ -127,33 +126,15 @@ class _Server:
 
     def before_sleep(self) -> bool:
         """Called when the loop has nothing to do; false if it must not sleep now."""
-        while not self._leaving:
-            rest = self._worker.rest(may_exit=not self.suspended)
-            if rest == "sleep":
-                break
-            if rest == "exit":
-                self._leaving = True
-                self.loop.stop()
-                return False
-            asyncio.Handle(self._take, (), self.loop)._run()
-            if self._has_other_business():
-                return False
-        return True
-
-    def _has_other_business(self) -> bool:
-        """Tell whether bodies have left anything that is due or awaited in this loop.
-
-        While they have not, the next ones need no turn of it, which would take as long as they.
-        """
-        loop: Any = self.loop
-        return bool(
-            self.suspended
-            or loop._ready
-            or loop._scheduled
-            or loop._stopping
-            # Its own two are the lane's, and that by which other threads wake the loop.
-            or len(self._selector.get_map()) > 2
-        )
+        if self._leaving:
+            return True
+        rest = self._worker.rest(may_exit=not self.suspended)
+        if rest == "retry":
+            self.loop.call_soon(self._take)
+        elif rest == "exit":
+            self._leaving = True
+            self.loop.stop()
+        return rest == "sleep"
 
     def _wake(self) -> None:
         self._worker.awake()

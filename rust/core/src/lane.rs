@@ -164,18 +164,22 @@ impl<J> Lane<J> {
         Rest::Retry
     }
 
-    /// A worker that [`sleep`](Self::sleep) has registered woke up by itself, to other business of
-    /// its own: nobody is to wake it. If it has been chosen to look at the queue just now, another
-    /// one is chosen instead.
-    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) -> Order {
+    /// A worker that [`sleep`](Self::sleep) has registered does not sleep any more, though nobody
+    /// has called it: nobody is to wake it. True if it has been chosen to look at the queue just
+    /// now; then it must, after [`awake`](Self::awake).
+    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) -> bool {
         let mut roster = self.lock();
         let before = roster.sleepers.len();
         // By address of the data alone: the same object may have several vtables.
         roster.sleepers.retain(|s| !std::ptr::addr_eq(Arc::as_ptr(s), Arc::as_ptr(wakeup)));
-        let was_asleep = roster.sleepers.len() < before;
         self.publish(&roster);
-        drop(roster);
-        if was_asleep {
+        roster.sleepers.len() == before
+    }
+
+    /// As [`rise`](Self::rise), of a worker that has other business of its own: if it has been
+    /// chosen, another one is chosen instead.
+    pub fn rise_for_another(&self, wakeup: &Arc<dyn Unpark>) -> Order {
+        if !self.rise(wakeup) {
             return Order::Nothing;
         }
         self.awake();

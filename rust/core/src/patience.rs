@@ -98,7 +98,7 @@ impl Patience {
 pub fn until(limit: Duration, mut found: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
     loop {
-        for _ in 0..16 {
+        for _ in 0..48 {
             if found() {
                 return true;
             }

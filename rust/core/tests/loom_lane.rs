@@ -142,7 +142,7 @@ fn a_worker_that_rises_by_itself_loses_no_job() {
             thread::spawn(move || assert_eq!(lane.push(2), Order::Nothing))
         };
         // Something else than the lane has ended the sleep, perhaps at the same moment.
-        assert_eq!(lane.rise(&wakeup), Order::Nothing);
+        assert_eq!(lane.rise_for_another(&wakeup), Order::Nothing);
         pusher.join().expect("pusher");
         let job = match lane.pop().0 {
             Some(job) => job,
@@ -154,5 +154,45 @@ fn a_worker_that_rises_by_itself_loses_no_job() {
             }
         };
         assert_eq!(job, 2);
+    });
+}
+
+#[test]
+fn a_worker_that_rises_to_look_again_loses_no_job() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let lane: Arc<Lane<usize>> = Arc::new(Lane::new(1));
+        assert_eq!(lane.push(1), Order::StartWorker);
+        let parker = Arc::new(Parker::default());
+        let wakeup: Arc<dyn Unpark> = parker.clone();
+        lane.awake();
+        assert_eq!(lane.pop().0, Some(1));
+        let pusher = {
+            let lane = lane.clone();
+            thread::spawn(move || {
+                assert_eq!(lane.push(2), Order::Nothing);
+                assert_eq!(lane.push(3), Order::Nothing);
+            })
+        };
+        let mut jobs = Vec::new();
+        let mut parks = false;
+        while jobs.len() < 2 {
+            if let (Some(job), order) = lane.pop() {
+                assert_eq!(order, Order::Nothing);
+                jobs.push(job);
+            } else if lane.sleep(&wakeup, false) == Rest::Sleep {
+                // The first time it does not sleep after all; and what has called it then may do so
+                // again, for nothing.
+                if std::mem::replace(&mut parks, true) {
+                    parker.park();
+                }
+                if lane.rise(&wakeup) {
+                    lane.awake();
+                }
+            }
+        }
+        pusher.join().expect("pusher");
+        assert_eq!(jobs, [2, 3]);
     });
 }

@@ -57,6 +57,8 @@ pub(crate) struct CoroutineWorker {
     /// Whether this worker is taking tasks from the queue, and so will come to `sleepers` at once.
     /// Relaxed: of this worker's thread alone.
     taking: AtomicBool,
+    /// Whether this worker has waited in vain for the task after the last. Relaxed: as above.
+    has_looked: AtomicBool,
     slot: Option<Arc<Slot>>,
 }
 
@@ -77,6 +79,7 @@ impl CoroutineWorker {
             bell,
             sleepers: Mutex::default(),
             taking: AtomicBool::new(false),
+            has_looked: AtomicBool::new(false),
             slot: worker::current_slot(),
         })
     }
@@ -99,18 +102,19 @@ impl CoroutineWorker {
     /// Called when the descriptor is readable, before looking for tasks.
     fn awake(&self) {
         self.bell.acknowledge();
-        self.shared.lane(LaneKind::Coroutine).awake();
+        self.stand_up();
     }
 
     /// Called when something else than the descriptor has ended the sleep.
     fn rise(&self) {
-        let order = self.shared.lane(LaneKind::Coroutine).rise(&self.wakeup());
+        let order = self.shared.lane(LaneKind::Coroutine).rise_for_another(&self.wakeup());
         let _ = self.shared.obey(LaneKind::Coroutine, order);
     }
 
     /// Makes the first step of queued bodies, for at most `limit` of them, as parts of the caller's
     /// asyncio task, which is `driver`. Tells how many may still be begun in this turn (-1 if the
-    /// queue is empty), and the body that has suspended, if one has: it must go on in that task.
+    /// queue is empty, and no task comes at once), and the body that has suspended, if one has: it
+    /// must go on in that task.
     fn begin(
         &self,
         driver: &Bound<'_, PyAny>,
@@ -122,7 +126,12 @@ impl CoroutineWorker {
         let untouched = references();
         let mut left = limit;
         while left > 0 {
-            let Some(handle) = self.next() else { return Ok((-1, None)) };
+            let Some(handle) = self.next() else {
+                if self.look(py) {
+                    continue;
+                }
+                return Ok((-1, None));
+            };
             left -= 1;
             let Some(body) = self.body_of(py, &handle) else { continue };
             if let Some(suspended) = self.first_step(py, handle, body) {
@@ -145,15 +154,14 @@ impl CoroutineWorker {
         let rest = self.shared.lane(LaneKind::Coroutine).sleep(&self.wakeup(), may_exit);
         match rest {
             Rest::Sleep => {
-                let mut sleepers = self.stop_taking();
-                let has_rung = py.detach(|| {
-                    wake(&mut sleepers);
-                    signals::look_as_worker(|| self.bell.look())
-                });
-                if !has_rung {
+                if self.has_looked.load(Ordering::Relaxed) {
+                    self.pause(py);
                     return "sleep";
                 }
-                self.shared.lane(LaneKind::Coroutine).awake();
+                if !self.is_called_at_once(py) {
+                    return "sleep";
+                }
+                self.stand_up();
                 "retry"
             }
             Rest::Retry => {
@@ -212,6 +220,40 @@ impl CoroutineWorker {
 }
 
 impl CoroutineWorker {
+    /// Waits for a moment for the next task, in the asyncio task of the last: a turn of the event
+    /// loop would take as long as a short body. True if the queue is to be looked at again.
+    fn look(&self, py: Python<'_>) -> bool {
+        let (lane, wakeup) = (self.shared.lane(LaneKind::Coroutine), self.wakeup());
+        match lane.sleep(&wakeup, false) {
+            Rest::Retry => true,
+            Rest::Sleep | Rest::Exit => {
+                // In this order: it rises even if it is called. That may be for a task of before.
+                let is_called = self.is_called_at_once(py) | self.stand_up();
+                self.has_looked.store(!is_called, Ordering::Relaxed);
+                is_called
+            }
+        }
+    }
+
+    /// No longer to be woken: true if this worker has been chosen to look at the queue just now.
+    fn stand_up(&self) -> bool {
+        let lane = self.shared.lane(LaneKind::Coroutine);
+        let is_chosen = lane.rise(&self.wakeup());
+        if is_chosen {
+            lane.awake();
+        }
+        is_chosen
+    }
+
+    /// Looks for a moment whether this worker, which is registered to sleep, is called.
+    fn is_called_at_once(&self, py: Python<'_>) -> bool {
+        let mut sleepers = self.stop_taking();
+        py.detach(|| {
+            wake(&mut sleepers);
+            signals::look_as_worker(|| self.bell.look())
+        })
+    }
+
     /// Tells that no task is taken for now; gives those who wait for the last to end.
     fn stop_taking(&self) -> Sleepers {
         self.taking.store(false, Ordering::Relaxed);
@@ -226,6 +268,7 @@ impl CoroutineWorker {
             let _ = self.shared.obey(LaneKind::Coroutine, order);
             let handle = job?;
             self.taking.store(true, Ordering::Relaxed);
+            self.has_looked.store(false, Ordering::Relaxed);
             wake(&mut self.sleepers());
             let this = handle.get();
             // One that a Python worker has begun and passed on is claimed already.
