@@ -65,6 +65,7 @@ SIDES = (
         requirements=("dftracer-utils==0.0.14",),
     ),
     Side("asyncio", "asyncio", "sides.stdlib_asyncio"),
+    Side("futures", "bare futures", "sides.bare_futures"),
     Side("threads", "ThreadPoolExecutor(2)", "sides.stdlib_threads"),
     Side("spawn", "raw posix_spawn", "sides.stdlib_spawn"),
     Side(
