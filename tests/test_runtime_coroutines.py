@@ -8,6 +8,7 @@ import gc
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
@@ -628,6 +629,32 @@ def test_what_a_body_leaves_in_the_loop_goes_on_when_the_loop_was_looking_for_ta
         done = threading.Event()
         one_worker.submit(leaving, done).get(GUARD_S)
         assert done.wait(GUARD_S)
+
+
+def test_a_suspended_body_goes_on_when_the_next_task_always_comes_at_once(
+    one_worker: Runtime,
+) -> None:
+    count = 0
+
+    async def block() -> None:
+        nonlocal count
+        time.sleep(0.005)  # noqa: ASYNC251 - to block is what it is for
+        count += 1
+
+    async def neighbour() -> int:
+        begun.set()
+        await asyncio.sleep(0)
+        return count
+
+    begun = threading.Event()
+    for _ in range(20):  # until it is worth while to look for the next
+        one_worker.submit(block).get(GUARD_S)
+    resumed = one_worker.submit(neighbour)
+    assert begun.wait(GUARD_S)
+    before = count
+    for _ in range(40):
+        one_worker.submit(block).get(GUARD_S)
+    assert resumed.get(GUARD_S) - before < 20
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tasks can make their first step eagerly")

@@ -21,6 +21,10 @@ use crate::shared::{LaneKind, Shared};
 use crate::signals;
 use crate::worker;
 
+/// For how long one turn of the event loop may be spent waiting for more tasks: those that are
+/// suspended in it want to go on.
+const TURN_NS: u64 = 1_000_000;
+
 /// The life of a coroutine worker.
 pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let lane_owner = shared.clone();
@@ -124,10 +128,11 @@ impl CoroutineWorker {
         // SAFETY: attached, a live object.
         let references = || unsafe { ffi::Py_REFCNT(driver.as_ptr()) };
         let untouched = references();
+        let since = nanos_now();
         let mut left = limit;
         while left > 0 {
             let Some(handle) = self.next() else {
-                if self.look(py) {
+                if nanos_now().saturating_sub(since) < TURN_NS && self.look(py) {
                     continue;
                 }
                 return Ok((-1, None));
