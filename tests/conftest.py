@@ -19,7 +19,7 @@ import pytest
 from backend_support import ON_REQUEST_KINDS, Door, Lent, make_pool
 from process_support import Line
 
-HANG_GUARD_S = 100 if ON_REQUEST_KINDS else 30
+HANG_GUARD_S = 100 if ON_REQUEST_KINDS else 60
 """A test that takes longer has lost something it waits for. Less than the timeout of pytest, which
 ends the whole run."""
 

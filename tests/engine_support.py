@@ -9,7 +9,7 @@ from typing import Any
 
 from dftracer.asyncflow import Component, WorkflowEngine
 
-GUARD_S = 10
+GUARD_S = 25
 """How long a test waits for what comes at once, unless the engine is broken."""
 
 REQUEST: contextvars.ContextVar[str] = contextvars.ContextVar("REQUEST", default="unset")
@@ -33,6 +33,14 @@ class Gate(threading.Event):
         """Return ``value`` when the gate is open."""
         assert self.wait(GUARD_S)
         return value
+
+    def hold_firmly(self, started: threading.Event) -> None:
+        """Tell that a body runs and hold it, even if it is interrupted before it waits."""
+        try:
+            started.set()
+            self.hold()
+        finally:
+            self.hold()
 
 
 async def reached(event: threading.Event) -> None:

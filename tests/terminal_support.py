@@ -14,6 +14,8 @@ from types import TracebackType
 import pytest
 
 GUARD_S = 40
+MARK = b"\0"
+"""What no program writes, and no screen shows."""
 
 
 class Program(subprocess.Popen[bytes]):
@@ -100,14 +102,18 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def read_until(self, is_enough: Callable[[], bool]) -> None:
-        """Take what is written until something is so."""
+        """Take what is written until something is so, and all that was written before that."""
+        self._take_until(is_enough)
+        os.write(self.theirs, MARK)  # The kernel passes things on in their order, but later.
+        self._take_until(lambda: MARK in self.written)
+        self.written = self.written.replace(MARK, b"")
+
+    def _take_until(self, is_enough: Callable[[], bool]) -> None:
         deadline = time.monotonic() + GUARD_S
         while not is_enough():
             assert time.monotonic() < deadline, f"it does not come; there is:\n{self.written!r}"
             if select.select([self._ours], [], [], 0.02)[0]:
                 self.written += os.read(self._ours, 65536)
-        while select.select([self._ours], [], [], 0)[0]:
-            self.written += os.read(self._ours, 65536)
 
     def screen(self) -> list[str]:
         """The lines that are to be seen, without the empty ones at the end."""

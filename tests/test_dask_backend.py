@@ -305,7 +305,7 @@ async def test_task_is_tried_again_when_an_attempt_fails_or_takes_too_long(dask_
 
     async with engine(dask_client) as flow:
         data = flow.function_task(identity)("data")
-        future = flow.function_task(retries=2, backoff=0, timeout=1)(flaky)(tmp_path / "f", data)
+        future = flow.function_task(retries=2, backoff=0, timeout=3)(flaky)(tmp_path / "f", data)
         assert await future == (3, "data")
         assert future.task["attempt"] == 3
 
@@ -336,8 +336,8 @@ def endless(flow: WorkflowEngine, kind: str, path: str) -> Any:
     """Return a task that says its process at ``path``, then how it is stopped, if it can."""
 
     def plain() -> None:
-        say(path, f"{os.getpid()}")
         try:
+            say(path, f"{os.getpid()}")
             while True:
                 time.sleep(0.001)
         except BaseException as error:
@@ -377,7 +377,7 @@ async def test_task_is_stopped_where_it_runs_when_it_is_cancelled(dask_client, l
 @pytest.mark.parametrize("kind", BODIES)
 async def test_task_is_stopped_where_it_runs_when_its_time_is_over(dask_client, line, kind):
     async with engine(dask_client) as flow:
-        future = endless(flow, kind, line.path)(task_description={"timeout": 0.2})
+        future = endless(flow, kind, line.path)(task_description={"timeout": 2})
         pid = int(await line.read())
         with pytest.raises(TaskTimeoutError, match=rf"'{future.name}'"):
             await future
@@ -390,7 +390,7 @@ async def test_task_is_stopped_where_it_runs_when_its_time_is_over(dask_client, 
 async def test_output_up_to_then_is_kept_when_the_time_of_a_program_is_over(dask_client, line):
     async with engine(dask_client) as flow:
         program = flow.executable_task(lambda: "echo so far; sleep 1000")
-        future = program(task_description={"timeout": 0.2})
+        future = program(task_description={"timeout": 2})
         with pytest.raises(TaskTimeoutError):
             await future
         assert future.task["stdout"] == "so far\n"

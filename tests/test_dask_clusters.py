@@ -137,7 +137,7 @@ async def test_every_task_fails_and_nothing_hangs_when_the_scheduler_is_killed(s
         with pytest.raises(ConnectionError, match="'dask' has no connection to its scheduler"):
             await task(1)
         begin = time.monotonic()
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # and not as long as Dask tries to connect
 
 
 # --- the engine's process -----------------------------------------------------------------------

@@ -405,7 +405,8 @@ def test_import_error_names_the_extra_when_distributed_is_missing(run_script: Sc
 
 
 CLUSTER_PROGRAM = """
-from dask.distributed import Client, LocalCluster
+import functools
+from dask.distributed import Client, LocalCluster, Nanny
 from dftracer.utils import get_default_runtime
 from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 
@@ -415,6 +416,7 @@ def use():
     return sum(handle.get() for handle in handles)
 
 if __name__ == "__main__":
+    Nanny.close = functools.partialmethod(Nanny.close, timeout=30)  # and not 5 s
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
@@ -426,7 +428,8 @@ if __name__ == "__main__":
 
 def test_workers_end_without_a_word_when_the_cluster_is_closed(run_script: Script):
     # A worker process that does not end by itself is killed by its nanny, which says so.
-    assert run_script(CLUSTER_PROGRAM) == "328350\n"
+    options = ("-W", "ignore:Creating scratch directories")  # in which a busy machine is slow
+    assert run_script(CLUSTER_PROGRAM, options=options) == "328350\n"
 
 
 def test_child_sets_up_its_own_workers_when_a_process_with_workers_forks(run_script: Script):

@@ -85,8 +85,7 @@ async def test_every_shutdown_waits_for_running_bodies_when_several_are_called(
         @flow.function_task
         def body() -> None:
             try:
-                started.set()
-                gate.hold()
+                gate.hold_firmly(started)
             finally:  # it may be interrupted
                 ended.append("body")
 
@@ -168,8 +167,7 @@ async def test_shutdown_is_completed_when_an_earlier_one_was_cancelled() -> None
         @flow.function_task
         def body() -> None:
             try:
-                started.set()
-                gate.hold()
+                gate.hold_firmly(started)
             finally:  # it may be interrupted
                 ended.append("body")
 

@@ -155,8 +155,7 @@ async def test_the_task_is_cancelled_at_once_when_a_plain_body_runs() -> None:
             @flow.function_task
             def body() -> str:
                 try:
-                    started.set()
-                    gate.hold()
+                    gate.hold_firmly(started)
                 finally:
                     ended.set()
                 return "too late"

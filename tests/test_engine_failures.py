@@ -584,12 +584,7 @@ async def test_a_call_is_refused_when_the_engine_is_being_shut_down() -> None:
     with Gate() as gate:
         started = threading.Event()
 
-        @flow.function_task
-        def body() -> None:
-            started.set()
-            gate.hold()
-
-        future = body()
+        future = flow.function_task(gate.hold_firmly)(started)
         await reached(started)
         shutdown = asyncio.ensure_future(flow.shutdown())
         await asyncio.wait([future])

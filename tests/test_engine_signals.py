@@ -364,13 +364,7 @@ async def test_shutdown_is_graceful_when_the_signal_is_sent_twice_at_once() -> N
     flow = await WorkflowEngine.create()
     began = threading.Event()
     with Gate() as gate:
-
-        @flow.function_task
-        def stuck() -> None:
-            began.set()
-            gate.hold()
-
-        stuck()
+        flow.function_task(gate.hold_firmly)(began)
         await reached(began)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # or this process would be gone
@@ -385,13 +379,7 @@ async def test_previous_handler_gets_the_second_signal_when_a_shutdown_is_under_
     flow = await WorkflowEngine.create()
     began = threading.Event()
     with Gate() as gate:
-
-        @flow.function_task
-        def stuck() -> None:
-            began.set()
-            gate.hold()
-
-        stuck()
+        flow.function_task(gate.hold_firmly)(began)
         await reached(began)
         signal.raise_signal(signal.SIGINT)
         await flow.run()
@@ -407,13 +395,7 @@ async def test_first_signal_waits_with_the_program_when_it_is_shutting_down_alre
     flow = await WorkflowEngine.create()
     began = threading.Event()
     with Gate() as gate:
-
-        @flow.function_task
-        def stuck() -> None:
-            began.set()
-            gate.hold()
-
-        stuck()
+        flow.function_task(gate.hold_firmly)(began)
         await reached(began)
         ending = asyncio.create_task(flow.shutdown())
         await flow.run()
