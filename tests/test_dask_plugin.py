@@ -243,6 +243,7 @@ def test_sizes_change_when_the_plugin_is_unregistered_before(client, register):
 def test_new_process_has_a_runtime_when_a_worker_is_killed():
     # In a cluster of its own. Client.restart() loses workers on a busy machine, plugin or not.
     with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
         LocalCluster(
             n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
