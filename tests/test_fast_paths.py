@@ -1,12 +1,14 @@
 """Each way that is shorter than the general one, against a model of what the general one does.
 
-They are the plain calls of the engine, `Runtime.map`, the asyncio task that coroutine bodies share,
-and the mailbox that outcomes go through. What happens is drawn from seeds.
+They are the plain calls of the engine, the callbacks of their futures, `Runtime.map`, the asyncio
+task that coroutine bodies share, and the mailbox that outcomes go through. What happens is drawn
+from seeds.
 """
 
 import asyncio
 import concurrent.futures
 import contextvars
+import functools
 import random
 import select
 import threading
@@ -16,9 +18,9 @@ from typing import Any
 import pytest
 from engine_support import assert_nothing_kept
 
-from dftracer.asyncflow import WorkflowEngine
+from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine
 from dftracer.utils import Runtime
-from dftracer.utils.primitives import Mailbox
+from dftracer.utils.primitives import Graph, Mailbox
 
 GUARD_S = 25
 
@@ -112,6 +114,176 @@ async def test_each_plain_call_sees_its_own_context_when_many_are_made_in_turn()
             futures += [look(), look_twice()]
         seen = await asyncio.gather(*futures)
     assert seen == [number for number in range(500) for _ in range(2)]
+
+
+def test_each_call_has_variables_of_its_own_when_made_where_none_are_set() -> None:
+    where = contextvars.ContextVar[int]("where")
+
+    async def main() -> list[Any]:
+        async with await WorkflowEngine.create() as flow:
+
+            @flow.function_task
+            async def mark(number: int) -> int | None:
+                seen = where.get(None)
+                where.set(number)
+                await asyncio.sleep(0)
+                return seen if where.get() == number else -1
+
+            @flow.function_task
+            def mark_plainly(number: int) -> int | None:
+                seen = where.get(None)
+                where.set(number)
+                return seen
+
+            @flow.block
+            async def nested(depth: int) -> list[Any]:
+                seen = where.get(None)
+                where.set(depth)
+                below = await nested(depth - 1) if depth else []
+                return [seen, *below]
+
+            assert not contextvars.copy_context()
+            futures = [mark(1), mark_plainly(2), nested(3), mark(4), mark_plainly(5), nested(0)]
+            seen = await asyncio.gather(*futures)
+            assert not contextvars.copy_context()
+            return seen
+
+    assert contextvars.Context().run(asyncio.run, main()) == [
+        None,
+        None,
+        [None, 3, 2, 1],
+        None,
+        None,
+        [None],
+    ]
+
+
+# --- callbacks of futures that end together ------------------------------------------------------
+
+
+def callbacks_of(seed: int, *, is_debugged: bool) -> list[Any]:
+    """Run calls whose futures have callbacks of many kinds; return what these have noted."""
+    where = contextvars.ContextVar("where", default=-1)
+    notes: list[Any] = []
+
+    async def main() -> None:
+        chance, loop = random.Random(seed), asyncio.get_running_loop()
+        loop.set_debug(is_debugged)
+        loop.slow_callback_duration = GUARD_S
+        loop.set_exception_handler(
+            lambda _, told: notes.append(("told", repr(told["exception"]), told["message"][:21]))
+        )
+        # It ends tasks in the order of their calls.
+        async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
+            call = flow.function_task(may_fail)
+
+            def note(label: int, future: Any) -> None:
+                notes.append((label, future.id, where.get(), future.result()))
+                if label % 5 == 0:
+                    raise BodyError(label)
+                if label % 5 == 1:
+                    late = f"late {label}"
+                    future.add_done_callback(lambda same: notes.append((late, same is future)))
+
+            async def watch(label: int, future: asyncio.Future[int]) -> None:
+                notes.append((label, "awaited", await future, where.get()))
+
+            watching = []
+            for turn in range(3):
+                futures = [call(number) for number in range(20)]
+                for future in futures:
+                    for _ in range(chance.randrange(4)):
+                        where.set(label := chance.randrange(1_000))
+                        callback = functools.partial(note, label)
+                        future.add_done_callback(callback)
+                        if chance.random() < 0.2:
+                            future.remove_done_callback(callback)
+                        elif chance.random() < 0.2:
+                            watching.append(asyncio.ensure_future(watch(label, future)))
+                notes.append((turn, len(await asyncio.gather(*futures))))
+            await asyncio.gather(*watching)
+
+    asyncio.run(main())
+    return notes
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_callbacks_are_called_as_one_by_one_when_futures_end_together(seed: int) -> None:
+    # In debug mode each goes through asyncio's own queue.
+    assert callbacks_of(seed, is_debugged=False) == callbacks_of(seed, is_debugged=True)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_other_callbacks_are_called_when_one_ends_the_run_of_the_loop(
+    kind: type[BaseException],
+) -> None:
+    loop, called = asyncio.new_event_loop(), list[int]()
+
+    def note(number: int, _future: object) -> None:
+        called.append(number)
+        if number == 2:
+            raise kind
+
+    async def main() -> None:
+        flow = await WorkflowEngine.create(NoopExecutionBackend())
+        futures = [flow.function_task(may_fail)(number) for number in range(5)]
+        for number, future in enumerate(futures):
+            future.add_done_callback(functools.partial(note, number))
+        await asyncio.gather(*futures)
+        await flow.shutdown()
+
+    try:
+        work = loop.create_task(main())
+        with pytest.raises(kind):
+            loop.run_until_complete(work)
+        assert called == [0, 1, 2]
+        loop.run_until_complete(work)
+        assert called == [0, 1, 2, 3, 4]
+    finally:
+        loop.close()
+
+
+async def test_a_component_belongs_to_the_loop_of_its_engine_when_asked() -> None:
+    loop = asyncio.get_running_loop()
+    async with await WorkflowEngine.create() as flow:
+        future = flow.function_task(may_fail)(1)
+        assert future.get_loop() is loop
+        assert future._loop is loop
+        assert await asyncio.wait_for(asyncio.shield(future), GUARD_S) == 2
+
+
+# --- the graph -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_verdicts_are_as_of_one_by_one_when_nodes_end_together(seed: int) -> None:
+    chance, together, one_by_one = random.Random(seed), Graph(), Graph()
+    unfinished: list[int] = []
+    ready: list[int] = []
+    for number in range(200):
+        parents = chance.sample(unfinished, min(len(unfinished), chance.randrange(4)))
+        is_ready = together.add(number, parents)
+        assert one_by_one.add(number, parents) is is_ready
+        unfinished.append(number)
+        if is_ready:
+            ready.append(number)
+    while ready:
+        ending = chance.sample(ready, chance.randint(1, len(ready)))
+        verdicts = together.finish_all(ending)
+        assert verdicts == [v for number in ending for v in one_by_one.finish(number, done=True)]
+        ready = [number for number in ready if number not in ending]
+        ready += [number for number, verdict in verdicts if verdict == "ready"]
+    assert len(together) == len(one_by_one) == 0
+
+
+def test_those_before_have_ended_when_one_of_several_nodes_is_refused() -> None:
+    graph = Graph()
+    graph.add(1, [])
+    graph.add(2, [])
+    graph.add(3, [2])
+    with pytest.raises(ValueError, match="3"):
+        graph.finish_all([1, 3, 2])
+    assert [number in graph for number in (1, 2, 3)] == [False, True, True]
 
 
 # --- map ---------------------------------------------------------------------------------------

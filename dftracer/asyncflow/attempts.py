@@ -112,7 +112,7 @@ class Attempts:
         self._description = dict(component._describe())
         assert component._context is not None, "a component that has not ended has its context"
         self._context = component._context.copy()
-        self._args, self._kwargs = component._args, component._kwargs
+        self._args, self._kwargs = component._args, component._own_kwargs()
         self._producers = component._producers
 
     def begin(self) -> None:

@@ -39,7 +39,7 @@ class Bodies:
         self, component: Component[Any], body: Coroutine[Any, Any, None]
     ) -> asyncio.Task[None]:
         """Run the body of ``component``."""
-        context, number = component._context, component._number
+        context, number = component._own_context(), component._number
         assert context is not None, "a component that has not ended has its context"
         # In a copy of the call's context, which holds for any task factory and Python version.
         create = functools.partial(self._loop.create_task, body, name=component.uid)

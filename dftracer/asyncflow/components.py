@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from dftracer.asyncflow.backends.base import RemoteValue
     from dftracer.asyncflow.decorators import Template
     from dftracer.asyncflow.scheduler import Scheduler
+    from dftracer.asyncflow.tallies import Tally
 
 T = TypeVar("T")
+
+EMPTY = Context()
+"""Stands for a context of a component's own, where that would be empty. Nothing runs in it."""
 
 
 class Component(asyncio.Future[T], Generic[T]):
@@ -31,7 +35,6 @@ class Component(asyncio.Future[T], Generic[T]):
     __slots__ = (
         "_args",
         "_context",
-        "_depended_on",
         "_dependencies",
         "_description",
         "_engine",
@@ -55,6 +58,9 @@ class Component(asyncio.Future[T], Generic[T]):
     _workflow_id: str | None = None
     _sources: Sequence[int] = ()
     """The numbers of those it was given futures of, if it is among the first of its engine."""
+    _depended_on: Sequence[Any] = ()
+    """Of its dependencies that are components, in turns the template and the number, once it does
+    not hold them any more."""
     _files: Collection[File] = ()
     """What its arguments declare that it reads and writes."""
     _producers: Sequence[dict[str, Any]] = ()
@@ -68,36 +74,34 @@ class Component(asyncio.Future[T], Generic[T]):
     _remote: RemoteValue | None = None
     """Its result, as long as that is also, or only, where its backend has made it."""
 
-    def __init__(
-        self,
-        engine: Scheduler,
-        number: int,
-        template: Template,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: Mapping[str, Any],
-        context: Context,
-    ) -> None:
-        asyncio.Future.__init__(self, loop=engine.loop)
-        self._engine = engine
-        self._number = number
-        self._template = template
-        self._args = args
-        self._kwargs = kwargs
-        self._options = options
-        self._context: Context | None = context
-        self._dependencies: Sequence[asyncio.Future[Any]] = ()
-        self._depended_on: Sequence[tuple[Template, int]] = ()
-        """The functions and numbers of its dependencies, once it does not hold them any more."""
-        self._is_node = False
-        """Whether the graph knows it."""
-        self._is_call = False
-        """Whether its backend was given it as a plain call."""
-        self._description: dict[str, Any] | None = None
-        self._stage = "PENDING"
-        self._tally = template.tally
-        self._launched_at = 0.0
-        """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
+    # What `new_component` gives each.
+    _engine: Scheduler
+    _number: int
+    _template: Template
+    _args: tuple[Any, ...]
+    _kwargs: dict[str, Any] | None
+    _options: Mapping[str, Any]
+    _context: Context | None
+    """A copy of the one it was called in, or ``EMPTY``, until a backend has it or it ends."""
+    _dependencies: Sequence[asyncio.Future[Any]]
+    _is_node: bool
+    """Whether the graph knows it."""
+    _is_call: bool
+    """Whether its backend was given it as a plain call."""
+    _description: dict[str, Any] | None
+    _stage: str
+    _tally: Tally
+    _launched_at: float
+    """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
+
+    # As a future it was given a stand-in for its loop.
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._engine.loop
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of its engine."""
+        return self._engine.loop
 
     @property
     def id(self) -> str:
@@ -167,7 +171,7 @@ class Component(asyncio.Future[T], Generic[T]):
                 "executable": None,
                 "prompt": None,
                 "args": self._args,
-                "kwargs": self._kwargs,
+                "kwargs": self._own_kwargs(),
                 "task_backend_specific_kwargs": dict(self._options),
                 "capture_stdio": template.capture_stdio,
                 "is_service": template.service,
@@ -179,32 +183,46 @@ class Component(asyncio.Future[T], Generic[T]):
                     ],
                     **names_of(self._files),
                 },
-                "context": self._context,
+                "context": self._own_context(),
                 "engine": self._engine.uid,
             }
         return self._description
+
+    def _own_kwargs(self) -> dict[str, Any]:
+        """Return its keyword arguments as a dict that nothing else has."""
+        if self._kwargs is None:
+            self._kwargs = {}
+        return self._kwargs
+
+    def _own_context(self) -> Context | None:
+        """Return its context as one that nothing else has."""
+        if self._context is EMPTY:
+            self._context = Context()
+        return self._context
 
     @property
     def _key(self) -> Any:
         """What its backend knows it by."""
         return self if self._is_call else self._describe()["uid"]
 
-    def _set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         self._args, self._kwargs = args, kwargs
         if self._description is not None:
-            self._description.update(args=args, kwargs=kwargs)
+            self._description.update(args=args, kwargs=self._own_kwargs())
 
     def _names_of_dependencies(self) -> Sequence[tuple[str, str]]:
+        calls = iter(self._depended_on or self._calls_depended_on())
         return [
             (template.uid_of(number), template.name)
-            for template, number in self._depended_on or self._calls_depended_on()
+            for template, number in zip(calls, calls, strict=True)
         ]
 
-    def _calls_depended_on(self) -> Sequence[tuple[Template, int]]:
+    def _calls_depended_on(self) -> Sequence[Any]:
         return [
-            (future._template, future._number)
+            part
             for future in self._dependencies
             if isinstance(future, Component)
+            for part in (future._template, future._number)
         ]
 
     def _release_dependencies(self) -> None:
@@ -309,6 +327,38 @@ class Block(Component[T]):
     def block(self) -> dict[str, Any]:
         """The description of the call."""
         return self._describe()
+
+
+def new_component(
+    engine: Scheduler,
+    number: int,
+    template: Template,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    options: Mapping[str, Any],
+    context: Context,
+) -> Component[Any]:
+    """Make a component of a call.
+
+    It is no ``__init__``, which takes longer to be called than all that this does.
+    """
+    loop: Any = engine._callback_loop
+    component = template.component(loop=loop)
+    component._engine = engine
+    component._number = number
+    component._template = template
+    component._args = args
+    component._kwargs = kwargs
+    component._options = options
+    component._context = context
+    component._dependencies = ()
+    component._is_node = False
+    component._is_call = False
+    component._description = None
+    component._stage = "PENDING"
+    component._tally = template.tally
+    component._launched_at = 0.0
+    return component
 
 
 def number_of(uid: Any) -> int:

@@ -17,27 +17,25 @@ from dftracer.asyncflow.data import File
 ValueOf = Callable[[asyncio.Future[Any]], Any]
 """What is put in place of a future: its result."""
 
-_LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
+LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
+"""The types of most arguments: there is nothing to be found in those."""
 
 Futures = dict[asyncio.Future[Any], None]
 Files = dict[File, None]
 
-_NOTHING: tuple[Futures, Files | None] = ({}, None)
-"""What is in most calls."""
 
-
-def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures, Files | None]:
+def find_in_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> tuple[Futures, Files | None]:
     """Return every future in the arguments of a call, in order of appearance, and every file.
 
     The files are ``None`` if there is nothing among the arguments that could be or hold one.
     """
-    futures: Futures | None = None
+    futures: Futures = {}
     files: Files | None = None
     for value in (*args, *kwargs.values()) if kwargs else args:
-        if type(value) in _LEAVES:
+        if type(value) in LEAVES:
             continue
-        if futures is None:
-            futures = {}
         if isinstance(value, asyncio.Future):
             futures[value] = None
         else:
@@ -45,7 +43,7 @@ def find_in_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Futures
                 files = {}
                 seen: dict[int, Any] = {}
             _find(value, futures, files, seen)
-    return _NOTHING if futures is None else (futures, files)
+    return futures, files
 
 
 def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> None:
@@ -64,18 +62,20 @@ def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> N
         return
     seen[id(value)] = value
     for item in items:
-        if type(item) not in _LEAVES:
+        if type(item) not in LEAVES:
             _find(item, futures, files, seen)
 
 
 def resolve_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], value_of: ValueOf = asyncio.Future.result
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    value_of: ValueOf = asyncio.Future.result,
+) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
     """Return the arguments of a call with the result of each future in its place."""
     if not kwargs:
         plain = []
         for value in args:
-            if type(value) in _LEAVES:
+            if type(value) in LEAVES:
                 plain.append(value)
             elif isinstance(value, asyncio.Future):
                 plain.append(value_of(value))
@@ -86,7 +86,7 @@ def resolve_call(
     containers = [
         value
         for value in ((*args, *kwargs.values()) if kwargs else args)
-        if type(value) not in _LEAVES
+        if type(value) not in LEAVES
         and not isinstance(value, asyncio.Future)
         and _items(value) is not None
     ]
@@ -101,7 +101,7 @@ def resolve_call(
     values = [value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
     named = {
         key: value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v)
-        for key, v in kwargs.items()
+        for key, v in (kwargs or {}).items()
     }
     return tuple(values), named
 
@@ -119,7 +119,7 @@ def resolve(value: Any, value_of: ValueOf = asyncio.Future.result) -> Any:
         for item in value:
             if isinstance(item, asyncio.Future):
                 holds_a_future = True
-            elif type(item) not in _LEAVES:
+            elif type(item) not in LEAVES:
                 break
         else:  # the common case: nothing is nested
             if not holds_a_future:
@@ -145,7 +145,7 @@ def place_files(
 def _items(value: Any) -> Iterable[Any] | None:
     """Return what ``value`` holds, or ``None`` if it is nothing to look into."""
     kind = type(value)
-    if kind in _LEAVES:
+    if kind in LEAVES:
         return None
     if isinstance(value, dict):
         return dict.values(value)
@@ -169,7 +169,7 @@ def _find_holders(root: Any, wanted: type) -> dict[int, Any]:
         for item in _items(container) or ():
             if isinstance(item, wanted):
                 holding.append(id(container))
-            elif type(item) not in _LEAVES and _items(item) is not None:
+            elif type(item) not in LEAVES and _items(item) is not None:
                 if id(item) not in containers:
                     containers[id(item)] = item
                     to_do.append(item)

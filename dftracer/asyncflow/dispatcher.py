@@ -8,12 +8,13 @@ import logging
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
 from dftracer.asyncflow.bodies import Bodies
+from dftracer.asyncflow.callbacks import CallbackLoop
 from dftracer.asyncflow.components import Component, Task, number_of
 from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
@@ -35,6 +36,8 @@ class Dispatcher:
         self.uid = uid
         self.log = logging.getLogger("dftracer.asyncflow")
         self._thread = threading.get_ident()
+        self._callback_loop = CallbackLoop(loop)
+        """What its futures have for an event loop."""
         self._backends = registry.by_name(backends)
         self._default = backends[0]
         # Not if it has that from a base class: it may do otherwise with tasks.
@@ -81,23 +84,19 @@ class Dispatcher:
 
     # --- to a backend ---------------------------------------------------------------------------
 
-    def _is_plain_call(self, component: Component[Any]) -> bool:
-        """Tell whether a function task is nothing but a call, for a backend that takes such."""
+    def _gives_calls(self) -> bool:
+        """Tell whether the default backend may be given plain calls as no more than that."""
         return (
             self._takes_calls
             and self._telemetry is None
             and (self._trace is None or self._trace.is_written_by(self._default))
-            and component._template.backend is self._default
-            and not component._options
-            and component._attempts is None
+            # Else somebody listens to what it tells of tasks.
+            and self._default._callback_func == self.task_callbacks
         )
 
     def _submit_calls(self, components: list[Component[Any]]) -> None:
         """Hand plain calls to the default backend, without a description of each."""
-        if self._default._callback_func != self.task_callbacks:
-            self._submit(components)  # somebody listens to what it tells of tasks
-            return
-        calls = map(_as_call, components)
+        calls = _as_calls(components)
         try:
             if self._trace is None:
                 self._default.call_nowait(components, calls, self._take_outcomes)
@@ -163,19 +162,21 @@ class Dispatcher:
 
     # --- from a backend -------------------------------------------------------------------------
 
+    @abstractmethod
     def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> bool:
         """End plain calls: each with ``"done"`` and its value, ``"failed"`` and its error, or
         ``"cancelled"``. Return whether the next may soon follow, and nobody waits for these."""
-        for component, end, value in outcomes:
-            if component.done():  # cancelled meanwhile, or ended by hand
-                component._engine._services.pop(component._number, None)
-            elif end == "done":
-                self._settle(component, value)
-            elif end == "failed":
-                self._settle(component, error=value)
-            else:
-                self._cancel(component, None)
-        return False
+
+    def _take_outcome(self, component: Component[Any], end: str, value: Any) -> None:
+        """End a plain call."""
+        if component.done():  # cancelled meanwhile, or ended by hand
+            self._services.pop(component._number, None)
+        elif end == "done":
+            self._settle(component, value)
+        elif end == "failed":
+            self._settle(component, error=value)
+        else:
+            self._cancel(component, None)
 
     def task_callbacks(
         self,
@@ -310,19 +311,20 @@ class Dispatcher:
         return isinstance(backend, ExecutionBackend) and backend.is_running(component._key)
 
 
-def _as_call(component: Component[Any]) -> tuple[Any, ...]:
-    """Return what a backend needs of a plain call, which it then is."""
-    template, context = component._template, component._context
-    component._is_call = True
-    component._context = None
-    return (
-        component,
-        template.function,
-        component._args,
-        component._kwargs,
-        template.name,
-        context,
-    )
+def _as_calls(components: list[Component[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Give for each component what a backend needs of a plain call, which it then is."""
+    for component in components:
+        template, context = component._template, component._context
+        component._is_call = True
+        component._context = None
+        yield (
+            component,
+            template.function,
+            component._args,
+            component._kwargs,
+            template.name,
+            context,
+        )
 
 
 def _is_on_backend(component: Component[Any]) -> bool:

@@ -68,6 +68,18 @@ class History:
         if number <= HISTORY_SIZE:
             self.ties[number] = Tie(component._owner, component._sources, seconds)
 
+    def add_done(self, components: Sequence[Component[Any]], now: float) -> None:
+        """As :meth:`add` for components that were launched, and have succeeded."""
+        ended, ref = self._ended, weakref.ref
+        for component in components:
+            tally, number = component._tally, component._number
+            tally.done += 1
+            tally.seconds += now - component._launched_at
+            ended.append((component._template, number, True, ref(component)))
+            if number <= HISTORY_SIZE:
+                seconds = now - component._launched_at
+                self.ties[number] = Tie(component._owner, component._sources, seconds)
+
     def entries(self) -> list[Entry]:
         """Return what is remembered, oldest first."""
         return list(self._ended)

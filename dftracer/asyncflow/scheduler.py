@@ -24,6 +24,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
+from threading import get_ident
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -31,8 +33,9 @@ from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.attempts import Attempts, Policy
 from dftracer.asyncflow.backends.base import RemoteValue
 from dftracer.asyncflow.commands import to_argv, to_prompt
-from dftracer.asyncflow.components import Component, RemoteTask
+from dftracer.asyncflow.components import EMPTY, Component, RemoteTask, new_component
 from dftracer.asyncflow.decorators import Template
+from dftracer.asyncflow.dependencies import LEAVES
 from dftracer.asyncflow.dispatcher import Dispatcher
 from dftracer.asyncflow.downloads import Downloads
 from dftracer.asyncflow.errors import EngineShutdownError
@@ -47,6 +50,9 @@ from dftracer.asyncflow.failures import (
 from dftracer.asyncflow.inspection import HISTORY_SIZE, History
 from dftracer.asyncflow.tallies import Tallies
 from dftracer.utils.primitives import Graph
+
+_set_result = asyncio.Future.set_result
+"""That of the base class: the component's own is for its users."""
 
 
 class Scope(NamedTuple):
@@ -63,6 +69,7 @@ class Scheduler(Dispatcher):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, backends: Sequence[Any], uid: str) -> None:
         super().__init__(loop, backends, uid)
+        self._is_loop_running = loop.is_running
         self._links_implicitly = any(map(linking.links_implicitly, backends))
         self._downloads = Downloads()
 
@@ -93,34 +100,40 @@ class Scheduler(Dispatcher):
         self,
         template: Template,
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        kwargs: dict[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         workflow_id: str | None = None,
     ) -> Component[Any]:
         """Make a call a node of the graph; its future is the answer to the caller."""
-        if self._is_closed or asyncio._get_running_loop() is not self.loop:
+        if self._is_closed or get_ident() != self._thread or not self._is_loop_running():
             self._refuse_caller(template)
-        futures, files = dependencies.find_in_call(args, kwargs)
+        futures: dependencies.Futures | None = None
+        files: dependencies.Files | None = None
+        if kwargs:
+            futures, files = dependencies.find_in_call(args, kwargs)
+        else:
+            for value in args:
+                if type(value) not in LEAVES:
+                    futures, files = dependencies.find_in_call(args, kwargs)
+                    break
         waits_for = self._nodes_of(futures) if futures else None
         self._numbers = number = self._numbers + 1
         if options is None:
             options = template.task_description
-        context = contextvars.copy_context()
-        component = template.component(self, number, template, args, kwargs, options, context)
-        if futures:
-            component._dependencies = list(futures)
+        context = copy_context() or EMPTY
+        component = new_component(self, number, template, args, kwargs, options, context)
         if files:
             component._files = files
 
         self._unfinished[number] = component
-        scope = self._scope.get()
-        if scope is not None:
+        if context is not EMPTY and (scope := self._scope.get()) is not None:
             self._take_in(component, scope)
         if workflow_id is not None:
             component._workflow_id = workflow_id
         component._tally.registered += 1
         if futures:
-            self._count_edges(component, futures)
+            component._dependencies = list(futures)
+            self._count_edges(component)
         if self._telemetry is not None:
             self._telemetry.created(component)
         if self._trace is not None:
@@ -129,7 +142,9 @@ class Scheduler(Dispatcher):
             component._is_node = True
             self._graph.add(number, waits_for)
         else:
-            self._enqueue(component)
+            self._ready.append(component)
+            if not self._launch_scheduled:
+                self._schedule_launch()
         return component
 
     def _take_in(self, component: Component[Any], scope: Scope) -> None:
@@ -141,19 +156,21 @@ class Scheduler(Dispatcher):
             component._tally = self._tallies.inside(owner._tally, component._tally)
             self._members.setdefault(owner._number, {})[component._number] = component
 
-    def _count_edges(
-        self, component: Component[Any], futures: Iterable[asyncio.Future[Any]]
-    ) -> None:
+    def _count_edges(self, component: Component[Any]) -> None:
         """Note whose futures a call was given."""
-        own = [f for f in futures if isinstance(f, Component) and f._engine is self]
         counts = component._tally.sources
-        for future in own:
-            counts[future._tally] = counts.get(future._tally, 0) + 1
+        for future in component._dependencies:
+            if isinstance(future, Component) and future._engine is self:
+                counts[future._tally] = counts.get(future._tally, 0) + 1
         if component._number <= HISTORY_SIZE:
-            component._sources = [future._number for future in own]
+            component._sources = [
+                future._number
+                for future in component._dependencies
+                if isinstance(future, Component) and future._engine is self
+            ]
 
     def _refuse_caller(self, template: Template) -> None:
-        if asyncio._get_running_loop() is not self.loop:
+        if get_ident() != self._thread or not self._is_loop_running():
             raise RuntimeError(
                 f"'{template.name}' was called outside the event loop of its engine "
                 f"'{self.uid}': call tasks and blocks in that loop's thread"
@@ -206,8 +223,11 @@ class Scheduler(Dispatcher):
         """Launch ``component`` soon, together with all that become ready in this turn."""
         self._ready.append(component)
         if not self._launch_scheduled:
-            self._launch_scheduled = True
-            self.loop.call_soon(self._launch)
+            self._schedule_launch()
+
+    def _schedule_launch(self) -> None:
+        self._launch_scheduled = True
+        self.loop.call_soon(self._launch)
 
     def _launch(self) -> None:
         """Launch what is ready, in a turn of the loop."""
@@ -221,21 +241,31 @@ class Scheduler(Dispatcher):
         calls: list[Component[Any]] = []
         tasks: list[Component[Any]] = []
         has_begun_bodies = False
+        telemetry, gives_calls = self._telemetry, self._gives_calls()
         now = monotonic()
         for component in ready:
             if component.done() or component._stage != "PENDING":
                 continue
             if component._dependencies and not self._resolve(component):
                 continue
-            if self._telemetry is not None and component._attempts is None:
-                self._telemetry.resolved(component)
+            template = component._template
             component._launched_at = now
-            if component._template.policy is not None:
-                self._begin_attempt(component, component._template.policy)
-            kind = component._template.kind
+            if component._files or component._producers:
+                is_plain = False
+            else:
+                is_plain = gives_calls and template.is_plain and not component._options
+            if is_plain:
+                component._stage = "LAUNCHED"
+                calls.append(component)
+                continue
+            if telemetry is not None and component._attempts is None:
+                telemetry.resolved(component)
+            if template.policy is not None:
+                self._begin_attempt(component, template.policy)
+            kind = template.kind
             if kind == "function" and not (component._files or component._producers):
                 component._stage = "LAUNCHED"
-                (calls if self._is_plain_call(component) else tasks).append(component)
+                tasks.append(component)
             else:
                 has_begun_bodies = True
                 work = self._run_block if kind == "block" else self._prepare
@@ -258,8 +288,8 @@ class Scheduler(Dispatcher):
 
     def _resolve(self, component: Component[Any]) -> bool:
         """Put values in place of futures. False if that has failed, and ``component`` with it."""
-        # The graph knows neither what had ended before the call nor how foreign futures end.
         value_of: Callable[[asyncio.Future[Any]], Any] = asyncio.Future.result
+        # The graph knows neither what had ended before the call nor how foreign futures end.
         for future in component._dependencies:
             if getattr(future, "_remote", None) is not None:
                 value_of = functools.partial(_value_for, component)
@@ -317,7 +347,7 @@ class Scheduler(Dispatcher):
             if component._files or component._producers:
                 await self._link_files(component)
             if template.kind != "function":
-                order = template.function(*component._args, **component._kwargs)
+                order = template.function(*component._args, **component._own_kwargs())
                 if template.is_async:
                     order = await (order if attempts is None else attempts.limit(order))
             if template.kind == "prompt":
@@ -355,11 +385,11 @@ class Scheduler(Dispatcher):
         )
         component._producers = ()
         component._set_arguments(
-            *dependencies.place_files(component._args, component._kwargs, places)
+            *dependencies.place_files(component._args, component._own_kwargs(), places)
         )
 
     async def _run_block(self, block: Component[Any]) -> None:
-        await self._run_body(block, block._template.function, block._args, block._kwargs)
+        await self._run_body(block, block._template.function, block._args, block._own_kwargs())
 
     async def _run_body(
         self,
@@ -517,9 +547,11 @@ class Scheduler(Dispatcher):
         is_link = len(outcomes) == 1 and not outcomes[0][0]._callbacks
         was_scheduled, self._launch_scheduled = self._launch_scheduled, True
         self._batch_ended_at = monotonic()
+        self._callback_loop.hold()
         try:
-            super()._take_outcomes(outcomes)
+            self._settle_all(outcomes)
         finally:
+            self._callback_loop.release()
             self._launch_scheduled = was_scheduled
             self._batch_ended_at = 0.0
         # What this has made ready needs no turn of the loop of its own.
@@ -527,6 +559,41 @@ class Scheduler(Dispatcher):
             self._launch_ready()
             return is_link
         return False
+
+    def _settle_all(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
+        """End plain calls. What most of them have in common is done for all at a time."""
+        unfinished, done = self._unfinished, list[Component[Any]]()
+        has_listeners = self._telemetry is not None or self._trace is not None
+        for component, end, value in outcomes:
+            if (
+                end != "done"
+                or has_listeners
+                or component._number not in unfinished
+                or component._description is not None
+                or isinstance(value, RemoteValue)
+            ):
+                self._forget_done(done)
+                done.clear()
+                self._take_outcome(component, end, value)
+            else:
+                _set_result(component, value)
+                del unfinished[component._number]
+                done.append(component)
+        self._forget_done(done)
+
+    def _forget_done(self, done: Sequence[Component[Any]]) -> None:
+        """As :meth:`_forget` for those that have ended well and were nothing but calls; tell the
+        graph."""
+        if not done:
+            return
+        self._history.add_done(done, self._batch_ended_at)
+        if self._members:
+            for component in done:
+                if component._owner in self._members:
+                    self._members[component._owner].pop(component._number, None)
+        nodes = [component._number for component in done if component._is_node]
+        if nodes:
+            self._follow(self._graph.finish_all(nodes))
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -283,9 +283,9 @@ class Runtime:
     ) -> list[TaskHandle[Any]]:
         """Run many calls for one reader: token, function, args, kwargs, name, context.
 
-        A body runs in its ``context``, which nothing else may run in; ``None`` is a copy of this
-        one. ``notes`` say of each call, for the trace, when it was created
-        (:meth:`Trace.clock`), and members of a JSON object, without braces.
+        A body runs in its ``context``, which nothing else may run in, or in a new one if that is
+        empty; ``None`` is a copy of this one. ``notes`` say of each call, for the trace, when it
+        was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
 
         Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
         mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
@@ -543,6 +543,14 @@ class Graph:
         list[tuple[int, str]]
             Who else is decided by this: nodes that became ready, and nodes that have ended
             because of a failed or cancelled dependency, each after those it waited for.
+        """
+
+    def finish_all(
+        self, ids: list[int]
+    ) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:
+        """End nodes that wait for nothing, all of them well. Returns as :meth:`finish` does.
+
+        If one is refused, those before it have ended.
         """
 
     def cancel(self, id: int) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:

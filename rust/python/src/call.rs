@@ -77,18 +77,19 @@ impl Call {
         })
     }
 
-    /// A call in `context`, or in a copy of the current one.
+    /// A call in `context`, or in a copy of the current one. If that is empty, in a new one.
     pub(crate) fn new(
         callable: Bound<'_, PyAny>,
         args: Bound<'_, PyTuple>,
         kwargs: Option<Bound<'_, PyDict>>,
-        context: Option<Py<PyAny>>,
+        context: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let py = callable.py();
         let context = match context {
-            Some(context) => Some(context),
+            Some(context) => unless_empty(context)?,
             None => copy_context(py)?,
         };
+        let kwargs = kwargs.filter(|kwargs| !kwargs.is_empty());
         let callable = callable.unbind();
         if kwargs.is_none() && context.is_none() {
             if args.len() == 1 {
@@ -223,7 +224,10 @@ pub(crate) fn copy_of<'py>(context: &Bound<'py, PyAny>) -> PyResult<Bound<'py, P
 /// A copy of the calling thread's current context; `None` if that is empty.
 pub(crate) fn copy_context(py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
     // SAFETY: attached; a new reference or null with an exception set.
-    let context = unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?;
+    unless_empty(unsafe { Bound::from_owned_ptr_or_err(py, ffi::PyContext_CopyCurrent()) }?)
+}
+
+fn unless_empty(context: Bound<'_, PyAny>) -> PyResult<Option<Py<PyAny>>> {
     Ok((context.len()? > 0).then(|| context.unbind()))
 }
 

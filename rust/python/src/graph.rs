@@ -47,6 +47,19 @@ impl Graph {
         self.with(|graph| graph.finish(id, outcome)).map(words)
     }
 
+    /// As `finish` for several that have all done what they were to do. If one is refused, those
+    /// before it have ended.
+    fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<Vec<(NodeId, &'static str)>> {
+        self.with(|graph| {
+            let mut verdicts = Vec::new();
+            for id in ids {
+                verdicts.append(&mut graph.finish(id, Outcome::Done)?);
+            }
+            Ok(verdicts)
+        })
+        .map(words)
+    }
+
     fn cancel(&self, id: NodeId) -> PyResult<Vec<(NodeId, &'static str)>> {
         self.with(|graph| graph.cancel(id)).map(words)
     }

@@ -247,8 +247,7 @@ impl Runtime {
             let accepted = item.and_then(|item| {
                 let (token, callable, args, kwargs, name, context): MailboxCall<'py> =
                     item.extract()?;
-                let context = context.map(|context| context.into_any().unbind());
-                let call = Call::new(callable, args, kwargs, context)?;
+                let call = Call::new(callable, args, kwargs, context.map(Bound::into_any))?;
                 let lane = LaneKind::Python;
                 let name = Some(name);
                 let accepted = self.accept(py, Submission { call, name, lane, tracked: false })?;

@@ -221,7 +221,7 @@ impl Batch {
         match &self.context {
             None => Ok(Call::One { callable: callable.unbind(), argument }),
             Some(context) => {
-                let context = copy_of(context.bind(py))?.unbind();
+                let context = copy_of(context.bind(py))?;
                 Call::new(callable, PyTuple::new(py, [argument])?, None, Some(context))
             }
         }
