@@ -68,6 +68,7 @@ SIDES = (
     Side("futures", "bare futures", "sides.bare_futures"),
     Side("threads", "ThreadPoolExecutor(2)", "sides.stdlib_threads"),
     Side("spawn", "raw posix_spawn", "sides.stdlib_spawn"),
+    Side("programs", "programs alone", "sides.programs_alone"),
     Side(
         "no-records",
         "ours, no records",

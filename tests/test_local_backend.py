@@ -597,12 +597,12 @@ async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str)
     def failing(thing: Thing) -> None:
         raise ValueError(thing)
 
-    def dropped(reference: "weakref.ref[Any]") -> bool:
-        return reference() is None
-
     async with served(lent_pool(kind)) as (backend, recorder):
         things = [Thing(), Thing()]
-        references = [weakref.ref(thing) for thing in things]
+        dropped = [threading.Event() for _ in things]
+        for thing, event in zip(things, dropped, strict=True):
+            weakref.finalize(thing, event.set)
+        del thing
         await backend.submit_tasks(
             [
                 function_task("good", lambda thing: thing, things[0]),
@@ -619,9 +619,9 @@ async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str)
             things.clear()
             recorder._ends.clear()
             assert (backend._unfinished, backend._late) == ({}, {})
-            # One turn, for the futures that have just told their ends.
-            await asyncio.sleep(0)
-            assert [dropped(reference) for reference in references] == [True, True]
+            # Futures that have just told their ends need a turn, and the threads of a pool a moment.
+            for event in dropped:
+                assert await asyncio.to_thread(event.wait, GUARD_S)
         finally:
             gc.enable()
 

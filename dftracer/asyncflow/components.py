@@ -65,6 +65,8 @@ class Component(asyncio.Future[T], Generic[T]):
     """What its arguments declare that it reads and writes."""
     _producers: Sequence[dict[str, Any]] = ()
     """The descriptions of its dependencies, from their end until its files are linked."""
+    _may_have_failed = False
+    """Whether the graph does not know of each dependency that it has ended well."""
     _root = ""
     """The label of the component or future whose cancellation was the reason for this one's."""
     _attempts: Attempts | None = None

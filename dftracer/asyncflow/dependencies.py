@@ -73,6 +73,7 @@ def resolve_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
     """Return the arguments of a call with the result of each future in its place."""
     if not kwargs:
+        # The common case: nothing to look into.
         plain = []
         for value in args:
             if type(value) in LEAVES:
@@ -81,7 +82,7 @@ def resolve_call(
                 plain.append(value_of(value))
             else:
                 break
-        else:  # the common case: nothing to look into
+        else:
             return tuple(plain), kwargs
     containers = [
         value

@@ -33,7 +33,7 @@ from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.attempts import Attempts, Policy
 from dftracer.asyncflow.backends.base import RemoteValue
 from dftracer.asyncflow.commands import to_argv, to_prompt
-from dftracer.asyncflow.components import EMPTY, Component, RemoteTask, new_component
+from dftracer.asyncflow.components import EMPTY, Component, RemoteTask, Task, new_component
 from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.dependencies import LEAVES
 from dftracer.asyncflow.dispatcher import Dispatcher
@@ -62,6 +62,21 @@ class Scope(NamedTuple):
     workflow_id: str | None
 
 
+Inputs = tuple[
+    Sequence[asyncio.Future[Any]],
+    Sequence[Component[Any]],
+    list[int],
+    bool,
+    dependencies.Files | None,
+]
+"""What a call depends on: the futures, those among them that are components of this engine, the
+nodes of those that have not ended, whether one may have failed without the graph's knowing it, and
+the files."""
+
+_FEW = 16
+"""Up to so many arguments are compared with each other."""
+
+
 class Scheduler(Dispatcher):
     """All the components of one engine that have not ended, and what happens to them."""
 
@@ -86,6 +101,8 @@ class Scheduler(Dispatcher):
         self._members: dict[int, dict[int, Component[Any]]] = {}
         self._remote_tasks: weakref.WeakSet[RemoteTask[Any]] = weakref.WeakSet()
         """Those that may be asked for their results, which nobody can fetch after the end."""
+        self._has_left_results = False
+        """Whether there has been any of those."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
         self._is_cancelling = False
         self._is_closed = False
@@ -107,33 +124,26 @@ class Scheduler(Dispatcher):
         """Make a call a node of the graph; its future is the answer to the caller."""
         if self._is_closed or get_ident() != self._thread or not self._is_loop_running():
             self._refuse_caller(template)
-        futures: dependencies.Futures | None = None
-        files: dependencies.Files | None = None
+        inputs = None
         if kwargs:
-            futures, files = dependencies.find_in_call(args, kwargs)
+            inputs = self._inputs_of(args, kwargs)
         else:
             for value in args:
                 if type(value) not in LEAVES:
-                    futures, files = dependencies.find_in_call(args, kwargs)
+                    inputs = self._inputs_of_tasks(args) or self._inputs_of(args, kwargs)
                     break
-        waits_for = self._nodes_of(futures) if futures else None
         self._numbers = number = self._numbers + 1
         if options is None:
             options = template.task_description
         context = copy_context() or EMPTY
         component = new_component(self, number, template, args, kwargs, options, context)
-        if files:
-            component._files = files
-
         self._unfinished[number] = component
         if context is not EMPTY and (scope := self._scope.get()) is not None:
             self._take_in(component, scope)
         if workflow_id is not None:
             component._workflow_id = workflow_id
         component._tally.registered += 1
-        if futures:
-            component._dependencies = list(futures)
-            self._count_edges(component)
+        waits_for = self._take_inputs(component, inputs) if inputs is not None else None
         if self._telemetry is not None:
             self._telemetry.created(component)
         if self._trace is not None:
@@ -156,18 +166,58 @@ class Scheduler(Dispatcher):
             component._tally = self._tallies.inside(owner._tally, component._tally)
             self._members.setdefault(owner._number, {})[component._number] = component
 
-    def _count_edges(self, component: Component[Any]) -> None:
-        """Note whose futures a call was given."""
+    def _inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Inputs | None:
+        """Return what a call depends on."""
+        futures, files = dependencies.find_in_call(args, kwargs)
+        if not futures and not files:
+            return None
+        own = [f for f in futures if isinstance(f, Component) and f._engine is self]
+        nodes = self._nodes_of(futures)
+        may_have_failed = len(nodes) < len(futures) or len(own) < len(futures)
+        return tuple(futures), own, nodes, may_have_failed, files
+
+    def _inputs_of_tasks(self, args: tuple[Any, ...]) -> Inputs | None:
+        """As :meth:`_inputs_of`, sooner, if all that is in the arguments are unfinished tasks of
+        this engine, each another one, besides numbers and texts; none otherwise."""
+        if len(args) > _FEW:
+            return None
+        nodes: list[int] = []
+        for value in args:
+            if type(value) is Task and value._engine is self:
+                number = value._number
+                if number in nodes or number not in self._unfinished:
+                    return None
+                nodes.append(number)
+                if not value._is_node:
+                    value._is_node = True
+                    self._graph.add(number, [])
+            elif type(value) not in LEAVES:
+                return None
+        tasks = args
+        if len(nodes) < len(args):
+            tasks = tuple([value for value in args if type(value) is Task])
+        return tasks, tasks, nodes, False, None
+
+    def _take_inputs(self, component: Component[Any], inputs: Inputs) -> list[int]:
+        """Note what a call depends on; return the nodes that it waits for."""
+        component._dependencies, own, nodes, may_have_failed, files = inputs
+        if may_have_failed:
+            component._may_have_failed = True
+        if files:
+            component._files = files
         counts = component._tally.sources
-        for future in component._dependencies:
-            if isinstance(future, Component) and future._engine is self:
-                counts[future._tally] = counts.get(future._tally, 0) + 1
+        tally, count = component._tally, 0
+        for future in own:
+            if future._tally is not tally:
+                if count:
+                    counts[tally] = counts.get(tally, 0) + count
+                tally, count = future._tally, 0
+            count += 1
+        if count:
+            counts[tally] = counts.get(tally, 0) + count
         if component._number <= HISTORY_SIZE:
-            component._sources = [
-                future._number
-                for future in component._dependencies
-                if isinstance(future, Component) and future._engine is self
-            ]
+            component._sources = [future._number for future in own]
+        return nodes
 
     def _refuse_caller(self, template: Template) -> None:
         if get_ident() != self._thread or not self._is_loop_running():
@@ -289,21 +339,24 @@ class Scheduler(Dispatcher):
     def _resolve(self, component: Component[Any]) -> bool:
         """Put values in place of futures. False if that has failed, and ``component`` with it."""
         value_of: Callable[[asyncio.Future[Any]], Any] = asyncio.Future.result
-        # The graph knows neither what had ended before the call nor how foreign futures end.
-        for future in component._dependencies:
-            if getattr(future, "_remote", None) is not None:
-                value_of = functools.partial(_value_for, component)
-            elif future.cancelled() or future.exception() is not None:
-                self._blame(component)
+        if component._may_have_failed or self._has_left_results:
+            for future in component._dependencies:
+                if getattr(future, "_remote", None) is not None:
+                    value_of = functools.partial(_value_for, component)
+                elif future.cancelled() or future.exception() is not None:
+                    self._blame(component)
+                    return False
+            if value_of is not asyncio.Future.result and self._fetch_for(component):
                 return False
-        if value_of is not asyncio.Future.result and self._fetch_for(component):
-            return False
         try:
             args, kwargs = dependencies.resolve_call(component._args, component._kwargs, value_of)
         except Exception as error:
             self._settle(component, error=error)
             return False
-        component._set_arguments(args, kwargs)
+        if component._description is None:
+            component._args, component._kwargs = args, kwargs
+        else:
+            component._set_arguments(args, kwargs)
         if component._files or self._links_implicitly:
             component._producers = [
                 future._describe()
@@ -459,6 +512,7 @@ class Scheduler(Dispatcher):
 
     def _leave(self, component: Component[Any], result: RemoteValue) -> None:
         """End a component whose result stays where it is until somebody asks for it."""
+        self._has_left_results = True
         component._remote = result
         component.__class__ = RemoteTask
         assert isinstance(component, RemoteTask)
@@ -562,7 +616,8 @@ class Scheduler(Dispatcher):
 
     def _settle_all(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
         """End plain calls. What most of them have in common is done for all at a time."""
-        unfinished, done = self._unfinished, list[Component[Any]]()
+        unfinished = self._unfinished
+        done: list[Component[Any]] = []
         has_listeners = self._telemetry is not None or self._trace is not None
         for component, end, value in outcomes:
             if (
@@ -593,7 +648,10 @@ class Scheduler(Dispatcher):
                     self._members[component._owner].pop(component._number, None)
         nodes = [component._number for component in done if component._is_node]
         if nodes:
-            self._follow(self._graph.finish_all(nodes))
+            ready, ended = self._graph.finish_all(nodes)
+            for number in ready:
+                self._enqueue(self._unfinished[number])
+            self._follow(ended)
 
     # --- the end --------------------------------------------------------------------------------
 

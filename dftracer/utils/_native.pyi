@@ -547,10 +547,15 @@ class Graph:
 
     def finish_all(
         self, ids: list[int]
-    ) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:
-        """End nodes that wait for nothing, all of them well. Returns as :meth:`finish` does.
+    ) -> tuple[list[int], list[tuple[int, Literal["failed", "cancelled"]]]]:
+        """End nodes that wait for nothing, all of them well.
 
         If one is refused, those before it have ended.
+
+        Returns
+        -------
+        tuple[list[int], list[tuple[int, str]]]
+            The nodes that became ready by this, and those that have ended, as of :meth:`finish`.
         """
 
     def cancel(self, id: int) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use rustc_hash::FxBuildHasher;
+
 /// Names a node. The caller chooses them and never uses one twice.
 pub type NodeId = u64;
 
@@ -78,7 +80,8 @@ enum Worst {
 /// All unfinished nodes and their edges.
 #[derive(Default)]
 pub struct Graph {
-    nodes: HashMap<NodeId, Node>,
+    // Not by the hash of the standard library: its strength is for keys that strangers choose.
+    nodes: HashMap<NodeId, Node, FxBuildHasher>,
 }
 
 impl Graph {

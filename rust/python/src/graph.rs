@@ -15,8 +15,11 @@ fn refused(error: GraphError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
+/// A node, and the word for its verdict.
+type Told = (NodeId, &'static str);
+
 /// The words that Python knows a verdict by: the state a node goes to.
-fn words(verdicts: Vec<(NodeId, Verdict)>) -> Vec<(NodeId, &'static str)> {
+fn words(verdicts: Vec<(NodeId, Verdict)>) -> Vec<Told> {
     let word = |verdict| match verdict {
         Verdict::Ready => "ready",
         Verdict::DependencyFailed => "failed",
@@ -42,25 +45,30 @@ impl Graph {
         self.with(|graph| graph.add(id, &dependencies))
     }
 
-    fn finish(&self, id: NodeId, done: bool) -> PyResult<Vec<(NodeId, &'static str)>> {
+    fn finish(&self, id: NodeId, done: bool) -> PyResult<Vec<Told>> {
         let outcome = if done { Outcome::Done } else { Outcome::Failed };
         self.with(|graph| graph.finish(id, outcome)).map(words)
     }
 
-    /// As `finish` for several that have all done what they were to do. If one is refused, those
-    /// before it have ended.
-    fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<Vec<(NodeId, &'static str)>> {
+    /// As `finish` for several that have all done what they were to do: the nodes that became
+    /// ready, and what else is decided. If one is refused, those before it have ended.
+    fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<(Vec<NodeId>, Vec<Told>)> {
         self.with(|graph| {
-            let mut verdicts = Vec::new();
+            let (mut ready, mut others) = (Vec::new(), Vec::new());
             for id in ids {
-                verdicts.append(&mut graph.finish(id, Outcome::Done)?);
+                for (id, verdict) in graph.finish(id, Outcome::Done)? {
+                    match verdict {
+                        Verdict::Ready => ready.push(id),
+                        _ => others.push((id, verdict)),
+                    }
+                }
             }
-            Ok(verdicts)
+            Ok((ready, others))
         })
-        .map(words)
+        .map(|(ready, others)| (ready, words(others)))
     }
 
-    fn cancel(&self, id: NodeId) -> PyResult<Vec<(NodeId, &'static str)>> {
+    fn cancel(&self, id: NodeId) -> PyResult<Vec<Told>> {
         self.with(|graph| graph.cancel(id)).map(words)
     }
 
