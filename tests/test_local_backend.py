@@ -619,7 +619,7 @@ async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str)
             things.clear()
             recorder._ends.clear()
             assert (backend._unfinished, backend._late) == ({}, {})
-            # Futures that have just told their ends need a turn, and the threads of a pool a moment.
+            # Futures that have told their ends need a turn, and the threads of a pool a moment.
             for event in dropped:
                 assert await asyncio.to_thread(event.wait, GUARD_S)
         finally:
