@@ -49,7 +49,7 @@ from dftracer.asyncflow.failures import (
 )
 from dftracer.asyncflow.inspection import HISTORY_SIZE, History
 from dftracer.asyncflow.tallies import Tallies
-from dftracer.utils.primitives import Graph
+from dftracer.utils.primitives import Graph, track_all, untrack
 
 _set_result = asyncio.Future.set_result
 """That of the base class: the component's own is for its users."""
@@ -152,6 +152,9 @@ class Scheduler(Dispatcher):
             component._is_node = True
             self._graph.add(number, waits_for)
         else:
+            if template.is_plain:
+                # It will end, and until then is in `_unfinished`.
+                untrack(component)
             self._ready.append(component)
             if not self._launch_scheduled:
                 self._schedule_launch()
@@ -527,6 +530,8 @@ class Scheduler(Dispatcher):
         """
         number = component._number
         del self._unfinished[number]
+        if component._template.is_plain:
+            track_all([component])
         self._history.add(component, succeeded, self._batch_ended_at or monotonic())
         if self._telemetry is not None:
             self._telemetry.ended(component)
@@ -636,11 +641,12 @@ class Scheduler(Dispatcher):
                 done.append(component)
         self._forget_done(done)
 
-    def _forget_done(self, done: Sequence[Component[Any]]) -> None:
+    def _forget_done(self, done: list[Component[Any]]) -> None:
         """As :meth:`_forget` for those that have ended well and were nothing but calls; tell the
         graph."""
         if not done:
             return
+        track_all(done)
         self._history.add_done(done, self._batch_ended_at)
         if self._members:
             for component in done:

@@ -58,6 +58,15 @@ def shutdown_all(patience: float) -> list[str]:
 def flush_traces(limit: float) -> None:
     """Wait until all traces of this process are in their files, for at most ``limit`` seconds."""
 
+def untrack(object: object, /) -> None:
+    """Take an object off the list that the garbage collector looks through.
+
+    Until :func:`track_all` puts it back, nothing that it is part of is found to be garbage.
+    """
+
+def track_all(objects: list[Any], /) -> None:
+    """Put objects back on the list that the garbage collector looks through."""
+
 def before_fork() -> None:
     """Wait until no native thread holds a lock that the child would find held for ever."""
 

@@ -6,6 +6,7 @@
 mod batch;
 mod call;
 mod callbacks;
+mod collector;
 mod coroutine;
 mod deadlines;
 mod exit;
@@ -33,6 +34,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::collector::{track_all, untrack};
     #[pymodule_export]
     use crate::coroutine::CoroutineWorker;
     #[pymodule_export]
