@@ -9,16 +9,24 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import gc
 import random
 import select
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from engine_support import assert_nothing_kept
 
-from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine
+from dftracer.asyncflow import (
+    Component,
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    RuntimeExecutionBackend,
+    WorkflowEngine,
+)
 from dftracer.utils import Runtime
 from dftracer.utils.primitives import Graph, Mailbox
 
@@ -158,6 +166,108 @@ def test_each_call_has_variables_of_its_own_when_made_where_none_are_set() -> No
     ]
 
 
+@pytest.mark.parametrize("kind", [RuntimeExecutionBackend, LocalExecutionBackend])
+async def test_a_call_made_where_no_variable_is_set_sees_none_when_launched_with_others(
+    kind: type[Any],
+) -> None:
+    where = contextvars.ContextVar[int]("where")
+
+    async with await WorkflowEngine.create(await kind()) as flow:
+
+        @flow.function_task
+        def look_and_set() -> int | None:
+            seen = where.get(None)
+            where.set(2)
+            return seen
+
+        where.set(1)
+        first = look_and_set()
+        others = [contextvars.Context().run(look_and_set) for _ in range(20)]
+        assert await asyncio.gather(first, *others) == [1, *[None] * 20]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_call_depends_on_its_futures_when_given_in_any_number_and_mixture(
+    seed: int,
+) -> None:
+    chance = random.Random(seed)
+    loop = asyncio.get_running_loop()
+
+    def total(*values: Any) -> int:
+        return sum(sum(value) if isinstance(value, list) else value for value in values)
+
+    async with await WorkflowEngine.create() as flow:
+
+        def more(*values: Any) -> int:
+            return total(*values)
+
+        calls, numbers = [flow.function_task(total), flow.function_task(more)], dict[Any, int]()
+        edges = 0
+        ended = [calls[0](number) for number in range(3)]
+        await asyncio.gather(*ended)
+        numbers.update((future, future.result()) for future in ended)
+        later = [loop.create_future() for _ in range(2)]
+        numbers.update((future, number) for number, future in enumerate(later))
+        loop.call_soon(lambda: [future.set_result(numbers[future]) for future in later])
+        for _ in range(60):
+            # Often none but tasks; or whatever there is, and more than are compared one by one.
+            own = [future for future in numbers if isinstance(future, Component)]
+            pool = own[3:] if chance.random() < 0.5 else list(numbers)
+            many = chance.randrange(24) if chance.random() < 0.2 else chance.randrange(4)
+            args: list[Any] = chance.choices(pool, k=many) if pool else []
+            expected = list(dict.fromkeys(f for f in args if isinstance(f, Component)))
+            value = sum(numbers[future] for future in args)
+            if chance.random() < 0.3:
+                args.insert(chance.randrange(len(args) + 1), 1)
+                value += 1
+            if own and chance.random() < 0.1:
+                nested = chance.choice(own)
+                args.append([nested, 2])
+                expected = list(dict.fromkeys([*expected, nested]))
+                value += numbers[nested] + 2
+            future = chance.choice(calls)(*args)
+            numbers[future] = value
+            edges += len(expected)
+            named = future.task["metadata"]["dependencies"]
+            assert [each["uid"] for each in named] == [each.uid for each in expected]
+        assert await asyncio.gather(*numbers) == list(numbers.values())
+        assert sum(sum(tally.sources.values()) for tally in flow._tallies) == edges
+        assert_nothing_kept(flow)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_collector_finds_components_when_they_have_ended_in_any_way(seed: int) -> None:
+    chance, references = random.Random(seed), []
+
+    def keep(box: list[Any], number: int) -> list[Any]:
+        if number % 7 == 3:
+            raise BodyError(box)
+        return box
+
+    async with await WorkflowEngine.create() as flow:
+        call = flow.function_task(keep)
+        futures = []
+        for number in range(50):
+            box: list[Any] = [number]
+            future = call(box, number)
+            box.append(future)  # a circle, once it is the result or in the error
+            references.append(weakref.ref(future))
+            if chance.random() < 0.2:
+                future.cancel()
+            elif chance.random() < 0.2:
+                future.set_result(box)
+            futures.append(future)
+            if chance.random() < 0.1:
+                await asyncio.sleep(0)
+        await asyncio.gather(*futures, return_exceptions=True)
+        assert all(map(gc.is_tracked, futures))
+        futures.clear()
+        del box, future
+        await flow.function_task(keep)([], 0)  # a worker lets go of its last when it has the next
+        gc.collect()
+        assert [reference() for reference in references if reference() is not None] == []
+
+
 # --- callbacks of futures that end together ------------------------------------------------------
 
 
@@ -237,7 +347,7 @@ def test_the_other_callbacks_are_called_when_one_ends_the_run_of_the_loop(
         with pytest.raises(kind):
             loop.run_until_complete(work)
         assert called == [0, 1, 2]
-        loop.run_until_complete(work)
+        loop.run_until_complete(asyncio.wait_for(work, GUARD_S))
         assert called == [0, 1, 2, 3, 4]
     finally:
         loop.close()

@@ -351,8 +351,12 @@ class Scheduler(Dispatcher):
                     return False
             if value_of is not asyncio.Future.result and self._fetch_for(component):
                 return False
+        args, kwargs = component._args, component._kwargs
         try:
-            args, kwargs = dependencies.resolve_call(component._args, component._kwargs, value_of)
+            if component._dependencies is args and value_of is asyncio.Future.result:
+                args = tuple(map(value_of, args))
+            else:
+                args, kwargs = dependencies.resolve_call(args, kwargs, value_of)
         except Exception as error:
             self._settle(component, error=error)
             return False

@@ -61,7 +61,8 @@ class Call:
         self._function = task["function"]
         self._args = task.get("args") or ()
         self._kwargs = task.get("kwargs") or {}
-        self._context = task.get("context") or contextvars.copy_context()
+        context = task.get("context")  # an empty one is false
+        self._context = contextvars.copy_context() if context is None else context
         self._notes = notes
         self._mailbox = mailbox
         self._position: int | None = None

@@ -48,6 +48,15 @@ type MailboxCall<'py> = (
     Option<Bound<'py, PyContext>>,
 );
 
+/// The same, looked at.
+struct Parsed<'py> {
+    token: Py<PyAny>,
+    call: Call,
+    name: Bound<'py, PyString>,
+    lane: LaneKind,
+    origin: Option<Py<Origin>>,
+}
+
 /// A call that is to become a task.
 struct Submission<'py> {
     call: Call,
@@ -81,6 +90,31 @@ impl Runtime {
         let origin = self.shared.origins.of(callable);
         let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
         Ok((if is_coroutine { LaneKind::Coroutine } else { lane }, origin))
+    }
+
+    /// Reads the calls that are to be delivered to a mailbox.
+    fn parse<'py>(&self, calls: &Bound<'py, PyAny>) -> PyResult<Vec<Parsed<'py>>> {
+        let mut parsed = Vec::new();
+        let mut last: Option<(Bound<'py, PyAny>, LaneKind, Option<Py<Origin>>)> = None;
+        for item in calls.try_iter()? {
+            let (token, callable, args, kwargs, name, context): MailboxCall<'py> =
+                item?.extract()?;
+            // Mostly the same function again and again.
+            let (lane, origin) = match &last {
+                Some((before, lane, origin)) if before.is(&callable) => {
+                    (*lane, origin.as_ref().map(|origin| origin.clone_ref(callable.py())))
+                }
+                _ => {
+                    let (lane, origin) = self.look_at(&callable, LaneKind::Python)?;
+                    let kept = origin.as_ref().map(|origin| origin.clone_ref(callable.py()));
+                    last = Some((callable.clone(), lane, kept));
+                    (lane, origin)
+                }
+            };
+            let call = Call::new(callable, args, kwargs, context.map(Bound::into_any))?;
+            parsed.push(Parsed { token, call, name, lane, origin });
+        }
+        Ok(parsed)
     }
 
     /// Makes a task of a call, accepted but not queued, and says for which lane.
@@ -239,46 +273,49 @@ impl Runtime {
         calls: &Bound<'py, PyAny>,
         notes: Option<Vec<Note>>,
     ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
-        let mut handles = Vec::new();
-        let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
-        let mut failure = None;
+        let calls = self.parse(calls)?;
+        self.shared.tasks_begin(calls.len())?;
+        let birth = Birth::now(py, &self.shared, calls.len());
         let mut notes = notes.into_iter().flatten();
-        for item in calls.try_iter()? {
-            let accepted = item.and_then(|item| {
-                let (token, callable, args, kwargs, name, context): MailboxCall<'py> =
-                    item.extract()?;
-                let call = Call::new(callable, args, kwargs, context.map(Bound::into_any))?;
-                let lane = LaneKind::Python;
-                let name = Some(name);
-                let accepted = self.accept(py, Submission { call, name, lane, tracked: false })?;
-                Ok((token, accepted))
-            });
-            match accepted {
-                Ok((token, (lane, handle))) => {
-                    if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
-                        tracing.note(handle.get(), &note);
-                    }
-                    TaskHandle::deliver_to(&handle, &mailbox.core, token);
-                    match lane {
-                        LaneKind::Coroutine => coroutines.push(handle.clone()),
-                        LaneKind::Python | LaneKind::Io => plain.push(handle.clone()),
-                    }
-                    handles.push(handle);
+        let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(calls.len());
+        let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
+        let mut left = calls.len();
+        for Parsed { token, call, name, lane, origin } in calls {
+            let number = handles.len();
+            let shared = self.shared.clone();
+            let (name, content) = (Some(name.unbind()), Content::Call(call));
+            let task = TaskHandle::of_birth(
+                py,
+                &birth,
+                number,
+                shared,
+                name,
+                content,
+                Some(lane),
+                origin,
+                false,
+            );
+            let handle = Bound::new(py, task).inspect_err(|_| {
+                // All or nothing: none of them is queued yet, and nobody else has seen the handles.
+                for handle in &handles {
+                    handle.get().forget_waiters();
+                    TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, Some(py));
                 }
-                Err(error) => {
-                    failure = Some(error);
-                    break;
-                }
+                self.shared.tasks_refused(left);
+            })?;
+            left -= 1;
+            TaskHandle::untrack(&handle);
+            if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
+                tracing.note(handle.get(), &note);
             }
-        }
-        if let Some(error) = failure {
-            // All or nothing: none of them is queued yet, and nobody else has seen the handles.
-            for handle in handles {
-                handle.get().forget_waiters();
-                TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, Some(py));
+            TaskHandle::deliver_to(&handle, &mailbox.core, token);
+            match lane {
+                LaneKind::Coroutine => coroutines.push(handle.clone()),
+                LaneKind::Python | LaneKind::Io => plain.push(handle.clone()),
             }
-            return Err(error);
+            handles.push(handle);
         }
+        TaskHandle::enter_ledger(&self.shared, &handles);
         for (lane, batch) in [(LaneKind::Python, plain), (LaneKind::Coroutine, coroutines)] {
             if !batch.is_empty() {
                 self.shared.push_all(py, lane, &batch);
