@@ -35,6 +35,7 @@ class Component(asyncio.Future[T], Generic[T]):
     __slots__ = (
         "_args",
         "_context",
+        "_depended_on",
         "_dependencies",
         "_description",
         "_engine",
@@ -58,9 +59,6 @@ class Component(asyncio.Future[T], Generic[T]):
     _workflow_id: str | None = None
     _sources: Sequence[int] = ()
     """The numbers of those it was given futures of, if it is among the first of its engine."""
-    _depended_on: Sequence[Any] = ()
-    """Of its dependencies that are components, in turns the template and the number, once it does
-    not hold them any more."""
     _files: Collection[File] = ()
     """What its arguments declare that it reads and writes."""
     _producers: Sequence[dict[str, Any]] = ()
@@ -86,6 +84,9 @@ class Component(asyncio.Future[T], Generic[T]):
     _context: Context | None
     """A copy of the one it was called in, or ``EMPTY``, until a backend has it or it ends."""
     _dependencies: Sequence[asyncio.Future[Any]]
+    _depended_on: Sequence[Any]
+    """Of its dependencies that are components, in turns the template and the number, once it does
+    not hold them any more."""
     _is_node: bool
     """Whether the graph knows it."""
     _is_call: bool
@@ -219,13 +220,12 @@ class Component(asyncio.Future[T], Generic[T]):
             for template, number in zip(calls, calls, strict=True)
         ]
 
-    def _calls_depended_on(self) -> Sequence[Any]:
-        return [
-            part
-            for future in self._dependencies
-            if isinstance(future, Component)
-            for part in (future._template, future._number)
-        ]
+    def _calls_depended_on(self) -> list[Any]:
+        calls: list[Any] = []
+        for future in self._dependencies:
+            if isinstance(future, Component):
+                calls += (future._template, future._number)
+        return calls
 
     def _release_dependencies(self) -> None:
         """Let go of the futures it depends on, and keep their names."""
@@ -353,7 +353,7 @@ def new_component(
     component._kwargs = kwargs
     component._options = options
     component._context = context
-    component._dependencies = ()
+    component._dependencies = component._depended_on = ()
     component._is_node = False
     component._is_call = False
     component._description = None

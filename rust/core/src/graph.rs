@@ -4,7 +4,7 @@
 //! retries and never decides what to run. A node exists from [`Graph::add`] until it is finished;
 //! then it is forgotten, so a graph holds only what is unfinished.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 
 use rustc_hash::FxBuildHasher;
@@ -115,10 +115,24 @@ impl Graph {
         id: NodeId,
         outcome: Outcome,
     ) -> Result<Vec<(NodeId, Verdict)>, GraphError> {
+        let mut verdicts = Vec::new();
+        self.finish_into(id, outcome, &mut verdicts).map(|()| verdicts)
+    }
+
+    /// As [`finish`](Self::finish), adding to the verdicts of others.
+    pub fn finish_into(
+        &mut self,
+        id: NodeId,
+        outcome: Outcome,
+        verdicts: &mut Vec<(NodeId, Verdict)>,
+    ) -> Result<(), GraphError> {
         match self.nodes.get(&id) {
             None => Err(GraphError::Unknown(id)),
             Some(node) if node.unresolved > 0 => Err(GraphError::StillWaiting(id)),
-            Some(_) => Ok(self.settle(id, outcome)),
+            Some(_) => {
+                self.settle(id, outcome, verdicts);
+                Ok(())
+            }
         }
     }
 
@@ -128,7 +142,9 @@ impl Graph {
         if !self.nodes.contains_key(&id) {
             return Err(GraphError::Unknown(id));
         }
-        Ok(self.settle(id, Outcome::Cancelled))
+        let mut verdicts = Vec::new();
+        self.settle(id, Outcome::Cancelled, &mut verdicts);
+        Ok(verdicts)
     }
 
     /// The number of unfinished nodes.
@@ -148,10 +164,10 @@ impl Graph {
 
     /// Removes `first` and everything that its outcome ends, and tells every dependent. Iterative:
     /// a chain of a million failures needs no stack.
-    fn settle(&mut self, first: NodeId, outcome: Outcome) -> Vec<(NodeId, Verdict)> {
-        let mut verdicts = Vec::new();
-        let mut ended = std::collections::VecDeque::from([(first, outcome)]);
-        while let Some((id, outcome)) = ended.pop_front() {
+    fn settle(&mut self, first: NodeId, outcome: Outcome, verdicts: &mut Vec<(NodeId, Verdict)>) {
+        let mut ended = VecDeque::new();
+        let mut first = Some((first, outcome));
+        while let Some((id, outcome)) = first.take().or_else(|| ended.pop_front()) {
             let Some(node) = self.nodes.remove(&id) else { continue };
             let worst = match outcome {
                 Outcome::Done => Worst::Done,
@@ -179,7 +195,6 @@ impl Graph {
                 }
             }
         }
-        verdicts
     }
 }
 

@@ -54,18 +54,17 @@ impl Graph {
     /// ready, and what else is decided. If one is refused, those before it have ended.
     fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<(Vec<NodeId>, Vec<Told>)> {
         self.with(|graph| {
-            let (mut ready, mut others) = (Vec::new(), Vec::new());
+            let mut verdicts = Vec::new();
             for id in ids {
-                for (id, verdict) in graph.finish(id, Outcome::Done)? {
-                    match verdict {
-                        Verdict::Ready => ready.push(id),
-                        _ => others.push((id, verdict)),
-                    }
-                }
+                graph.finish_into(id, Outcome::Done, &mut verdicts)?;
             }
-            Ok((ready, others))
+            Ok(verdicts)
         })
-        .map(|(ready, others)| (ready, words(others)))
+        .map(|verdicts| {
+            let (ready, others): (Vec<_>, Vec<_>) =
+                verdicts.into_iter().partition(|(_, verdict)| *verdict == Verdict::Ready);
+            (ready.into_iter().map(|(id, _)| id).collect(), words(others))
+        })
     }
 
     fn cancel(&self, id: NodeId) -> PyResult<Vec<Told>> {
