@@ -12,6 +12,9 @@ import functools
 import gc
 import random
 import select
+import subprocess
+import sys
+import textwrap
 import threading
 import weakref
 from collections.abc import Callable
@@ -351,6 +354,119 @@ def test_the_other_callbacks_are_called_when_one_ends_the_run_of_the_loop(
         assert called == [0, 1, 2, 3, 4]
     finally:
         loop.close()
+
+
+async def test_the_other_callbacks_are_called_when_one_runs_the_loop_anew() -> None:
+    loop: Any = asyncio.get_running_loop()
+    called = list[int]()
+
+    def note(number: int, _future: object) -> None:
+        called.append(number)
+        if number == 2:
+            deadline = loop.time() + GUARD_S
+            while len(called) < 5 and loop.time() < deadline:
+                loop._run_once()  # as nest_asyncio does; its package changes asyncio for good
+            called.append(-1)
+
+    async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
+        futures = [flow.function_task(may_fail)(number) for number in range(5)]
+        for number, future in enumerate(futures):
+            # Of no task, which could not be resumed while this one's loop is run within it.
+            future.add_done_callback(functools.partial(note, number))
+        ended = loop.create_future()
+        futures[4].add_done_callback(lambda _: loop.call_soon(ended.set_result, None))
+        await ended
+    assert called == [0, 1, 2, 3, 4, -1]
+
+
+def run_alone(source: str) -> str:
+    """Run a program in an interpreter of its own; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)],
+        cwd="/",  # not where a checkout could be imported
+        capture_output=True,
+        text=True,
+        timeout=GUARD_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_calls_are_futures_when_those_of_asyncio_are_in_python() -> None:
+    # As nest_asyncio makes them, which notebooks often begin with.
+    assert run_alone("""
+            import asyncio
+
+            asyncio.Future = asyncio.futures.Future = asyncio.futures._PyFuture
+            asyncio.Task = asyncio.tasks.Task = asyncio.tasks._PyTask
+
+            from dftracer.asyncflow import WorkflowEngine
+
+            async def main():
+                async with await WorkflowEngine.create() as flow:
+                    @flow.function_task
+                    async def add(a, b):
+                        return a + b
+
+                    futures = [add(add(number, 1), 2) for number in range(10)]
+                    assert futures[0].get_loop() is asyncio.get_running_loop()
+                    assert isinstance(futures[0], asyncio.futures._PyFuture)
+                    print(await asyncio.gather(*futures))
+
+            asyncio.run(main())
+        """) == str([number + 3 for number in range(10)])
+
+
+def test_a_call_is_refused_when_made_in_the_child_of_a_fork() -> None:
+    told = run_alone("""
+        import asyncio, os, warnings
+
+        from dftracer.asyncflow import WorkflowEngine
+
+        warnings.simplefilter("ignore")  # CPython 3.12 warns of any fork with threads
+
+        async def main():
+            async with await WorkflowEngine.create() as flow:
+                double = flow.function_task(lambda x: 2 * x)
+                before = double(1)
+                child = os.fork()
+                if child == 0:
+                    try:
+                        double(2)
+                        print("accepted", flush=True)
+                    except RuntimeError as error:
+                        print(error, flush=True)
+                    os._exit(0)
+                os.waitpid(child, 0)
+                print(await before, await double(3))
+
+        asyncio.run(main())
+    """)
+    refusal, results = told.splitlines()
+    assert "outside the event loop of its engine" in refusal
+    assert results == "2 6"
+
+
+def test_calls_are_taken_when_the_loop_is_run_by_another_thread_than_before() -> None:
+    loop = asyncio.new_event_loop()
+    flow = loop.run_until_complete(WorkflowEngine.create())
+    call = flow.function_task(may_fail)
+
+    @flow.executable_task
+    async def program() -> str:
+        return "/bin/echo there"
+
+    async def main() -> tuple[int, str]:
+        results = await call(1), (await program()).strip()
+        await flow.shutdown()
+        return results
+
+    with pytest.raises(RuntimeError, match="outside the event loop"):
+        call(1)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        results = thread.submit(loop.run_until_complete, main()).result(GUARD_S)
+        thread.submit(loop.close).result(GUARD_S)
+    assert results == (2, "there")
 
 
 async def test_a_component_belongs_to_the_loop_of_its_engine_when_asked() -> None:

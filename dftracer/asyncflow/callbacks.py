@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
@@ -15,17 +16,21 @@ class CallbackLoop:
 
     asyncio makes a handle of each, and takes longer for that than most callbacks do. Those of
     futures that end between :meth:`hold` and :meth:`release` get one handle together, and are
-    called by it in their order, each in its own context.
+    called by it in their order, each in its own context. Only asyncio's futures in C come here;
+    those in Python, where they are used, take the loop itself.
     """
 
-    __slots__ = ("_held", "_loop", "call_exception_handler", "get_debug")
+    __slots__ = ("_held", "_loop", "get_debug")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._held: list[_Call] | None = None
-        # What else a future asks of its loop.
-        self.call_exception_handler = loop.call_exception_handler
+        self._held: deque[_Call] | None = None
         self.get_debug = loop.get_debug
+        """What a future asks when it is made."""
+
+    def call_exception_handler(self, told: dict[str, Any]) -> None:
+        """Tell of an error that nobody has asked a future for."""
+        self._loop.call_exception_handler(told)
 
     def call_soon(
         self, callback: Callable[[Any], object], future: Any, *, context: Context
@@ -39,24 +44,32 @@ class CallbackLoop:
     def hold(self) -> None:
         """Gather callbacks; but not in debug mode, where asyncio tells of each that is slow."""
         if not self.get_debug():
-            self._held = []
+            self._held = deque()
 
     def release(self) -> None:
         """Have those that were gathered called."""
         held, self._held = self._held, None
-        if held:
-            self._loop.call_soon(self._call, iter(held))
+        if held is None:
+            return
+        if len(held) == 1:
+            context, callback, future = held.popleft()
+            self._loop.call_soon(callback, future, context=context)
+        elif held:
+            self._loop.call_soon(self._call, held)
 
-    def _call(self, calls: Iterator[_Call]) -> None:
-        for context, callback, future in calls:
+    def _call(self, calls: deque[_Call]) -> None:
+        # If a callback ends the run of the loop, or runs it anew within itself, as nest_asyncio
+        # allows, the loop finds the others here.
+        rest = self._loop.call_soon(self._call, calls)
+        while calls:
+            context, callback, future = calls.popleft()
             try:
                 context.run(callback, future)
             except (SystemExit, KeyboardInterrupt):
-                # It ends the loop's run. If that is run again, the others come then.
-                self._loop.call_soon(self._call, calls)
                 raise
             except BaseException as error:
                 message = f"Exception in callback {callback!r}"
                 self.call_exception_handler(
                     {"message": message, "exception": error, "future": future}
                 )
+        rest.cancel()

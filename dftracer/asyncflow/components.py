@@ -97,10 +97,15 @@ class Component(asyncio.Future[T], Generic[T]):
     _launched_at: float
     """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
 
-    # As a future it was given a stand-in for its loop.
+    # As a future it is given a stand-in for its loop. One in Python, which nest_asyncio puts in the
+    # place of those in C, sets and reads this attribute, at first when it has no engine yet.
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
-        return self._engine.loop
+        return self._engine.loop if hasattr(self, "_engine") else asyncio.get_running_loop()
+
+    @_loop.setter
+    def _loop(self, loop: object) -> None:
+        pass
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop of its engine."""

@@ -65,9 +65,9 @@ class Template:
     would otherwise be taken for one."""
     tally: Tally
     """Where its calls are counted, but for those in the bodies of blocks."""
-    is_plain: bool
-    """Whether its calls are no more than that for a backend that takes such: those without
-    options and files."""
+    may_be_plain: bool
+    """Whether those of its calls that have no options and files are no more than calls for the
+    default backend, if that takes such."""
 
     def uid_of(self, number: int) -> str:
         """Return the identifier of the call of that number."""
@@ -174,7 +174,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
             ),
             tally=engine._tallies.of(kind, name),
-            is_plain=kind == "function" and policy is None and target is engine._default,
+            may_be_plain=kind == "function" and policy is None and target is engine._default,
         )
 
         @functools.wraps(function)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import threading
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 Description = dict[str, Any]
 
+_alive: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """No engine's loop goes on in the child of a fork."""
+    for engine in _alive:
+        engine._thread = 0
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
 _ON_BACKEND = frozenset({"LAUNCHED", "RUNNING"})
 
 
@@ -36,6 +48,7 @@ class Dispatcher:
         self.uid = uid
         self.log = logging.getLogger("dftracer.asyncflow")
         self._thread = threading.get_ident()
+        _alive.add(self)
         self._callback_loop = CallbackLoop(loop)
         """What its futures have for an event loop."""
         self._backends = registry.by_name(backends)

@@ -122,8 +122,9 @@ class Scheduler(Dispatcher):
         workflow_id: str | None = None,
     ) -> Component[Any]:
         """Make a call a node of the graph; its future is the answer to the caller."""
+        # Soon told, in most cases. To ask asyncio for the running loop takes a system call.
         if self._is_closed or get_ident() != self._thread or not self._is_loop_running():
-            self._refuse_caller(template)
+            self._check_caller(template)
         inputs = None
         if kwargs:
             inputs = self._inputs_of(args, kwargs)
@@ -152,7 +153,7 @@ class Scheduler(Dispatcher):
             component._is_node = True
             self._graph.add(number, waits_for)
         else:
-            if template.is_plain:
+            if template.may_be_plain:
                 # It will end, and until then is in `_unfinished`.
                 untrack(component)
             self._ready.append(component)
@@ -181,7 +182,10 @@ class Scheduler(Dispatcher):
 
     def _inputs_of_tasks(self, args: tuple[Any, ...]) -> Inputs | None:
         """As :meth:`_inputs_of`, sooner, if all that is in the arguments are unfinished tasks of
-        this engine, each another one, besides numbers and texts; none otherwise."""
+        this engine, each another one, besides numbers and texts; none otherwise.
+
+        What it has made nodes of until then are nodes for :meth:`_inputs_of` too.
+        """
         if len(args) > _FEW:
             return None
         nodes: list[int] = []
@@ -196,7 +200,7 @@ class Scheduler(Dispatcher):
                     self._graph.add(number, [])
             elif type(value) not in LEAVES:
                 return None
-        tasks = args
+        tasks = args  # the same object, by which `_resolve` knows such a call
         if len(nodes) < len(args):
             tasks = tuple([value for value in args if type(value) is Task])
         return tasks, tasks, nodes, False, None
@@ -222,15 +226,18 @@ class Scheduler(Dispatcher):
             component._sources = [future._number for future in own]
         return nodes
 
-    def _refuse_caller(self, template: Template) -> None:
-        if get_ident() != self._thread or not self._is_loop_running():
+    def _check_caller(self, template: Template) -> None:
+        """Refuse a call that is made elsewhere than in the engine's loop, or after its end."""
+        if asyncio._get_running_loop() is not self.loop:
             raise RuntimeError(
                 f"'{template.name}' was called outside the event loop of its engine "
                 f"'{self.uid}': call tasks and blocks in that loop's thread"
             )
-        raise EngineShutdownError(
-            f"cannot call '{template.name}': engine '{self.uid}' is shut down"
-        )
+        if self._is_closed:
+            raise EngineShutdownError(
+                f"cannot call '{template.name}': engine '{self.uid}' is shut down"
+            )
+        self._thread = get_ident()  # the loop is run by another thread than before
 
     def _has_ended(self, future: asyncio.Future[Any]) -> bool:
         """Tell whether nobody needs to wait for a future, without having its result fetched."""
@@ -306,7 +313,7 @@ class Scheduler(Dispatcher):
             if component._files or component._producers:
                 is_plain = False
             else:
-                is_plain = gives_calls and template.is_plain and not component._options
+                is_plain = gives_calls and template.may_be_plain and not component._options
             if is_plain:
                 component._stage = "LAUNCHED"
                 calls.append(component)
@@ -323,7 +330,9 @@ class Scheduler(Dispatcher):
                 has_begun_bodies = True
                 work = self._run_block if kind == "block" else self._prepare
                 self._start_body(component, work(component))
-        if has_begun_bodies:  # maybe eagerly, and they may have cancelled some
+        if has_begun_bodies:  # maybe eagerly, and they may have cancelled some, or begun to listen
+            if not self._gives_calls():
+                tasks, calls = calls + tasks, []
             calls = [call for call in calls if not call.done()]
             tasks = [task for task in tasks if not task.done()]
         if calls:
@@ -534,7 +543,7 @@ class Scheduler(Dispatcher):
         """
         number = component._number
         del self._unfinished[number]
-        if component._template.is_plain:
+        if component._template.may_be_plain:
             track_all([component])
         self._history.add(component, succeeded, self._batch_ended_at or monotonic())
         if self._telemetry is not None:
@@ -628,26 +637,32 @@ class Scheduler(Dispatcher):
         unfinished = self._unfinished
         done: list[Component[Any]] = []
         has_listeners = self._telemetry is not None or self._trace is not None
-        for component, end, value in outcomes:
-            if (
-                end != "done"
-                or has_listeners
-                or component._number not in unfinished
-                or component._description is not None
-                or isinstance(value, RemoteValue)
-            ):
-                self._forget_done(done)
-                done.clear()
-                self._take_outcome(component, end, value)
-            else:
-                _set_result(component, value)
-                del unfinished[component._number]
-                done.append(component)
-        self._forget_done(done)
+        try:
+            for component, end, value in outcomes:
+                if (
+                    end != "done"
+                    or has_listeners
+                    or component._number not in unfinished
+                    or component._description is not None
+                    or isinstance(value, RemoteValue)
+                ):
+                    self._forget_done(done)
+                    done.clear()
+                    self._take_outcome(component, end, value)
+                else:
+                    _set_result(component, value)
+                    del unfinished[component._number]
+                    done.append(component)
+        finally:  # a signal's handler may have raised
+            self._forget_done(done)
 
     def _forget_done(self, done: list[Component[Any]]) -> None:
         """As :meth:`_forget` for those that have ended well and were nothing but calls; tell the
-        graph."""
+        graph.
+
+        They had no listeners, attempts or description, and let go of their contexts and
+        dependencies when they were launched.
+        """
         if not done:
             return
         track_all(done)
