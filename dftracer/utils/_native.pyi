@@ -35,6 +35,8 @@ __all__ = [
     "flush_traces",
     "running_task",
     "shutdown_all",
+    "track_all",
+    "untrack",
 ]
 
 __version__: str

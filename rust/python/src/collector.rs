@@ -9,6 +9,7 @@ use pyo3::types::PyList;
 /// For what certainly lives on until it is put back by `track_all`: meanwhile nothing that it is
 /// part of is found to be garbage.
 #[pyfunction]
+#[pyo3(signature = (object, /))]
 pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
     let object = object.as_ptr();
     // SAFETY: attached; a live object, which has the collector's header if `PyObject_IS_GC` says so.
@@ -21,6 +22,7 @@ pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
 
 /// Puts objects back on the collector's list, those that are not there.
 #[pyfunction]
+#[pyo3(signature = (objects, /))]
 pub(crate) fn track_all(objects: &Bound<'_, PyList>) {
     for object in objects {
         let object = object.as_ptr();
