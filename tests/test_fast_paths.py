@@ -469,6 +469,30 @@ def test_calls_are_taken_when_the_loop_is_run_by_another_thread_than_before() ->
     assert results == (2, "there")
 
 
+def test_tasks_end_when_the_loop_is_run_by_another_thread_than_they_were_called_in() -> None:
+    loop = asyncio.new_event_loop()
+    flow = loop.run_until_complete(WorkflowEngine.create())
+
+    @flow.executable_task
+    async def program(text: str) -> str:
+        return f"/bin/echo {text}"
+
+    async def begin() -> list[Any]:
+        return [program("one"), program("two"), flow.function_task(may_fail)(1)]
+
+    async def end(futures: list[Any]) -> list[Any]:
+        futures[1].set_result("by hand")
+        results = await asyncio.wait_for(asyncio.gather(*futures), GUARD_S)
+        await flow.shutdown()
+        return results
+
+    futures = loop.run_until_complete(begin())
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        results = thread.submit(loop.run_until_complete, end(futures)).result(2 * GUARD_S)
+        thread.submit(loop.close).result(GUARD_S)
+    assert [str(result).strip() for result in results] == ["one", "by hand", "2"]
+
+
 async def test_a_component_belongs_to_the_loop_of_its_engine_when_asked() -> None:
     loop = asyncio.get_running_loop()
     async with await WorkflowEngine.create() as flow:

@@ -24,7 +24,7 @@ class CallbackLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._held: deque[_Call] | None = None
+        self._held: list[_Call] | None = None
         self.get_debug = loop.get_debug
         """What a future asks when it is made."""
 
@@ -44,18 +44,18 @@ class CallbackLoop:
     def hold(self) -> None:
         """Gather callbacks; but not in debug mode, where asyncio tells of each that is slow."""
         if not self.get_debug():
-            self._held = deque()
+            self._held = []
 
     def release(self) -> None:
         """Have those that were gathered called."""
         held, self._held = self._held, None
-        if held is None:
+        if not held:
             return
         if len(held) == 1:
-            context, callback, future = held.popleft()
+            [(context, callback, future)] = held
             self._loop.call_soon(callback, future, context=context)
-        elif held:
-            self._loop.call_soon(self._call, held)
+        else:
+            self._loop.call_soon(self._call, deque(held))
 
     def _call(self, calls: deque[_Call]) -> None:
         # If a callback ends the run of the loop, or runs it anew within itself, as nest_asyncio

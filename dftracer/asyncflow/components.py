@@ -1,9 +1,11 @@
-"""The future that calling a task or block returns."""
+"""The future that calling a task or block returns.
+
+It is a little longer than most modules: all the states of that future are to be read together.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -163,7 +165,7 @@ class Component(asyncio.Future[T], Generic[T]):
         engine = self._engine
         if self.done():
             raise asyncio.InvalidStateError(f"{self!r} has ended already")
-        if threading.get_ident() != engine._thread:
+        if engine._is_in_other_thread():
             engine.loop.call_soon_threadsafe(engine._end_by_hand, self, result, error)
         else:
             engine._end_by_hand(self, result, error)
@@ -298,7 +300,7 @@ class RemoteTask(Task[T]):
 
     def _fetch(self) -> None:
         """Have the result fetched, if that has not been asked for."""
-        if threading.get_ident() != self._engine._thread:
+        if self._engine._is_in_other_thread():
             self._engine.loop.call_soon_threadsafe(self._fetch)
         elif self._fetching is None and type(self) is RemoteTask and self._remote is not None:
             self._fetching = asyncio.ensure_future(self._remote.fetch(), loop=self._engine.loop)

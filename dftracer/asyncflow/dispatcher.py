@@ -48,6 +48,7 @@ class Dispatcher:
         self.uid = uid
         self.log = logging.getLogger("dftracer.asyncflow")
         self._thread = threading.get_ident()
+        """That which runs the loop, as far as is known; see :meth:`_is_in_other_thread`."""
         _alive.add(self)
         self._callback_loop = CallbackLoop(loop)
         """What its futures have for an event loop."""
@@ -77,6 +78,13 @@ class Dispatcher:
             f"{asker}: engine '{self.uid}' has no backend named {text_of(name)}; it has {known}: "
             "name one of them, or pass the backend to WorkflowEngine.create()"
         )
+
+    def _is_in_other_thread(self) -> bool:
+        """Tell whether this is not the thread of the loop, which another may run than at first."""
+        thread = threading.get_ident()
+        if thread != self._thread and asyncio._get_running_loop() is self.loop:
+            self._thread = thread
+        return thread != self._thread
 
     def _ask_for_beginnings(self) -> None:
         """Have backends tell when tasks begin, if telemetry or the trace want to know that."""
@@ -210,7 +218,7 @@ class Dispatcher:
             Called as ``service_callback(future, task, state)`` before the state is heeded. It ends
             the future of a service, now or later, when the service is ready.
         """
-        if threading.get_ident() != self._thread:
+        if self._is_in_other_thread():
             report = self.task_callbacks
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self.loop.call_soon_threadsafe(report, task, state, service_callback)

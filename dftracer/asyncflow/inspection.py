@@ -73,11 +73,11 @@ class History:
         ended, ref = self._ended, weakref.ref
         for component in components:
             tally, number = component._tally, component._number
+            seconds = now - component._launched_at
             tally.done += 1
-            tally.seconds += now - component._launched_at
+            tally.seconds += seconds
             ended.append((component._template, number, True, ref(component)))
             if number <= HISTORY_SIZE:
-                seconds = now - component._launched_at
                 self.ties[number] = Tie(component._owner, component._sources, seconds)
 
     def entries(self) -> list[Entry]:

@@ -18,13 +18,12 @@ It is one class, and longer than most: its events share state that nothing else 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from threading import get_ident
 from time import monotonic
 from typing import Any, NamedTuple
@@ -107,9 +106,7 @@ class Scheduler(Dispatcher):
         self._is_cancelling = False
         self._is_closed = False
         self._shutdown_begun = asyncio.Event()
-        self._scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar(
-            f"{uid}.scope", default=None
-        )
+        self._scope: ContextVar[Scope | None] = ContextVar(f"{uid}.scope", default=None)
 
     # --- a call ---------------------------------------------------------------------------------
 
@@ -122,7 +119,7 @@ class Scheduler(Dispatcher):
         workflow_id: str | None = None,
     ) -> Component[Any]:
         """Make a call a node of the graph; its future is the answer to the caller."""
-        # Soon told, in most cases. To ask asyncio for the running loop takes a system call.
+        # What `_check_caller` asks in most cases, without a call.
         if self._is_closed or get_ident() != self._thread or not self._is_loop_running():
             self._check_caller(template)
         inputs = None
@@ -156,9 +153,7 @@ class Scheduler(Dispatcher):
             if template.may_be_plain:
                 # It will end, and until then is in `_unfinished`.
                 untrack(component)
-            self._ready.append(component)
-            if not self._launch_scheduled:
-                self._schedule_launch()
+            self._enqueue(component)
         return component
 
     def _take_in(self, component: Component[Any], scope: Scope) -> None:
@@ -228,7 +223,7 @@ class Scheduler(Dispatcher):
 
     def _check_caller(self, template: Template) -> None:
         """Refuse a call that is made elsewhere than in the engine's loop, or after its end."""
-        if asyncio._get_running_loop() is not self.loop:
+        if self._is_in_other_thread() or not self._is_loop_running():
             raise RuntimeError(
                 f"'{template.name}' was called outside the event loop of its engine "
                 f"'{self.uid}': call tasks and blocks in that loop's thread"
@@ -237,7 +232,6 @@ class Scheduler(Dispatcher):
             raise EngineShutdownError(
                 f"cannot call '{template.name}': engine '{self.uid}' is shut down"
             )
-        self._thread = get_ident()  # the loop is run by another thread than before
 
     def _has_ended(self, future: asyncio.Future[Any]) -> bool:
         """Tell whether nobody needs to wait for a future, without having its result fetched."""
@@ -283,11 +277,8 @@ class Scheduler(Dispatcher):
         """Launch ``component`` soon, together with all that become ready in this turn."""
         self._ready.append(component)
         if not self._launch_scheduled:
-            self._schedule_launch()
-
-    def _schedule_launch(self) -> None:
-        self._launch_scheduled = True
-        self.loop.call_soon(self._launch)
+            self._launch_scheduled = True
+            self.loop.call_soon(self._launch)
 
     def _launch(self) -> None:
         """Launch what is ready, in a turn of the loop."""
@@ -309,26 +300,18 @@ class Scheduler(Dispatcher):
             if component._dependencies and not self._resolve(component):
                 continue
             template = component._template
-            component._launched_at = now
-            if component._files or component._producers:
-                is_plain = False
-            else:
-                is_plain = gives_calls and template.may_be_plain and not component._options
-            if is_plain:
-                component._stage = "LAUNCHED"
-                calls.append(component)
-                continue
             if telemetry is not None and component._attempts is None:
                 telemetry.resolved(component)
+            component._launched_at = now
             if template.policy is not None:
                 self._begin_attempt(component, template.policy)
-            kind = template.kind
-            if kind == "function" and not (component._files or component._producers):
+            if template.kind == "function" and not (component._files or component._producers):
                 component._stage = "LAUNCHED"
-                tasks.append(component)
+                is_plain = gives_calls and template.may_be_plain and not component._options
+                (calls if is_plain else tasks).append(component)
             else:
                 has_begun_bodies = True
-                work = self._run_block if kind == "block" else self._prepare
+                work = self._run_block if template.kind == "block" else self._prepare
                 self._start_body(component, work(component))
         if has_begun_bodies:  # maybe eagerly, and they may have cancelled some, or begun to listen
             if not self._gives_calls():
@@ -512,7 +495,7 @@ class Scheduler(Dispatcher):
         elif isinstance(result, RemoteValue):
             self._leave(component, result)
         else:
-            asyncio.Future.set_result(component, result)
+            _set_result(component, result)
         self._forget(component, error is None)
         if verdicts:
             self._follow(verdicts)

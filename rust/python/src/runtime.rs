@@ -63,8 +63,6 @@ struct Submission<'py> {
     name: Option<Bound<'py, PyString>>,
     /// Where it goes if it is no coroutine function.
     lane: LaneKind,
-    /// Whether `wait_all` and `get_failed` speak of it.
-    tracked: bool,
 }
 
 /// What became of the calls of one function.
@@ -123,7 +121,7 @@ impl Runtime {
         py: Python<'py>,
         submission: Submission<'py>,
     ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
-        let Submission { call, name, lane, tracked } = submission;
+        let Submission { call, name, lane } = submission;
         let (lane, origin) = self.look_at(call.callable().bind(py), lane)?;
         self.shared.task_begins()?;
         let task = TaskHandle::new(
@@ -133,7 +131,7 @@ impl Runtime {
             Content::Call(call),
             Some(lane),
             origin,
-            tracked,
+            true,
         );
         let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
         TaskHandle::untrack(&handle);
@@ -201,10 +199,8 @@ impl Runtime {
             (Some(argument), None) => Call::with_one(callable, argument),
             (_, kwargs) => Call::new(callable, arguments.others()?, kwargs.cloned(), None),
         };
-        let (lane, handle) = self.accept(
-            py,
-            Submission { call: call?, name: arguments.name, lane: LaneKind::Python, tracked: true },
-        )?;
+        let (lane, handle) = self
+            .accept(py, Submission { call: call?, name: arguments.name, lane: LaneKind::Python })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -244,8 +240,7 @@ impl Runtime {
         kwargs: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
         let call = Call::new(function.clone(), args, kwargs, None)?;
-        let (lane, handle) =
-            self.accept(py, Submission { call, name, lane: LaneKind::Io, tracked: true })?;
+        let (lane, handle) = self.accept(py, Submission { call, name, lane: LaneKind::Io })?;
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -274,12 +269,12 @@ impl Runtime {
         notes: Option<Vec<Note>>,
     ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
         let calls = self.parse(calls)?;
-        self.shared.tasks_begin(calls.len())?;
-        let birth = Birth::now(py, &self.shared, calls.len());
+        let count = calls.len();
+        self.shared.tasks_begin(count)?;
+        let birth = Birth::now(py, &self.shared, count);
         let mut notes = notes.into_iter().flatten();
-        let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(calls.len());
+        let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
-        let mut left = calls.len();
         for Parsed { token, call, name, lane, origin } in calls {
             let number = handles.len();
             let shared = self.shared.clone();
@@ -301,9 +296,8 @@ impl Runtime {
                     handle.get().forget_waiters();
                     TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, Some(py));
                 }
-                self.shared.tasks_refused(left);
+                self.shared.tasks_refused(count - handles.len());
             })?;
-            left -= 1;
             TaskHandle::untrack(&handle);
             if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
                 tracing.note(handle.get(), &note);

@@ -21,6 +21,7 @@ use pyo3::types::{PyString, PyTraceback};
 
 use crate::batch::Batch;
 use crate::call::Call;
+use crate::collector;
 use crate::mailbox::{Delivery, News};
 use crate::native::NativeOutcome;
 use crate::origin::Origin;
@@ -317,22 +318,18 @@ impl TaskHandle {
     /// Takes a new task off the garbage collector's list, which it would look through again and
     /// again: what a task needs in order to run it does not visit anyway.
     pub(crate) fn untrack(self_: &Bound<'_, Self>) {
-        // SAFETY: attached; a live object that has been tracked since its allocation.
-        unsafe { ffi::PyObject_GC_UnTrack(self_.as_ptr().cast()) };
+        collector::untrack(self_.as_any());
     }
 
     /// Puts it back on the list before it gets an outcome that could lead to the task itself.
-    fn track_for(self_: &Py<Self>, content: &Content, _py: Python<'_>) {
+    fn track_for(self_: &Py<Self>, content: &Content, py: Python<'_>) {
         let may_lead_here = match content {
             Content::Value(value) => may_refer(value),
             Content::Error { .. } => true,
             _ => false,
         };
-        // SAFETY: attached; live objects of a type that is garbage collected.
-        unsafe {
-            if may_lead_here && ffi::PyObject_GC_IsTracked(self_.as_ptr()) == 0 {
-                ffi::PyObject_GC_Track(self_.as_ptr().cast());
-            }
+        if may_lead_here {
+            collector::track(self_.bind(py).as_any());
         }
     }
 
