@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import linecache
 import pickle
+import re
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures.thread import BrokenThreadPool
@@ -96,7 +98,7 @@ class Call:
         if self.cancel_requested:
             return functools.partial, (tuple, (remote.MARK, "cancelled", None))
         try:
-            packed = cloudpickle.dumps((self._function, self._args, self._kwargs))
+            packed = remote.dumps((self._function, self._args, self._kwargs))
         except Exception as error:
             self._refusal = self._unsendable(error)
             raise self._refusal from error
@@ -274,7 +276,7 @@ class Call:
         else:
             whole, parts = packed
             raised = self._read_error(whole, parts, summary)
-        return "failed", _caused(raised, RemoteTracebackError(text))
+        return "failed", _caused(raised, RemoteTracebackError(_with_source(text)))
 
     def _read_error(self, whole: bytes | None, parts: bytes | None, summary: str) -> BaseException:
         """Return the error that a body has raised, or what can be had of it."""
@@ -290,6 +292,23 @@ class Call:
         return f"task '{self.name}' on backend '{self.backend}' {what}"
 
 
+_FRAME = re.compile(
+    r'^(?P<indent>[ |]*)File "(?P<file>.+)", line (?P<line>\d+), in .*\n(?!(?P=indent)  )',
+    re.MULTILINE,
+)
+"""A frame of a traceback whose source text was not to be had, as traceback prints it."""
+
+
+def _with_source(text: str) -> str:
+    """Add the source text that only this process has to a traceback, as of a notebook's cells."""
+
+    def add(frame: re.Match[str]) -> str:
+        source = linecache.getline(frame["file"], int(frame["line"])).strip()
+        return frame[0] + (f"{frame['indent']}  {source}\n" if source else "")
+
+    return _FRAME.sub(add, text)
+
+
 class RemoteTracebackError(Exception):
     """The traceback of an error in a worker process: the ``__cause__`` of that error here."""
 
@@ -302,7 +321,7 @@ def _packed_run() -> bytes:
     """Return :func:`remote.run` with all that it needs, by value."""
     cloudpickle.register_pickle_by_value(remote)
     try:
-        packed: bytes = cloudpickle.dumps(remote.run)
+        packed: bytes = remote.dumps(remote.run)
         return packed
     finally:
         cloudpickle.unregister_pickle_by_value(remote)
@@ -317,7 +336,7 @@ class _Run:
 
 def _why_unsendable(value: Any) -> Exception | None:
     try:
-        cloudpickle.dumps(value)
+        remote.dumps(value)
     except Exception as error:
         return error
     return None

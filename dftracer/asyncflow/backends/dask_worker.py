@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cloudpickle
 from distributed import Reschedule, WorkerPlugin, get_worker
 
+from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task, TaskStates
 from dftracer.asyncflow.backends.programs import record_failure, record_program, start_program
 from dftracer.asyncflow.errors import text_of_error
@@ -59,11 +60,11 @@ def dumps(value: Any) -> bytes:
     try:
         data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception:
-        data = cloudpickle.dumps(value)
+        data = remote.dumps(value)
     else:
         by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
         if any(module.encode() in data for module in by_value):
-            data = cloudpickle.dumps(value)
+            data = remote.dumps(value)
     return data
 
 
@@ -268,7 +269,7 @@ def _check(call: Call, result: Any) -> Any:
             pickle.dumps(result, 5, buffer_callback=_leave_out)
         except Exception:
             try:
-                cloudpickle.dumps(result, 5, buffer_callback=_leave_out)
+                remote.dumps(result, 5, buffer_callback=_leave_out)
             except Exception as error:
                 raise pickle.PicklingError(
                     f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so "
@@ -314,7 +315,7 @@ def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
         for fit in (error, error, _PartsError(error)):
             try:
                 str(fit)  # which Dask asks for
-                cloudpickle.loads(cloudpickle.dumps(fit))
+                cloudpickle.loads(remote.dumps(fit))
                 return fit.with_traceback(error.__traceback__)
             except Exception:
                 error.__cause__ = error.__context__ = None

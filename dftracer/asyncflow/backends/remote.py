@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import os
 import struct
 import time
 import traceback
+from types import CodeType
 from typing import Any
 
 import cloudpickle
@@ -23,6 +25,34 @@ MARK = "an outcome of dftracer.asyncflow"
 NOTE = "dq"
 """A note is a double, 0 before a call begins, then the clock when it did, and the worker's pid."""
 CANCELLED = -1.0
+
+FILENAME = 10
+"""The position of ``co_filename`` among the arguments of :class:`~types.CodeType`."""
+
+
+def dumps(value: Any, protocol: int | None = None, buffer_callback: Any = None) -> bytes:
+    """Pickle as ``cloudpickle.dumps`` does; functions by value keep the names of their files.
+
+    Some cloudpickles leave these out, and then tracebacks have neither file nor source text.
+    """
+    file = io.BytesIO()
+    pickler = cloudpickle.Pickler(file, protocol, buffer_callback)
+    reduce_others = pickler.reducer_override
+
+    def reduce(part: Any) -> Any:
+        if type(part) is not CodeType:
+            return reduce_others(part)
+        make, args = cloudpickle.Pickler.dispatch_table[CodeType](part)
+        if make is CodeType:
+            args = (*args[:FILENAME], part.co_filename, *args[FILENAME + 1 :])
+        return make, args
+
+    pickler.reducer_override = reduce
+    try:
+        pickler.dump(value)
+    finally:
+        del pickler.reducer_override  # and with it a cycle, which would hold the value
+    return file.getvalue()
 
 
 def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, Any]:
@@ -40,7 +70,7 @@ def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, An
     except BaseException as error:
         return MARK, "failed", (*_pack(error), _summary(error), _describe(error))
     try:
-        return MARK, "done", cloudpickle.dumps(value)
+        return MARK, "done", dumps(value)
     except BaseException as error:
         return MARK, "unsendable", (_summary(error), _describe(error))
 
@@ -72,7 +102,7 @@ def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
         (False, (type(error), error.args, {})),
     ):
         try:
-            packed = cloudpickle.dumps(what)
+            packed = dumps(what)
             if not whole or type(cloudpickle.loads(packed)) is type(error):
                 return (packed, None) if whole else (None, packed)
         except Exception:
