@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from dftracer.utils._native import Blocked
 
 if TYPE_CHECKING:
     from dftracer.utils._native import TaskHandle
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_FIRST_BEGIN_S = 0.05
+"""How long calls that were just submitted may take to begin before they are cancelled in a row."""
 
 
 class RuntimeExecutor(Executor):
@@ -24,60 +31,164 @@ class RuntimeExecutor(Executor):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._open = True
-        self._unfinished: set[Future[Any]] = set()
+        self._process = os.getpid()
+        # Held while a call is submitted, so that one that is accepted is among those that
+        # `shutdown` waits for. A signal handler or a finalizer may submit in the middle of that.
+        self._lock = threading.RLock()
+        self._is_open = True
+        self._unfinished: dict[TaskHandle[None], Future[Any]] = {}
+        self._here = _Here(threading.Event())
         # What Dask reads to know how much to send at a time.
         self._max_workers = runtime.sizes["python_threads"]
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` on a worker of the runtime.
 
+        A call may wait for the result of another one: a spare worker runs that meanwhile.
+
         Raises
         ------
         RuntimeError
-            If this executor or the runtime is shut down.
+            If this executor or the runtime is shut down, or was made before a ``fork()``.
         """
-        if not self._open:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        future: Future[T] = Future()
-
-        def body() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            # The runtime may have ended the task meanwhile, at a deadline: then that has been told.
-            with contextlib.suppress(InvalidStateError):
-                try:
-                    result = fn(*args, **kwargs)
-                except BaseException as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-
-        self._unfinished.add(future)
-        future.add_done_callback(self._unfinished.discard)
-        try:
-            handle = self._runtime.submit(body, name=getattr(fn, "__qualname__", None))
-        except BaseException:
-            self._unfinished.discard(future)
-            raise
-        handle.add_done_callback(lambda ended: _end(future, ended))
+        self._check_process()
+        call = _Call(self._here, fn, args, kwargs)
+        future = call.future
+        with self._lock:
+            if not self._is_open:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            try:
+                handle = self._runtime.submit(call, name=_name_of(fn))
+            except RuntimeError as error:
+                raise RuntimeError(f"cannot schedule new futures: {error}") from error
+            self._unfinished[handle] = future
+        handle.add_done_callback(call.ended)
+        handle.add_done_callback(self._forget)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; cancel or wait for those of this executor as asked."""
-        self._open = False
-        for future in list(self._unfinished):
-            if cancel_futures:
+        """Take no more calls; cancel or wait for those of this executor as asked.
+
+        It waits until their done callbacks have been called too. Inside one of its own calls,
+        which it would wait for in vain, it returns at once, as it does in the child of a
+        ``fork()``.
+        """
+        if self._process != os.getpid():
+            return
+        with self._lock:
+            self._is_open = False
+            unfinished = dict(self._unfinished)
+        if cancel_futures:
+            # Where the first calls are submitted, a pool of threads waits for their threads.
+            if unfinished:
+                self._here.has_begun.wait(_FIRST_BEGIN_S)
+            for future in unfinished.values():
                 future.cancel()
-        if wait:
-            for future in list(self._unfinished):
-                if not future.cancelled():
-                    future.exception()
+        if wait and not self._here.depth:
+            for handle in unfinished:
+                handle.wait()
+
+    def _forget(self, handle: TaskHandle[None]) -> None:
+        self._unfinished.pop(handle, None)
+
+    def _check_process(self) -> None:
+        # First of all: the lock may have been held by another thread when the process forked.
+        if self._process != os.getpid():
+            raise RuntimeError(
+                "this executor was made before a fork(): make a runtime in the child"
+            )
 
 
-def _end(future: Future[Any], handle: TaskHandle[None]) -> None:
-    """End a future whose task the runtime has ended without its body's doing."""
-    error = handle.exception or CancelledError()
-    with contextlib.suppress(InvalidStateError):
-        if not future.done() and not (handle.state == "cancelled" and future.cancel()):
-            future.set_exception(error)
+class _Here(threading.local):
+    """What the calls of an executor leave for it."""
+
+    depth = 0
+    """How many of its calls run on this thread, one inside the other."""
+
+    def __init__(self, has_begun: threading.Event) -> None:
+        self.has_begun = has_begun
+        """Set when the first of them has begun; the same in all threads."""
+
+
+class _Future(Future[T]):
+    """A future for which a call on the same runtime may wait."""
+
+    def result(self, timeout: float | None = None) -> T:
+        try:
+            with Blocked():
+                return super().result(timeout)
+        finally:
+            del self  # not part of the traceback that it holds
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        with Blocked():
+            return super().exception(timeout)
+
+
+class _Call(Generic[T]):
+    """The body of a task that runs one call and ends its future."""
+
+    __slots__ = ("_args", "_fn", "_here", "_kwargs", "_unclaimed", "future")
+
+    def __init__(
+        self,
+        here: _Here,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._here = here
+        self._fn = fn
+        self._args = args
+        self._kwargs = kwargs
+        self._unclaimed = [True]
+        """Emptied by whoever is first: the call as it begins, or the end of its task."""
+        self.future: Future[T] = _Future()
+
+    def __call__(self) -> None:
+        if not self._claim() or not self.future.set_running_or_notify_cancel():
+            return
+        self._here.depth += 1
+        if not self._here.has_begun.is_set():
+            self._here.has_begun.set()
+        try:
+            # The runtime may have ended the task meanwhile, at a deadline, and with it the future.
+            with contextlib.suppress(InvalidStateError):
+                try:
+                    result = self._fn(*self._args, **self._kwargs)
+                except BaseException as error:
+                    self.future.set_exception(error)
+                else:
+                    self.future.set_result(result)
+        finally:
+            self._here.depth -= 1
+            # The traceback of an error holds this frame, which shall not hold the error's future.
+            del self
+
+    def ended(self, handle: TaskHandle[None]) -> None:
+        """End the future if the runtime has ended the task without its body."""
+        future = self.future
+        if handle.state == "done":
+            return
+        if self._claim():
+            if handle.state == "cancelled":
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                return
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(handle.exception or CancelledError())
+
+    def _claim(self) -> bool:
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
+
+
+def _name_of(fn: Any) -> str | None:
+    """Return what the task is called; what has no name has that of its class."""
+    for named in (fn, type(fn)):
+        name = getattr(named, "__qualname__", None)
+        if isinstance(name, str):
+            return name
+    return None
