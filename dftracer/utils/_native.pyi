@@ -1,11 +1,12 @@
 """The Rust module. Users reach these names through :mod:`dftracer.utils`."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
 from pathlib import Path
-from types import GenericAlias
+from types import CodeType, FrameType, GenericAlias
 from typing import Any, Generic, Literal, TypeVar, final, overload
 
 from typing_extensions import Self, disjoint_base
@@ -31,6 +32,7 @@ __all__ = [
     "after_fork_in_child",
     "after_fork_in_parent",
     "available_cpus",
+    "bare_frame",
     "before_fork",
     "flush_traces",
     "running_task",
@@ -47,6 +49,15 @@ def available_cpus() -> int:
     That is the smaller of its affinity mask and its cgroup's quota, not the number in the box.
     """
 
+def bare_frame(code: CodeType, globals: dict[str, Any], /) -> FrameType:
+    """Return a frame that runs nothing and holds no variables, to stand in a traceback.
+
+    Raises
+    ------
+    ValueError
+        If ``code`` has free variables.
+    """
+
 def running_task() -> TaskHandle[Any] | None:
     """Return the handle of the plain body that runs on this thread."""
 
@@ -60,10 +71,16 @@ def shutdown_all(patience: float) -> list[str]:
 def flush_traces(limit: float) -> None:
     """Wait until all traces of this process are in their files, for at most ``limit`` seconds."""
 
-def untrack(object: object, /) -> None:
-    """Take an object off the list that the garbage collector looks through.
+def untrack(future: asyncio.Future[Any], /) -> None:
+    """Take an unfinished asyncio future off the list that the garbage collector looks through.
 
-    Until :func:`track_all` puts it back, nothing that it is part of is found to be garbage.
+    Until it is back, nothing that it is part of is found to be garbage. It is put back when the end
+    of the task is posted whose token it is, or by :func:`track_all`.
+
+    Raises
+    ------
+    TypeError
+        If it is no asyncio future.
     """
 
 def track_all(objects: list[Any], /) -> None:
@@ -179,6 +196,9 @@ class TaskHandle(Generic[_T_co]):
     def _deliver_to(self, mailbox: Mailbox, token: Any) -> None:
         """Post the end of the task to ``mailbox`` under ``token``."""
 
+    def _withdraw(self, token: Any) -> bool:
+        """Do not post ``token`` when the task ends; false if that was not to be, or has been."""
+
     def _adopt(self, state: str, value: Any | None) -> None:
         """End a handle that was made around a task of somebody else."""
 
@@ -212,6 +232,7 @@ class Runtime:
         io_threads: int = 0,
         python_threads: int = 0,
         trace: str | PathLike[str] | None = None,
+        keep_frames: bool = False,
     ) -> Runtime: ...
     @property
     def sizes(self) -> dict[str, int]:
@@ -421,7 +442,16 @@ class Runtime:
         """
 
     def get_failed(self) -> list[TaskHandle[Any]]:
-        """Return the handles of tasks that have failed since the last :meth:`clear_failed`."""
+        """Return handles of the tasks that have failed since the last :meth:`clear_failed`.
+
+        The first 10,000 are kept; :attr:`failed_not_kept` counts the others. Of a task whose own
+        handle nobody holds any more it is another that tells the same: its exception is a copy
+        whose traceback has no variables, unless the runtime was made with ``keep_frames``.
+        """
+
+    @property
+    def failed_not_kept(self) -> int:
+        """How many have failed since the last :meth:`clear_failed` that are not kept."""
 
     def clear_failed(self) -> None:
         """Forget the failed tasks."""

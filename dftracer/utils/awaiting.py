@@ -1,21 +1,23 @@
 """``await handle``, in any asyncio event loop.
 
 Each loop gets one mailbox, whose descriptor it watches: however many awaited tasks end at a time,
-the loop is woken once.
+the loop is woken once. Nothing but the loop holds its mailbox, which goes when the loop is closed;
+and a task that is awaited holds a number, not the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import weakref
 from collections.abc import Generator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from dftracer.utils._native import Mailbox, TaskHandle
 
 _DELIVERIES_PER_TURN = 1_000
 
-_mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = WeakKeyDictionary()
+_numbers = itertools.count()
 
 
 def iterate(handle: TaskHandle[Any]) -> Generator[Any, Any, Any]:
@@ -27,28 +29,51 @@ async def _outcome(handle: TaskHandle[Any]) -> Any:
     if not handle.done():
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        handle._deliver_to(_mailbox_of(loop), ended)
+        arrivals, number = _arrivals_of(loop), next(_numbers)
+        arrivals.expected[number] = ended
+        handle._deliver_to(arrivals.mailbox, number)
         try:
             await ended
         except asyncio.CancelledError:
             # As awaiting an asyncio task does: who gives up waiting gives up the task.
             handle.cancel()
             raise
+        finally:
+            if not ended.done() or ended.cancelled():
+                arrivals.expected.pop(number, None)
+                handle._withdraw(number)
     state, value = handle._report()
     if state == "cancelled":
         raise asyncio.CancelledError(f"task {handle.task_id} '{handle.name}' was cancelled")
     return handle.get() if state == "failed" else value
 
 
-def _mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
-    mailbox = _mailboxes.get(loop)
-    if mailbox is None:
-        mailbox = _mailboxes[loop] = Mailbox()
-        loop.add_reader(mailbox.fileno(), _deliver, mailbox)
-    return mailbox
+class _Arrivals:
+    """The awaited tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self.mailbox = Mailbox()
+        self.expected: dict[int, asyncio.Future[None]] = {}
+        """What is awaited in the loop, by the numbers that are posted when the tasks end."""
+
+    def deliver(self) -> None:
+        for number, _state, _value in self.mailbox.drain(_DELIVERIES_PER_TURN):
+            ended = self.expected.pop(number, None)
+            if ended is not None and not ended.done():
+                ended.set_result(None)
 
 
-def _deliver(mailbox: Mailbox) -> None:
-    for ended, _state, _value in mailbox.drain(_DELIVERIES_PER_TURN):
-        if not ended.done():
-            ended.set_result(None)
+_of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Arrivals]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Weak in both, since the arrivals lead to the loop: only that itself holds them, as a reader."""
+
+
+def _arrivals_of(loop: asyncio.AbstractEventLoop) -> _Arrivals:
+    known = _of_loops.get(loop)
+    arrivals = known() if known is not None else None
+    if arrivals is None:
+        arrivals = _Arrivals()
+        loop.add_reader(arrivals.mailbox.fileno(), arrivals.deliver)
+        _of_loops[loop] = weakref.ref(arrivals)
+    return arrivals

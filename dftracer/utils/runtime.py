@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 # Native code imports these when it needs them. They are imported here so that no thread is in the
 # middle of that, holding the lock of an import, when the process forks.
-from dftracer.utils import _native, adoption, awaiting, callbacks, coroutines, tracing  # noqa: F401
+from dftracer.utils import (
+    _native,
+    adoption,  # noqa: F401
+    awaiting,  # noqa: F401
+    callbacks,  # noqa: F401
+    coroutines,  # noqa: F401
+    failures,  # noqa: F401
+    tracing,  # noqa: F401
+)
 from dftracer.utils._native import ProcessResult, TaskHandle
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
@@ -93,6 +101,9 @@ class Runtime(_native.Runtime):
     trace:
         Where to write the life of every task, in DFTracer's format: a file ending in ``.pfw.gz``,
         or a directory. See ``docs/tracing.md``.
+    keep_frames:
+        Whether :meth:`get_failed` keeps the frames of tracebacks, with the variables of all
+        functions on the way, for a debugger to look at. Otherwise they go with the task's handle.
 
     Raises
     ------
@@ -113,6 +124,7 @@ class Runtime(_native.Runtime):
         io_threads: int = 0,
         python_threads: int = 0,
         trace: str | os.PathLike[str] | None = None,
+        keep_frames: bool = False,
     ) -> None:
         if os.environ.get("DFTRACER_STATUS"):
             from dftracer.utils import status

@@ -60,6 +60,19 @@ impl<T: Send> Mailbox<T> {
         if self.bell.look() { self.take(limit) } else { Vec::new() }
     }
 
+    /// Shows each item that waits, the oldest first. None is taken or added meanwhile, so `look`
+    /// must be short and wait for nothing.
+    pub fn for_each(&self, look: impl FnMut(&T)) {
+        self.lock().items.iter().for_each(look);
+    }
+
+    /// Takes all that waits, for a reader that will not come back.
+    pub fn empty(&self) -> Vec<T> {
+        let mut inbox = self.lock();
+        inbox.armed = false;
+        std::mem::take(&mut inbox.items).into()
+    }
+
     fn take(&self, limit: usize) -> Vec<T> {
         let mut inbox = self.lock();
         let count = inbox.items.len().min(limit);
@@ -111,6 +124,21 @@ mod tests {
         assert_eq!(mailbox.drain(2), [3]);
         assert!(!readable(&mailbox));
         assert!(mailbox.drain(2).is_empty());
+    }
+
+    #[test]
+    fn shows_what_waits_and_is_quiet_when_it_was_emptied() {
+        let mailbox = Mailbox::new().expect("descriptor");
+        mailbox.post(1);
+        mailbox.post(2);
+        let mut seen = Vec::new();
+        mailbox.for_each(|item| seen.push(*item));
+        assert_eq!(seen, [1, 2]);
+        assert_eq!(mailbox.empty(), [1, 2]);
+        assert!(mailbox.drain(2).is_empty());
+        mailbox.post(3);
+        assert!(readable(&mailbox), "the next item wakes a reader again");
+        assert_eq!(mailbox.drain(2), [3]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod files;
 mod fork;
 mod graph;
 mod handle;
+mod kept;
 mod mailbox;
 mod native;
 mod origin;
@@ -35,7 +36,7 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::collector::{track_all, untrack};
+    use crate::collector::{track_all, untrack_future};
     #[pymodule_export]
     use crate::coroutine::CoroutineWorker;
     #[pymodule_export]
@@ -46,6 +47,8 @@ mod _native {
     use crate::graph::Graph;
     #[pymodule_export]
     use crate::handle::TaskHandle;
+    #[pymodule_export]
+    use crate::kept::bare_frame;
     #[pymodule_export]
     use crate::mailbox::Mailbox;
     #[pymodule_export]

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::handle::TaskHandle;
-use crate::signals;
+use crate::{shared, signals};
 
 /// One task, by the object that its submitter gave to recognise it by, and what is new of it.
 pub(crate) struct Delivery {
@@ -24,6 +26,15 @@ pub(crate) enum News {
 }
 
 impl Delivery {
+    /// Shows the garbage collector what this holds.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.token)?;
+        match &self.news {
+            News::Begun(_) => Ok(()),
+            News::Ended(handle) => visit.call(handle),
+        }
+    }
+
     /// That the task of `token` begins now.
     pub(crate) fn begun(token: Py<PyAny>) -> Self {
         Self { token, news: News::Begun(SystemTime::now()) }
@@ -33,13 +44,15 @@ impl Delivery {
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Mailbox {
     pub(crate) core: Arc<CoreMailbox<Delivery>>,
+    /// In which process it was made, as forks are counted.
+    process: u64,
 }
 
 #[pymethods]
 impl Mailbox {
     #[new]
     fn new() -> PyResult<Self> {
-        Ok(Self { core: Arc::new(CoreMailbox::new()?) })
+        Ok(Self { core: Arc::new(CoreMailbox::new()?), process: shared::process_generation() })
     }
 
     fn fileno(&self) -> i32 {
@@ -75,5 +88,34 @@ impl Mailbox {
             }
         }
         Ok(items)
+    }
+
+    /// What waits for the reader is this object's, whoever else can post. Any thread adds to it; it
+    /// is taken away by attached threads only, see [`collector`](crate::collector).
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let mut shown = Ok(());
+        if !self.is_copy() {
+            self.core.for_each(|delivery| {
+                if shown.is_ok() {
+                    shown = delivery.traverse(&visit);
+                }
+            });
+        }
+        shown
+    }
+
+    fn __clear__(&self) {
+        if !self.is_copy() {
+            let unread = self.core.empty();
+            drop(unread);
+        }
+    }
+}
+
+impl Mailbox {
+    /// Whether a `fork()` has made a copy of this, whose lock may be held for ever by a thread that
+    /// was not copied.
+    fn is_copy(&self) -> bool {
+        self.process != shared::process_generation()
     }
 }

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use pyo3::PyTraverseError;
 use pyo3::ffi;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
@@ -41,6 +43,20 @@ struct Parts<'a, 'py> {
     code: Borrowed<'a, 'py, PyAny>,
     qualname: Borrowed<'a, 'py, PyAny>,
     module: Option<Borrowed<'a, 'py, PyAny>>,
+}
+
+#[pymethods]
+impl Origin {
+    /// Shows what it holds, which never changes but for a name that it gets. What it is part of is
+    /// broken up elsewhere: it is itself held by tasks and runtimes, which can be cleared.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.code)?;
+        if let Some(names) = &self.names {
+            visit.call(&names.qualname)?;
+            visit.call(&names.module)?;
+        }
+        Ok(())
+    }
 }
 
 impl Origin {
@@ -101,6 +117,23 @@ const KEPT: usize = 16;
 pub(crate) struct Origins([Mutex<Option<Py<Origin>>>; KEPT]);
 
 impl Origins {
+    /// Shows the garbage collector what is kept. Locked by attached threads only, and never while a
+    /// Python object is made or dropped.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        for place in &self.0 {
+            visit.call(&*place.lock().unwrap_or_else(PoisonError::into_inner))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets them all.
+    pub(crate) fn clear(&self) {
+        for place in &self.0 {
+            let kept = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(kept);
+        }
+    }
+
     /// What is known of `callable`; `None` if it has no code object.
     pub(crate) fn of(&self, callable: &Bound<'_, PyAny>) -> Option<Py<Origin>> {
         let py = callable.py();

@@ -378,8 +378,8 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
 
 fn errors<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
-    for handle in shared.failed(py) {
-        let handle = handle.bind(py);
+    for failure in shared.failed(py).0 {
+        let handle = failure.handle(py, shared)?;
         let dict = PyDict::new(py);
         dict.set_item("task_id", handle.get().task_id)?;
         dict.set_item("name", handle.get().name_now(py))?;

@@ -192,7 +192,7 @@ impl Results {
             for calls in &state.calls {
                 match calls {
                     Calls::One(handle) => visit.call(handle)?,
-                    Calls::Many(batch, _) => batch.traverse(&visit)?,
+                    Calls::Many(batch, _) => Batch::traverse(batch, &visit)?,
                 }
             }
             if let Some(Rest { runtime, function, items }) = &state.rest {

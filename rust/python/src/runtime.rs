@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use dftracer_core::process::{Sink, Source};
 use dftracer_core::sizes::Sizes;
+use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
@@ -209,12 +211,13 @@ impl Runtime {
 #[pymethods]
 impl Runtime {
     #[new]
-    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None))]
+    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None, keep_frames=false))]
     fn new(
         threads: isize,
         io_threads: isize,
         python_threads: isize,
         trace: Option<Bound<'_, PyAny>>,
+        keep_frames: bool,
     ) -> PyResult<Self> {
         let sizes = Sizes::resolve(
             size(threads, "threads")?,
@@ -222,7 +225,7 @@ impl Runtime {
             size(python_threads, "python_threads")?,
         );
         let trace = trace.map(|path| trace::open(&path)).transpose()?;
-        let shared = Shared::new(sizes);
+        let shared = Shared::new(sizes, keep_frames);
         if let Some(trace) = trace {
             shared.start_trace(trace);
         }
@@ -387,15 +390,20 @@ impl Runtime {
     #[pyo3(signature = (raise_on_error=false))]
     fn wait_all(&self, py: Python<'_>, raise_on_error: bool) -> PyResult<()> {
         self.shared.wait_idle(py, None)?;
-        let failed = self.shared.take_unreported();
-        if !raise_on_error || failed.is_empty() {
+        let (failed, more) = self.shared.take_unreported();
+        let count = failed.len() as u64 + more;
+        if !raise_on_error || count == 0 {
             return Ok(());
         }
-        let mut message = format!("{} task(s) failed:", failed.len());
-        for handle in failed {
-            let error = handle.bind(py).getattr("exception")?;
+        let mut message = format!("{count} task(s) failed:");
+        for failure in failed {
+            let handle = failure.handle(py, &self.shared)?;
+            let error = handle.getattr("exception")?;
             let name = handle.get().name_now(py);
             message.push_str(&format!("\n{name}: {}", progress::describe(&error)));
+        }
+        if more > 0 {
+            message.push_str(&format!("\n... and {more} more"));
         }
         Err(PyRuntimeError::new_err(message))
     }
@@ -426,8 +434,15 @@ impl Runtime {
         self.shared.set_task_timeout(millis);
     }
 
-    fn get_failed(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
-        self.shared.failed(py)
+    fn get_failed<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
+        let (failed, _) = self.shared.failed(py);
+        failed.into_iter().map(|failure| failure.handle(py, &self.shared)).collect()
+    }
+
+    /// How many have failed since the last `clear_failed` that are not among `get_failed`.
+    #[getter]
+    fn failed_not_kept(&self, py: Python<'_>) -> u64 {
+        self.shared.failed(py).1
     }
 
     fn clear_failed(&self) {
@@ -437,6 +452,15 @@ impl Runtime {
     #[pyo3(signature = (wait=true))]
     fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
         self.shared.shutdown(py, wait)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        self.shared.traverse(&visit)
+    }
+
+    /// As the end of a runtime that was dropped: nobody can ask it for anything any more.
+    fn __clear__(&self) {
+        self.shared.forget_failures();
     }
 
     /// The sizes of the pools, started or not.

@@ -16,12 +16,15 @@ use dftracer_core::ledger::{Entry, Ledger};
 use dftracer_core::park::{Parker, Unpark, Wakeup};
 use dftracer_core::sizes::Sizes;
 use once_cell::sync::OnceCell;
+use pyo3::PyTraverseError;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use crate::batch::Batch;
 use crate::deadlines::Deadlines;
-use crate::handle::{Outcome, Sleepers, TaskHandle, state, wake};
+use crate::handle::{Content, Outcome, Sleepers, TaskHandle, state, wake};
+use crate::kept::{Bounded, Failure, Failures, NewFailure};
 use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
 use crate::trace::Tracing;
@@ -103,6 +106,8 @@ pub(crate) struct Shared {
     /// Who waits for the end of all tasks.
     idle_waiters: Mutex<Vec<Arc<Parker>>>,
     failures: Mutex<Failures>,
+    /// Whether failures that are kept hold the frames of their tracebacks, with all their variables.
+    keeps_frames: bool,
     /// Called with the handle and the exception of each failed task.
     error_callback: Mutex<Option<Py<PyAny>>>,
     /// Where the lives of tasks are written.
@@ -115,20 +120,12 @@ pub(crate) struct Shared {
     generation: u64,
 }
 
-#[derive(Default)]
-struct Failures {
-    /// Since the last `clear_failed`, which empties both.
-    all: Vec<Py<TaskHandle>>,
-    /// Since the last `wait_all`.
-    unreported: Vec<Py<TaskHandle>>,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
-    pub(crate) fn new(sizes: Sizes) -> Arc<Self> {
+    pub(crate) fn new(sizes: Sizes, keeps_frames: bool) -> Arc<Self> {
         let shared = Arc::new(Self {
             sizes,
             python: Lane::new(sizes.python_threads),
@@ -149,6 +146,7 @@ impl Shared {
             waiting_for_all: AtomicUsize::new(0),
             idle_waiters: Mutex::default(),
             failures: Mutex::default(),
+            keeps_frames,
             error_callback: Mutex::default(),
             tracing: OnceCell::new(),
             departures: Mutex::default(),
@@ -362,25 +360,26 @@ impl Shared {
 
     // --- failures -------------------------------------------------------------------------------
 
-    /// Two references to a task that is about to fail, for the two lists of failures.
+    /// What is to be kept of a task that is about to fail with this content.
     pub(crate) fn prepare_failure(
         &self,
         handle: &Py<TaskHandle>,
+        content: &Content,
         py: Option<Python<'_>>,
-    ) -> Option<[Py<TaskHandle>; 2]> {
-        let hold = |py: Python<'_>| [handle.clone_ref(py), handle.clone_ref(py)];
+    ) -> NewFailure {
+        let has_room = lock(&self.failures).has_room();
+        let prepare =
+            |py: Python<'_>| NewFailure::of(py, handle, content, has_room, self.keeps_frames);
         match py {
-            Some(py) => Some(hold(py)),
+            Some(py) => prepare(py),
             // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
-            None => Python::try_attach(hold),
+            None => Python::try_attach(prepare).unwrap_or_default(),
         }
     }
 
-    /// Remembers a failed task for `get_failed` and `wait_all`.
-    pub(crate) fn record_failure(&self, [one, two]: [Py<TaskHandle>; 2]) {
-        let mut failures = lock(&self.failures);
-        failures.all.push(one);
-        failures.unreported.push(two);
+    /// Remembers a failed task for `get_failed` and `wait_all`; gives back what is not kept.
+    pub(crate) fn record_failure(&self, failure: NewFailure) -> [Option<Failure>; 2] {
+        lock(&self.failures).add(failure)
     }
 
     /// Tells the error callback of a failed task.
@@ -402,17 +401,35 @@ impl Shared {
         drop(previous);
     }
 
-    pub(crate) fn failed(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
-        lock(&self.failures).all.iter().map(|handle| handle.clone_ref(py)).collect()
+    /// The failures that are kept, the oldest first, and how many are not.
+    pub(crate) fn failed(&self, py: Python<'_>) -> (Vec<Failure>, u64) {
+        let failures = lock(&self.failures);
+        (failures.all.list.iter().map(|failure| failure.clone_ref(py)).collect(), failures.all.more)
     }
 
     pub(crate) fn clear_failed(&self) {
-        let cleared = std::mem::take(&mut *lock(&self.failures));
+        let cleared = lock(&self.failures).clear();
         drop(cleared);
     }
 
-    pub(crate) fn take_unreported(&self) -> Vec<Py<TaskHandle>> {
-        std::mem::take(&mut lock(&self.failures).unreported)
+    /// Those since the last call, and how many more there were.
+    pub(crate) fn take_unreported(&self) -> (Vec<Failure>, u64) {
+        let Bounded { list, more } = std::mem::take(&mut lock(&self.failures).unreported);
+        (list, more)
+    }
+
+    /// Shows the garbage collector what a runtime holds through this: to be called by the one
+    /// `Runtime` of this. Tasks and workers hold this as well, but nothing that is shown here is
+    /// theirs: without a `Runtime` nobody asks for failures or is told of them.
+    ///
+    /// Any thread adds failures; only attached ones take them or the callback away.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if self.is_copy() {
+            return Ok(()); // its locks may be held for ever by threads that were not copied
+        }
+        visit.call(&*lock(&self.error_callback))?;
+        lock(&self.failures).traverse(visit)?;
+        self.origins.traverse(visit)
     }
 
     // --- threads --------------------------------------------------------------------------------
@@ -564,8 +581,10 @@ impl Shared {
     /// Nobody can ask for failures or be told of them any more. They hold this in turn.
     pub(crate) fn forget_failures(&self) {
         if !self.is_copy() {
-            self.clear_failed();
+            let cleared = lock(&self.failures).close();
+            drop(cleared);
             self.set_error_callback(None);
+            self.origins.clear();
         }
     }
 
@@ -628,6 +647,11 @@ impl Drop for Shared {
             self.deadlines.abandon();
         } else {
             self.retire();
+            if let Some(tracing) = self.tracing.take() {
+                // The last one to hold this is often a worker that has let go of the interpreter.
+                // What it dropped then would be kept until somebody calls into this module.
+                Python::try_attach(|_| drop(tracing));
+            }
         }
     }
 }
@@ -657,6 +681,11 @@ pub(crate) fn begin_exit() -> Vec<Arc<Shared>> {
     EXITING.store(true, Ordering::SeqCst);
     let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
     runtimes.into_iter().filter(|runtime| !runtime.is_copy()).collect()
+}
+
+/// Rises in the child of each `fork()`.
+pub(crate) fn process_generation() -> u64 {
+    FORK_GENERATION.load(Ordering::Relaxed)
 }
 
 /// In the child of a `fork()`: all that was made before it is a copy without threads.

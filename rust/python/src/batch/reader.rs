@@ -1,5 +1,7 @@
 //! What the one who reads the results asks of a batch.
 
+use std::sync::Arc;
+
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -113,13 +115,25 @@ impl Batch {
         drop(unneeded);
     }
 
-    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+    /// Shows the garbage collector what the reader of the results holds through this.
+    ///
+    /// What its calls need belongs to the workers, through their tickets, as long as there are any:
+    /// these count as users that the collector does not know. Who holds a batch changes only while
+    /// a thread is attached.
+    pub(crate) fn traverse(self: &Arc<Self>, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let is_all_ours = Arc::strong_count(self) == 1;
+        if is_all_ours {
+            visit.call(&self.function)?;
+            visit.call(&self.context)?;
+            visit.call(&self.origin)?;
+        }
         // Never locked while the collector runs, see `places`.
         if let Ok(places) = self.places.try_lock() {
             for place in &places.list {
                 match &place.item {
                     Item::Done(value) => visit.call(value)?,
                     Item::Shown(handle) => visit.call(handle)?,
+                    Item::Queued(argument) if is_all_ours => visit.call(argument)?,
                     _ => {}
                 }
             }

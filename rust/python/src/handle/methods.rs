@@ -73,7 +73,8 @@ impl TaskHandle {
             (None, None) => (name, task_id, None),
         };
         let cancel = source.map(|source| source.getattr("cancel")).transpose()?;
-        let handle = Self::foreign(name.unbind(), task_id, cancel.map(Bound::unbind));
+        let name = super::exact(py, name.unbind());
+        let handle = Self::foreign(name, task_id, cancel.map(Bound::unbind));
         let handle = Py::new(py, handle)?;
         match source {
             Some(source) => {
@@ -178,6 +179,11 @@ impl TaskHandle {
         Self::deliver_to(self_, &mailbox.core, token);
     }
 
+    /// Does not post `token` to its mailbox; false if it was posted already.
+    fn _withdraw(&self, token: Py<PyAny>) -> bool {
+        self.withdraw(&token)
+    }
+
     fn __await__<'py>(self_: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         WAIT.import(self_.py(), "dftracer.utils.awaiting", "iterate")?.call1((self_,))
@@ -193,24 +199,44 @@ impl TaskHandle {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        // Locked only by a native thread that stores an outcome without Python objects, see `cell`.
-        if let Ok(cell) = self.cell.try_lock() {
-            match &cell.content {
-                Content::Value(value) => visit.call(value)?,
-                Content::Error { exception, traceback } => {
-                    visit.call(exception)?;
-                    visit.call(traceback)?;
-                }
-                // What a task needs in order to run is let go when it ends, cycle or not.
-                _ => {}
-            }
+        if self.shared.as_ref().is_some_and(|shared| shared.is_copy()) {
+            return Ok(()); // its lock may be held for ever by a thread that was not copied
         }
-        Ok(())
+        visit.call(&self.origin)?;
+        // Waited for, not tried: what is shown once must be shown twice, see `cell`.
+        let cell = self.lock();
+        match &cell.content {
+            Content::Value(value) => visit.call(value)?,
+            Content::Error { exception, traceback } => {
+                visit.call(exception)?;
+                visit.call(traceback)?;
+            }
+            Content::Foreign { cancel } => visit.call(cancel)?,
+            // What a task needs in order to run is let go when it ends, cycle or not.
+            _ => {}
+        }
+        // Our own tasks end, and let go of who waits for them; those of others may never. Only
+        // attached threads end these.
+        match (&self.shared, &cell.extras) {
+            (None, Some(extras)) => extras.waiters.traverse(&visit),
+            _ => Ok(()),
+        }
     }
 
     fn __clear__(&self) {
-        let content = std::mem::replace(&mut self.lock().content, Content::Cancelled);
-        drop(content);
+        if self.shared.as_ref().is_some_and(|shared| shared.is_copy()) {
+            return;
+        }
+        let mut cell = self.lock();
+        let content = match &cell.content {
+            Content::Value(_) | Content::Error { .. } | Content::Foreign { .. } => {
+                std::mem::replace(&mut cell.content, Content::Cancelled)
+            }
+            _ => Content::Cancelled,
+        };
+        let extras = if self.shared.is_none() { cell.extras.take() } else { None };
+        drop(cell);
+        drop((content, extras));
     }
 
     fn __repr__(&self, py: Python<'_>) -> String {

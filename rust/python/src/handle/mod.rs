@@ -72,9 +72,11 @@ pub(crate) struct TaskHandle {
     /// What is known of its callable, if that has a code object.
     pub(crate) origin: Option<Py<Origin>>,
     pub(crate) times: Times,
-    /// Values and exceptions are put here and taken from here only by attached threads, so the
-    /// garbage collector, which runs while all of these stand still, finds it unlocked or without
-    /// any. No Python code runs while it is locked.
+    /// Values and exceptions are put here and taken from here by attached threads only. Others lock
+    /// it to end a native task, and may find that a deadline has ended it, with an exception: they
+    /// look at that and leave it where it is. No Python code runs and no Python object is made or
+    /// dropped while it is locked, and nobody who has locked it waits for the interpreter, so the
+    /// garbage collector waits for it, see [`collector`](crate::collector).
     cell: Mutex<Cell>,
     /// `None` for a handle around somebody else's task.
     shared: Option<Arc<Shared>>,
@@ -85,8 +87,8 @@ pub(crate) struct TaskHandle {
 const NO_ENTRY: u32 = u32::MAX;
 
 struct Cell {
-    /// Given, or, if its origin has none, derived when the task starts and somebody still holds the
-    /// handle.
+    /// Of the built-in class, so that it refers to nothing. Given, or, if its origin has none,
+    /// derived when the task starts and somebody still holds the handle.
     name: Option<Py<PyString>>,
     content: Content,
     extras: Option<Box<Extras>>,
@@ -227,6 +229,7 @@ impl TaskHandle {
         {
             tracing.name_native(task_id, name.bind(py));
         }
+        let name = name.map(|name| exact(py, name));
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
             state: AtomicU8::new(QUEUED),
@@ -258,6 +261,14 @@ impl TaskHandle {
             shared: None,
             entry: AtomicU32::new(NO_ENTRY),
         }
+    }
+
+    /// A handle of a task that has failed, in the place of its own, which is gone.
+    pub(crate) fn of_failure(name: Py<PyString>, task_id: i64, content: Content) -> Self {
+        let handle = Self::foreign(name, task_id, None);
+        handle.lock().content = content;
+        handle.state.store(FAILED, Ordering::Release);
+        handle
     }
 
     /// What stands for a batch in the queue of a lane: a worker that takes it runs items of the
@@ -469,7 +480,7 @@ impl TaskHandle {
         let (state, content) = Content::of_outcome(outcome, py);
         // Held before anything is locked: it may take the interpreter.
         let failure = match (&this.shared, state == FAILED && this.tracked) {
-            (Some(shared), true) => shared.prepare_failure(self_, py),
+            (Some(shared), true) => Some(shared.prepare_failure(self_, &content, py)),
             _ => None,
         };
         let mut cell = this.lock();
@@ -480,9 +491,10 @@ impl TaskHandle {
         }
         // Whoever sees that it has failed finds it among the failures.
         let failed = failure.is_some();
-        if let (Some(shared), Some(failure)) = (&this.shared, failure) {
-            shared.record_failure(failure);
-        }
+        let not_kept = match (&this.shared, failure) {
+            (Some(shared), Some(failure)) => Some(shared.record_failure(failure)),
+            _ => None,
+        };
         if let Some(py) = py {
             Self::track_for(self_, &content, py);
         }
@@ -506,7 +518,7 @@ impl TaskHandle {
             let parent = parent.as_ref().map_or(-1, |family| family.parent);
             tracing.ended(this, name, &left_over, parent, py);
         }
-        drop(left_over);
+        drop((left_over, not_kept));
 
         if let Some(parent) = parent {
             parent.ended(1);
@@ -520,7 +532,7 @@ impl TaskHandle {
             }
         }
         let unheard = !failed && matches!(waiters, Waiters::None);
-        waiters.deliver(self_, sleepers);
+        waiters.deliver(self_, sleepers, py);
         if let Some(shared) = &this.shared {
             shared.tasks_ended(1, sleepers);
         }
@@ -540,7 +552,8 @@ impl TaskHandle {
     /// Tells `waiter` of the end of the task; at once if it has ended.
     fn tell(self_: &Bound<'_, Self>, waiter: Waiter) {
         if let Err(waiter) = self_.get().add_waiter(waiter) {
-            wake(&mut waiter.deliver(self_.as_unbound()).into_iter().collect());
+            let py = Some(self_.py());
+            wake(&mut waiter.deliver(self_.as_unbound(), py).into_iter().collect());
         }
     }
 
@@ -558,6 +571,14 @@ impl TaskHandle {
         if let Some(extras) = &mut self.lock().extras {
             extras.waiters.remove_thread(parker);
         }
+    }
+
+    /// Does not post `token` when the task ends; false if that was not to be, or has been.
+    fn withdraw(&self, token: &Py<PyAny>) -> bool {
+        let mut cell = self.lock();
+        let waiter = cell.extras.as_mut().and_then(|extras| extras.waiters.take_mailbox(token));
+        drop(cell);
+        waiter.is_some()
     }
 
     /// Nobody who was promised this task's end will hear of it.
@@ -699,6 +720,22 @@ impl Drop for TaskHandle {
             shared.leave_ledger(entry);
         }
     }
+}
+
+/// The text as a string of the built-in class, which refers to nothing.
+pub(crate) fn exact(py: Python<'_>, text: Py<PyString>) -> Py<PyString> {
+    let bound = text.bind(py);
+    if bound.is_exact_instance_of::<PyString>() {
+        return text;
+    }
+    // SAFETY: attached, an instance of a class derived from `str`; a new reference, or null with an
+    // exception set.
+    let copy = unsafe {
+        Bound::from_owned_ptr_or_err(py, ffi::PyUnicode_FromObject(bound.as_ptr()))
+            .map(|copy| copy.cast_into_unchecked::<PyString>())
+    };
+    // Only if there is no memory for it.
+    copy.unwrap_or_else(|_| PyString::new(py, "task")).unbind()
 }
 
 /// Whether an object could refer to others, now or later. A tuple could not if the collector has

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::park::{Parker, Unpark};
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::TaskHandle;
 use crate::callbacks;
+use crate::collector;
 use crate::mailbox::Delivery;
 
 /// Threads and event loops that are to be woken.
@@ -63,25 +66,73 @@ impl Waiters {
         }
     }
 
+    /// Takes out the mailbox that was to be posted `token`, if there is one.
+    pub(crate) fn take_mailbox(&mut self, token: &Py<PyAny>) -> Option<Waiter> {
+        let is_it = |waiter: &Waiter| {
+            matches!(waiter, Waiter::Mailbox { delivery, .. }
+                if delivery.token.as_ptr() == token.as_ptr())
+        };
+        match self {
+            Self::One(waiter) if is_it(waiter) => match std::mem::take(self) {
+                Self::One(waiter) => Some(waiter),
+                _ => None,
+            },
+            Self::Many(waiters) => {
+                let place = waiters.iter().position(is_it)?;
+                Some(waiters.remove(place))
+            }
+            Self::None | Self::One(_) => None,
+        }
+    }
+
     /// Hands each what it waits for, in the order in which they came, and adds those who must be
     /// woken to `sleepers`.
-    pub(crate) fn deliver(self, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
+    pub(crate) fn deliver(
+        self,
+        handle: &Py<TaskHandle>,
+        sleepers: &mut Sleepers,
+        py: Option<Python<'_>>,
+    ) {
         match self {
             Self::None => {}
-            Self::One(waiter) => sleepers.extend(waiter.deliver(handle)),
+            Self::One(waiter) => sleepers.extend(waiter.deliver(handle, py)),
             Self::Many(waiters) => {
-                sleepers.extend(waiters.into_iter().filter_map(|waiter| waiter.deliver(handle)));
+                let woken = waiters.into_iter().filter_map(|waiter| waiter.deliver(handle, py));
+                sleepers.extend(woken);
             }
         }
+    }
+
+    /// Shows the garbage collector who waits for a task that may never end.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let waiters = match self {
+            Self::None => &[],
+            Self::One(waiter) => std::slice::from_ref(waiter),
+            Self::Many(waiters) => waiters.as_slice(),
+        };
+        waiters.iter().try_for_each(|waiter| match waiter {
+            Waiter::Thread(_) => Ok(()),
+            Waiter::Mailbox { delivery, .. } => delivery.traverse(visit),
+            Waiter::Callback(callback) => visit.call(callback),
+        })
     }
 }
 
 impl Waiter {
     /// Hands over what it waits for, and leaves it to the caller to wake it.
-    pub(crate) fn deliver(self, handle: &Py<TaskHandle>) -> Option<Arc<dyn Unpark>> {
+    pub(crate) fn deliver(
+        self,
+        handle: &Py<TaskHandle>,
+        py: Option<Python<'_>>,
+    ) -> Option<Arc<dyn Unpark>> {
         match self {
             Self::Thread(parker) => Some(parker),
             Self::Mailbox { mailbox, delivery } => {
+                // The task does not hold it any more, and the collector looks through mailboxes.
+                // What ends without the interpreter has tokens that were never off the list.
+                if let Some(py) = py {
+                    collector::track(delivery.token.bind(py));
+                }
                 mailbox.post_quietly(delivery).then_some(mailbox as Arc<dyn Unpark>)
             }
             Self::Callback(callback) => {

@@ -1,0 +1,151 @@
+"""Failures to be kept for later: what an exception says, without what it holds.
+
+The traceback of an exception leads to the frame of each function that it passed, and so to all of
+their variables. A copy made here has tracebacks with the same files, functions and lines, and
+frames that are empty.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from dftracer.utils._native import bare_frame
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType, TracebackType
+
+_MOST_LINES = 100
+"""How many lines of a traceback are kept: as many at its beginning as at its end."""
+
+_MOST_CAUSES = 100
+"""How many exceptions are copied along with one: its causes, contexts and members of a group."""
+
+_OF_MODULE = ("__name__", "__file__", "__loader__", "__spec__")
+"""What those who print a traceback ask of a frame, to find its source."""
+
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
+"""The class of groups of exceptions, or none before CPython 3.11."""
+
+
+def stand_in(failure: tuple[BaseException, TracebackType | None]) -> BaseException:
+    """Return a copy of an exception, with that traceback, which shares no frame with it.
+
+    It is of the same class and has the same arguments and attributes. The exceptions that it leads
+    to, in these too, are copied like it. Code of the exception's class is not run.
+    """
+    error, traceback = failure
+    return _Copies().of(error, traceback)
+
+
+class _Copies:
+    """The copies of one exception and of those that it leads to."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, BaseException] = {}
+
+    def of(self, error: BaseException, traceback: TracebackType | None) -> BaseException:
+        copy = self._of_content(error)
+        self._made[id(error)] = copy
+        copy.__traceback__ = _without_frames(traceback)
+        # Set only here, since to set a cause also hides the context.
+        copy.__context__ = self._of_other(error.__context__)
+        copy.__cause__ = self._of_other(error.__cause__)
+        copy.__suppress_context__ = error.__suppress_context__
+        return copy
+
+    def _of_other(self, value: Any) -> Any:
+        """Return a copy of what is an exception, nothing if there are too many, or the value."""
+        if not isinstance(value, BaseException):
+            return value
+        known = self._made.get(id(value))
+        if known is None and len(self._made) <= _MOST_CAUSES:
+            known = self.of(value, value.__traceback__)
+        return known
+
+    def _of_content(self, error: BaseException) -> BaseException:
+        kind = type(error)
+        arguments = tuple([self._of_value(value) for value in error.args])
+        try:
+            copy = self._new(kind, error, arguments)
+            copy.__dict__.update({key: self._of_value(value) for key, value in vars(error).items()})
+        except Exception:
+            # Its class has a form that cannot be made from outside.
+            copy = RuntimeError(f"{kind.__qualname__}: {_text_of(error)}")
+        return copy
+
+    def _new(
+        self, kind: type[BaseException], error: BaseException, arguments: tuple[Any, ...]
+    ) -> BaseException:
+        """Make an exception as the built-in class does that its class comes from."""
+        base: Any = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+        if isinstance(error, _GROUP):
+            members = [self._of_other(each) for each in error.exceptions]
+            group: BaseException = base.__new__(
+                kind, error.message, [each for each in members if each is not None]
+            )
+            return group
+        given = arguments
+        if base not in (Exception, BaseException):
+            # Some keep arguments elsewhere, such as the name of a file, and say how to get it back.
+            given = tuple([self._of_value(value) for value in base.__reduce__(error)[1]])
+        copy: BaseException = base.__new__(kind, *given)
+        base.__init__(copy, *given)
+        copy.args = arguments
+        if isinstance(error, (ImportError, NameError)):
+            for key in ("name", "path"):
+                if hasattr(error, key):
+                    setattr(copy, key, getattr(error, key))
+        return copy
+
+    def _of_value(self, value: Any) -> Any:
+        if isinstance(value, BaseException):
+            copy = self._of_other(value)
+            return copy if copy is not None else _text_of(value)
+        return value
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(no text)"
+
+
+def _without_frames(traceback: TracebackType | None) -> TracebackType | None:
+    lines: list[tuple[FrameType, int]] = []
+    while traceback is not None:
+        lines.append((traceback.tb_frame, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    if len(lines) > _MOST_LINES:
+        half = _MOST_LINES // 2
+        lines = lines[:half] + lines[-half:]
+    copy: TracebackType | None = None
+    for frame, line in reversed(lines):
+        empty = _empty_frame(frame.f_code, frame.f_globals)
+        copy = types.TracebackType(copy, empty, -1, line)
+    return copy
+
+
+_frames: dict[tuple[str, str, Any], FrameType] = {}
+"""Empty frames that can stand in any traceback: the line is the business of that."""
+
+_MOST_FRAMES = 1_024
+
+
+def _empty_frame(code: CodeType, module: dict[str, Any]) -> FrameType:
+    key = (code.co_filename, code.co_name, module.get("__name__"))
+    frame = _frames.get(key)
+    if frame is None:
+        if len(_frames) >= _MOST_FRAMES:
+            _frames.clear()
+        # Code of its own, since a frame looks for free variables in a function that is not there.
+        names: dict[str, Any] = {"co_name": code.co_name}
+        if sys.version_info >= (3, 11):
+            names["co_qualname"] = code.co_qualname
+        stub = compile("", code.co_filename, "exec").replace(**names)
+        globals_ = {name: module[name] for name in _OF_MODULE if name in module}
+        frame = _frames[key] = bare_frame(stub, globals_)
+    return frame
