@@ -54,9 +54,10 @@ def rust(session: nox.Session) -> None:
     clippy = ["cargo", "clippy", "--workspace", "--all-targets", "--locked"]
     session.run(*clippy, "--", "-D", "warnings", external=True, env=env)
     session.run("cargo", "test", "-p", "dftracer-core", "--locked", external=True, env=env)
-    # Every interleaving of the lane's wake-ups. In a target folder of its own: it is other code.
+    # Every interleaving of threads at what they share. In a target folder of its own: it is other
+    # code.
     model = {**env, "RUSTFLAGS": "--cfg dft_loom", "CARGO_TARGET_DIR": "target/loom"}
-    loom = ["cargo", "test", "-p", "dftracer-core", "--release", "--locked", "--test", "loom_lane"]
+    loom = ["cargo", "test", "-p", "dftracer-core", "--release", "--locked", "--test", "loom_*"]
     session.run(*loom, external=True, env=model)
 
 

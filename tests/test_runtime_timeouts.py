@@ -5,6 +5,8 @@ import concurrent.futures
 import contextlib
 import math
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -611,6 +613,44 @@ def test_no_interruption_hits_the_next_task_when_short_bodies_are_cancelled(
     one_worker.wait_all(raise_on_error=True)
     assert answers
     assert states
+
+
+def test_the_process_goes_on_when_the_first_cancellation_looks_up_its_class(tmp_path: Path) -> None:
+    """While the class is looked up, the body ends and its worker takes the next one."""
+    program = """
+import asyncio, sys, threading, types
+from dftracer.utils import Runtime
+
+release, next_has_run = threading.Event(), threading.Event()
+
+class Slow(types.ModuleType):
+    @property
+    def CancelledError(self):
+        release.set()
+        next_has_run.wait(GUARD_S)
+        return asyncio.exceptions.CancelledError
+
+runtime = Runtime(python_threads=1)
+runtime.submit(int).get()
+sys.modules["asyncio"].__class__ = Slow
+del asyncio.__dict__["CancelledError"]
+handle, behind = runtime.submit(release.wait), runtime.submit(next_has_run.set)
+while handle.state == "queued":
+    threading.Event().wait(0.001)
+handle.cancel()
+release.set()
+behind.get()
+print(handle.state)
+""".replace("GUARD_S", str(GUARD_S))
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=4 * GUARD_S,
+    )
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert ended.stdout.strip() in ("done", "cancelled")
 
 
 def test_no_interruption_hits_the_next_task_when_many_threads_cancel(runtime: Runtime) -> None:

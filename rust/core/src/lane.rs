@@ -13,6 +13,9 @@
 //!                           → Exit:  leave
 //! ```
 //!
+//! The system may refuse a thread. Whoever needs it then is answered that nobody will come; the next
+//! who pushes asks for a thread again, so that a lane is smaller only while the system refuses.
+//!
 //! # Wake-ups
 //!
 //! At most one woken (or new) worker is on its way at a time: `waking`. It clears the flag before
@@ -24,8 +27,10 @@
 //!
 //! A pusher adds the job, then (after a full fence) looks for someone to wake. A worker announces
 //! that it sleeps, then (after a full fence) looks at the queue. Whoever comes second sees the
-//! other. If `waking` is set, the worker on its way clears it before its look, so it sees the job.
+//! other. If `waking` is set, the worker on its way clears it before its look, so it sees the job;
+//! if it does not come, because it died or got no thread, whoever notices that looks in its place.
 //! If nobody sleeps and none may start, every worker is running and looks again before it sleeps.
+//! A worker that leaves an empty lane first says so, then (after a full fence) looks once more.
 
 // Longer than most files here: nearly half of it is tests, which drive the lane with real threads.
 
@@ -37,6 +42,10 @@ use crate::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
 
 /// How many more workers than its limit a lane starts while others are blocked in a wait.
 pub const MAX_SPARE_WORKERS: usize = 512;
+
+/// After the system has refused a thread, how often a worker that sees more jobs than its own goes
+/// without help before it asks for a thread again.
+const POPS_BETWEEN_TRIES: u32 = 64;
 
 /// What the owner of a lane must do after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +63,7 @@ pub enum Order {
 pub enum Rest {
     /// Park until woken, then call [`Lane::awake`].
     Sleep,
-    /// A job arrived meanwhile: pop again.
+    /// A job arrived meanwhile, or the lane was closed: pop again.
     Retry,
     /// Leave for ever: the lane is closed and empty, or has a worker too many.
     Exit,
@@ -83,9 +92,41 @@ struct Roster {
     blocked: usize,
     limit: usize,
     open: bool,
+    /// How many more pops ask for no thread, because the system has refused one.
+    holds_off: u32,
+}
+
+/// Who wants a worker to look at the queue.
+#[derive(Clone, Copy)]
+enum Asker {
+    /// One whose jobs may wait for ever if nobody comes: it always tries to start one.
+    Pusher,
+    /// One that will come to the jobs itself.
+    Worker,
+    /// One that has just been refused a thread.
+    Refused,
+}
+
+impl Asker {
+    fn may_start(self, roster: &mut Roster) -> bool {
+        match self {
+            Self::Pusher => true,
+            Self::Worker if roster.holds_off == 0 => true,
+            Self::Worker => {
+                roster.holds_off -= 1;
+                false
+            }
+            Self::Refused => false,
+        }
+    }
 }
 
 impl Roster {
+    /// Workers that come to the queue by themselves or can be woken.
+    fn free(&self) -> usize {
+        self.alive.saturating_sub(self.blocked)
+    }
+
     fn may_start(&self) -> usize {
         (self.limit + self.blocked.min(MAX_SPARE_WORKERS)).saturating_sub(self.alive)
     }
@@ -95,7 +136,8 @@ impl<J> Lane<J> {
     /// An open lane that will start at most `limit` workers, spares aside.
     pub fn new(limit: usize) -> Self {
         assert!(limit > 0, "a lane needs at least one worker");
-        let roster = Roster { sleepers: Vec::new(), alive: 0, blocked: 0, limit, open: true };
+        let sleepers = Vec::new();
+        let roster = Roster { sleepers, alive: 0, blocked: 0, limit, open: true, holds_off: 0 };
         Self {
             queue: Queue::new(),
             waking: AtomicBool::new(false),
@@ -122,14 +164,14 @@ impl<J> Lane<J> {
         }
         // Pairs with the fence in `sleep`: either we see the sleeper or it sees the job.
         fence(Ordering::SeqCst);
-        self.choose_worker()
+        self.choose_worker(Asker::Pusher)
     }
 
     /// Takes the oldest job, if there is one, and wakes the next worker if there are more.
     pub fn pop(&self) -> (Option<J>, Order) {
         match self.queue.pop() {
             Some(job) if self.queue.is_empty() => (Some(job), Order::Nothing),
-            Some(job) => (Some(job), self.send_for_worker()),
+            Some(job) => (Some(job), self.send_for_worker(Asker::Worker)),
             None => (None, Order::Nothing),
         }
     }
@@ -145,21 +187,30 @@ impl<J> Lane<J> {
     /// A worker that still has business of its own does not let itself be sent away: `may_exit`.
     pub fn sleep(&self, wakeup: &Arc<dyn Unpark>, may_exit: bool) -> Rest {
         let mut roster = self.lock();
-        let surplus = roster.alive - roster.blocked.min(roster.alive) > roster.limit;
-        if may_exit && (surplus || (!roster.open && self.queue.is_empty())) {
+        if may_exit && roster.free() > roster.limit {
+            // One too many. Others that are free are left, and they look before they sleep.
             roster.alive -= 1;
             self.publish(&roster);
             return Rest::Exit;
         }
-        roster.sleepers.push(wakeup.clone());
+        let leaves = may_exit && !roster.open;
+        if leaves {
+            roster.alive -= 1;
+        } else {
+            roster.sleepers.push(wakeup.clone());
+        }
         self.publish(&roster);
-        // Pairs with the fence in `push`.
+        // Pairs with the fence in `push`: either the pusher sees what was published, or we its job.
         fence(Ordering::SeqCst);
         if self.queue.is_empty() {
-            return Rest::Sleep;
+            return if leaves { Rest::Exit } else { Rest::Sleep };
         }
         // The lock was held all along, so nobody has woken us: we are still the last sleeper.
-        roster.sleepers.pop();
+        if leaves {
+            roster.alive += 1;
+        } else {
+            roster.sleepers.pop();
+        }
         self.publish(&roster);
         Rest::Retry
     }
@@ -183,7 +234,7 @@ impl<J> Lane<J> {
             return Order::Nothing;
         }
         self.awake();
-        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() }
+        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker(Asker::Worker) }
     }
 
     /// The calling worker is about to wait for another task: the lane may start a spare for it.
@@ -195,7 +246,12 @@ impl<J> Lane<J> {
         roster.blocked += 1;
         self.publish(&roster);
         drop(roster);
-        Ok(if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() })
+        // Pairs with the fence in `push`: it may have seen nobody to be had before.
+        fence(Ordering::SeqCst);
+        Ok(match self.queue.is_empty() {
+            true => Order::Nothing,
+            false => self.send_for_worker(Asker::Pusher),
+        })
     }
 
     /// The wait announced by [`enter_blocked`](Self::enter_blocked) is over.
@@ -205,28 +261,41 @@ impl<J> Lane<J> {
         self.publish(&roster);
     }
 
-    /// The thread asked for by [`Order::StartWorker`] could not be started. True if the lane still
-    /// has a worker, so that its jobs will be run, only later.
+    /// The thread asked for by [`Order::StartWorker`] could not be started. True if the lane has a
+    /// worker that does not wait for another task, so that its jobs will be run, only later.
     pub fn worker_failed_to_start(&self) -> bool {
         let mut roster = self.lock();
         roster.alive -= 1;
-        // Do not ask again at each push: the limit shrinks to what the system grants.
-        roster.limit = roster.limit.min(roster.alive.max(1));
+        roster.holds_off = POPS_BETWEEN_TRIES;
         self.publish(&roster);
-        let has_worker = roster.alive > 0;
+        let is_served = roster.free() > 0;
         drop(roster);
         self.awake();
-        has_worker
+        // Jobs that came meanwhile were left to the worker that does not come.
+        if !self.queue.is_empty()
+            && let (Some(sleeper), _) = self.choose_worker(Asker::Refused)
+        {
+            sleeper.unpark();
+        }
+        is_served
     }
 
     /// A worker ends without having been told to, for example by a panic.
     pub fn worker_died(&self) -> Order {
         let mut roster = self.lock();
         roster.alive -= 1;
+        // It may be among those that sleep. Those that are alive look around and sleep again.
+        let sleepers = std::mem::take(&mut roster.sleepers);
         self.publish(&roster);
         drop(roster);
         self.awake();
-        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker() }
+        for sleeper in sleepers {
+            sleeper.unpark();
+        }
+        match self.queue.is_empty() {
+            true => Order::Nothing,
+            false => self.send_for_worker(Asker::Pusher),
+        }
     }
 
     /// No more workers stay than there are jobs: each leaves once the queue is empty.
@@ -264,8 +333,8 @@ impl<J> Lane<J> {
     }
 
     /// Wakes or starts one worker, unless one is on its way or none is to be had.
-    fn send_for_worker(&self) -> Order {
-        let (sleeper, order) = self.choose_worker();
+    fn send_for_worker(&self, asker: Asker) -> Order {
+        let (sleeper, order) = self.choose_worker(asker);
         if let Some(sleeper) = sleeper {
             sleeper.unpark();
         }
@@ -273,7 +342,7 @@ impl<J> Lane<J> {
     }
 
     /// Chooses the worker that is to look at the queue next: a sleeper, or a new one.
-    fn choose_worker(&self) -> (Option<Arc<dyn Unpark>>, Order) {
+    fn choose_worker(&self, asker: Asker) -> (Option<Arc<dyn Unpark>>, Order) {
         let nobody = (None, Order::Nothing);
         if self.waking.load(Ordering::SeqCst) || self.available.load(Ordering::SeqCst) <= 0 {
             return nobody;
@@ -286,9 +355,10 @@ impl<J> Lane<J> {
             self.waking.store(true, Ordering::SeqCst);
             self.publish(&roster);
             (Some(sleeper), Order::Nothing)
-        } else if roster.may_start() > 0 {
+        } else if roster.may_start() > 0 && asker.may_start(&mut roster) {
             self.waking.store(true, Ordering::SeqCst);
             roster.alive += 1;
+            roster.holds_off = 0;
             self.publish(&roster);
             (None, Order::StartWorker)
         } else {
@@ -464,13 +534,73 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_cannot_start_is_asked_for_again_only_if_there_is_none() {
+    fn a_worker_that_cannot_start_is_asked_for_again_by_the_next_push() {
         let lane: Lane<u32> = Lane::new(2);
         assert_eq!(lane.push(1), Order::StartWorker);
         assert!(!lane.worker_failed_to_start(), "no worker is left to run the job");
         assert_eq!(lane.push(2), Order::StartWorker);
         lane.awake();
+        assert_eq!(lane.pop(), (Some(1), Order::StartWorker));
+        assert!(lane.worker_failed_to_start(), "the first worker comes to the second job");
+        assert_eq!(lane.pop(), (Some(2), Order::Nothing));
+    }
+
+    #[test]
+    fn nobody_comes_when_a_thread_is_refused_and_all_workers_wait() {
+        let lane: Lane<u32> = Lane::new(1);
+        assert_eq!(lane.push(1), Order::StartWorker);
+        lane.awake();
+        let _ = lane.pop();
+        assert_eq!(lane.push(2), Order::Nothing);
+        assert_eq!(lane.enter_blocked(), Ok(Order::StartWorker));
+        assert!(!lane.worker_failed_to_start(), "the only worker waits for the job");
+        lane.leave_blocked();
+        assert_eq!(lane.pop(), (Some(2), Order::Nothing));
+    }
+
+    #[test]
+    fn a_lane_has_its_full_size_again_when_the_system_has_refused_threads_for_a_time() {
+        let lane: Lane<u32> = Lane::new(3);
+        assert_eq!(lane.push(1), Order::StartWorker);
+        lane.awake();
         assert_eq!(lane.pop(), (Some(1), Order::Nothing));
+        for job in 0..100 {
+            assert_eq!(lane.push(job), Order::StartWorker);
+            assert!(lane.worker_failed_to_start());
+        }
+        for pushed in 2..=3 {
+            assert_eq!(lane.push(0), Order::StartWorker);
+            lane.awake();
+            assert_eq!(lane.workers(), pushed);
+        }
+        assert_eq!(lane.push(0), Order::Nothing);
+    }
+
+    #[test]
+    fn a_worker_asks_for_help_now_and_then_when_a_thread_was_refused() {
+        let lane: Lane<u32> = Lane::new(2);
+        assert_eq!(lane.push(0), Order::StartWorker);
+        lane.awake();
+        for job in 0..200 {
+            if lane.push(job) == Order::StartWorker {
+                assert!(lane.worker_failed_to_start());
+            }
+        }
+        let asked = (0..200).filter(|_| lane.pop().1 == Order::StartWorker).count();
+        assert_eq!(asked, 1, "and that worker is on its way");
+    }
+
+    #[test]
+    fn another_worker_is_started_when_one_dies_while_it_is_registered_to_sleep() {
+        let lane: Lane<u32> = Lane::new(1);
+        assert_eq!(lane.push(1), Order::StartWorker);
+        lane.awake();
+        let _ = lane.pop();
+        let wakeup: Arc<dyn Unpark> = Arc::new(Parker::default());
+        assert_eq!(lane.sleep(&wakeup, false), Rest::Sleep);
+        assert_eq!(lane.worker_died(), Order::Nothing);
+        assert_eq!(lane.workers(), 0);
+        assert_eq!(lane.push(2), Order::StartWorker);
     }
 
     #[test]

@@ -1,18 +1,22 @@
-//! What the lane is built of: the real things, or, with `--cfg dft_loom`, those whose every
-//! interleaving the model checker tries (`tests/loom_lane.rs`).
+//! What lanes and running bodies are built of: the real things, or, with `--cfg dft_loom`, those
+//! whose every interleaving the model checker tries (`tests/loom_*.rs`).
 
 #[cfg(not(dft_loom))]
-pub(crate) use self::real::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
+pub(crate) use self::real::*;
 
 #[cfg(dft_loom)]
-pub(crate) use self::modelled::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
+pub(crate) use self::modelled::*;
 
 #[cfg(not(dft_loom))]
 mod real {
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicIsize, fence};
+    pub(crate) use std::hint::spin_loop as spin;
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicIsize, AtomicU8, fence};
     pub(crate) use std::sync::{Mutex, MutexGuard};
 
     use crossbeam_deque::{Injector, Steal};
+
+    /// After a sequentially consistent operation: nothing, as that takes part in their total order.
+    pub(crate) fn in_total_order() {}
 
     /// A queue for many pushers and many takers.
     pub(crate) struct Queue<J>(Injector<J>);
@@ -50,8 +54,14 @@ mod real {
 mod modelled {
     use std::collections::VecDeque;
 
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicIsize, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicI64, AtomicIsize, AtomicU8, fence};
     pub(crate) use loom::sync::{Mutex, MutexGuard};
+    pub(crate) use loom::thread::yield_now as spin;
+
+    /// The model takes sequentially consistent operations for weaker ones, but knows the fence.
+    pub(crate) fn in_total_order() {
+        fence(std::sync::atomic::Ordering::SeqCst);
+    }
 
     /// The queue itself is not what is checked: a simple one will do.
     pub(crate) struct Queue<J>(Mutex<VecDeque<J>>);

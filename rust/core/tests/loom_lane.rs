@@ -1,4 +1,5 @@
-//! Every interleaving of a few pushers and workers: no job is lost, and nobody sleeps on one.
+//! Every interleaving of a few pushers and workers: no job is lost, nobody sleeps on one, and all
+//! leave a lane that closes; with spares, workers that die, and threads that are refused.
 //!
 //! Built and run with `RUSTFLAGS="--cfg dft_loom"`; without it this file is empty. A lost wake-up
 //! shows as a deadlock, which the model checker reports.
@@ -36,100 +37,300 @@ impl Unpark for Parker {
     }
 }
 
-/// Serves a lane as the runtime's workers do, counting the jobs.
-fn serve(lane: &Lane<usize>, done: &AtomicUsize) {
-    let parker = Arc::new(Parker::default());
-    let wakeup: Arc<dyn Unpark> = parker.clone();
-    lane.awake();
-    loop {
-        match lane.pop() {
-            (Some(job), _) => drop(done.fetch_add(job, Ordering::SeqCst)),
-            (None, _) => match lane.sleep(&wakeup, true) {
-                Rest::Sleep => {
-                    parker.park();
-                    lane.awake();
-                }
-                Rest::Retry => {}
-                Rest::Exit => return,
-            },
-        }
-    }
+fn check(model: impl Fn() + Send + Sync + 'static) {
+    check_with(3, model);
 }
 
-/// Runs `pushers` threads with one job each against workers started as the lane orders, closes the
-/// lane, and checks that every job was run when all have left.
-fn check(limit: usize, pushers: usize) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(move || {
-        let lane = Arc::new(Lane::new(limit));
-        let done = Arc::new(AtomicUsize::new(0));
-        let workers = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let push = |lane: &Arc<Lane<usize>>| {
-            if lane.push(1) == Order::StartWorker {
-                let (lane, done) = (lane.clone(), done.clone());
-                let worker = thread::spawn(move || serve(&lane, &done));
-                workers.lock().expect("never poisoned").push(worker);
-            }
-        };
-        let others: Vec<_> = (1..pushers)
-            .map(|_| {
-                let lane = lane.clone();
-                thread::spawn(move || lane.push(1))
-            })
-            .collect();
-        push(&lane);
-        for other in others {
-            if other.join().expect("pusher") == Order::StartWorker {
-                let (lane, done) = (lane.clone(), done.clone());
-                let worker = thread::spawn(move || serve(&lane, &done));
-                workers.lock().expect("never poisoned").push(worker);
+/// The more threads, the fewer preemptions can be tried in an acceptable time.
+fn check_with(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+#[derive(Clone)]
+enum Job {
+    Count,
+    /// Its worker ends by a panic.
+    Die,
+    /// Pushes a job, and waits for it as a task waits for another.
+    WaitForAnother,
+    /// Pushes a job.
+    PushAnother,
+    /// What `WaitForAnother` has pushed.
+    Awaited(Arc<Parker>),
+}
+
+/// A lane with threads, as the runtime drives it.
+#[derive(Clone)]
+struct Pool {
+    lane: Arc<Lane<Job>>,
+    done: Arc<AtomicUsize>,
+    /// How many threads the system still refuses.
+    refusals: Arc<AtomicUsize>,
+    threads: Arc<std::sync::Mutex<Vec<thread::JoinHandle<()>>>>,
+}
+
+impl Pool {
+    fn new(limit: usize) -> Self {
+        Self {
+            lane: Arc::new(Lane::new(limit)),
+            done: Arc::new(AtomicUsize::new(0)),
+            refusals: Arc::new(AtomicUsize::new(0)),
+            threads: Arc::default(),
+        }
+    }
+
+    fn refusing(limit: usize, refusals: usize) -> Self {
+        Self { refusals: Arc::new(AtomicUsize::new(refusals)), ..Self::new(limit) }
+    }
+
+    fn push(&self, job: Job) -> bool {
+        self.obey(self.lane.push(job))
+    }
+
+    /// False if a thread is needed and none is to be had.
+    fn obey(&self, order: Order) -> bool {
+        if order == Order::Nothing {
+            return true;
+        }
+        let refused = self
+            .refusals
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok();
+        if refused {
+            return self.lane.worker_failed_to_start();
+        }
+        let pool = self.clone();
+        let thread = thread::spawn(move || pool.serve());
+        self.threads.lock().expect("never poisoned").push(thread);
+        true
+    }
+
+    fn serve(&self) {
+        let parker = Arc::new(Parker::default());
+        let wakeup: Arc<dyn Unpark> = parker.clone();
+        self.lane.awake();
+        loop {
+            let (job, order) = self.lane.pop();
+            self.obey(order);
+            match job {
+                Some(Job::Die) => {
+                    self.count();
+                    self.obey(self.lane.worker_died());
+                    return;
+                }
+                Some(job) => self.run(job),
+                None => match self.lane.sleep(&wakeup, true) {
+                    Rest::Sleep => {
+                        parker.park();
+                        self.lane.awake();
+                    }
+                    Rest::Retry => {}
+                    Rest::Exit => return,
+                },
             }
         }
-        lane.close();
-        let workers = std::mem::take(&mut *workers.lock().expect("never poisoned"));
-        for worker in workers {
-            worker.join().expect("worker");
+    }
+
+    fn run(&self, job: Job) {
+        match job {
+            Job::Count | Job::Die => {}
+            Job::PushAnother => assert!(self.push(Job::Count)),
+            Job::Awaited(parker) => parker.unpark(),
+            Job::WaitForAnother => {
+                let parker = Arc::new(Parker::default());
+                assert!(self.push(Job::Awaited(parker.clone())));
+                let order = self.lane.enter_blocked().expect("spares are left");
+                // Where no thread is to be had, the wait is refused.
+                if self.obey(order) {
+                    parker.park();
+                }
+                self.lane.leave_blocked();
+            }
         }
-        assert_eq!(done.load(Ordering::SeqCst), pushers);
-        assert_eq!(lane.workers(), 0);
-    });
+        self.count();
+    }
+
+    fn count(&self) {
+        self.done.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Closes the lane, and checks that so many jobs were run when all have left.
+    fn finish(self, jobs: usize) {
+        self.lane.close();
+        loop {
+            let thread = self.threads.lock().expect("never poisoned").pop();
+            match thread {
+                Some(thread) => thread.join().expect("worker"),
+                None => break,
+            }
+        }
+        assert_eq!(self.done.load(Ordering::SeqCst), jobs);
+        assert_eq!(self.lane.workers(), 0);
+        assert!(self.lane.is_empty());
+    }
 }
 
 #[test]
 fn one_job_meets_a_worker_that_starts_and_a_lane_that_closes() {
-    check(1, 1);
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::Count);
+        pool.finish(1);
+    });
 }
 
 #[test]
 fn two_pushers_share_one_worker() {
-    check(1, 2);
+    check(|| {
+        let pool = Pool::new(1);
+        let other = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.push(Job::Count))
+        };
+        pool.push(Job::Count);
+        other.join().expect("pusher");
+        pool.finish(2);
+    });
 }
 
 #[test]
 fn a_sleeping_worker_is_woken_for_a_later_job() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
-        let lane = Arc::new(Lane::new(1));
-        let done = Arc::new(AtomicUsize::new(0));
-        assert_eq!(lane.push(1), Order::StartWorker);
-        let worker = {
-            let (lane, done) = (lane.clone(), done.clone());
-            thread::spawn(move || serve(&lane, &done))
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::Count);
+        pool.push(Job::Count);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn two_workers_leave_a_lane_that_closes() {
+    check(|| {
+        let pool = Pool::new(2);
+        pool.push(Job::Count);
+        pool.push(Job::Count);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn three_workers_leave_a_lane_that_closes() {
+    check_with(2, || {
+        let pool = Pool::new(3);
+        for _ in 0..3 {
+            pool.push(Job::Count);
+        }
+        pool.finish(3);
+    });
+}
+
+#[test]
+fn a_job_that_is_pushed_to_a_lane_that_has_closed_is_run() {
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::Count);
+        let other = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.push(Job::Count))
         };
-        assert_eq!(lane.push(1), Order::Nothing);
-        lane.close();
-        worker.join().expect("worker");
-        assert_eq!(done.load(Ordering::SeqCst), 2);
+        pool.lane.close();
+        other.join().expect("pusher");
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn a_job_that_is_pushed_by_the_last_job_of_a_lane_that_closes_is_run() {
+    check(|| {
+        let pool = Pool::new(2);
+        pool.push(Job::PushAnother);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn a_spare_runs_what_a_worker_waits_for_and_leaves() {
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::WaitForAnother);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn spares_and_workers_leave_a_lane_that_closes() {
+    check_with(2, || {
+        let pool = Pool::new(1);
+        pool.push(Job::WaitForAnother);
+        pool.push(Job::Count);
+        pool.finish(3);
+    });
+}
+
+#[test]
+fn jobs_are_run_when_a_worker_dies() {
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::Die);
+        pool.push(Job::Count);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn jobs_are_run_when_one_of_two_workers_dies() {
+    check_with(2, || {
+        let pool = Pool::new(2);
+        pool.push(Job::Count);
+        pool.push(Job::Die);
+        pool.push(Job::Count);
+        pool.finish(3);
+    });
+}
+
+#[test]
+fn jobs_are_run_when_the_second_worker_is_refused() {
+    check(|| {
+        let pool = Pool::new(2);
+        pool.push(Job::Count);
+        // Refused while the first worker comes and goes to sleep.
+        pool.refusals.store(1, Ordering::SeqCst);
+        let other = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.push(Job::Count))
+        };
+        pool.push(Job::Count);
+        other.join().expect("pusher");
+        pool.finish(3);
+    });
+}
+
+#[test]
+fn a_wait_is_refused_or_its_job_is_run_when_threads_are_refused() {
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::WaitForAnother);
+        pool.refusals.store(1, Ordering::SeqCst);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn a_pusher_hears_of_a_refused_thread_when_nobody_else_comes() {
+    check(|| {
+        let pool = Pool::refusing(1, 1);
+        assert!(!pool.push(Job::Count));
+        // The next one gets its thread, and that comes to both.
+        assert!(pool.push(Job::Count));
+        pool.finish(2);
     });
 }
 
 #[test]
 fn a_worker_that_rises_by_itself_loses_no_job() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    check(|| {
         let lane: Arc<Lane<usize>> = Arc::new(Lane::new(1));
         assert_eq!(lane.push(1), Order::StartWorker);
         let parker = Arc::new(Parker::default());
@@ -159,9 +360,7 @@ fn a_worker_that_rises_by_itself_loses_no_job() {
 
 #[test]
 fn a_worker_that_rises_to_look_again_loses_no_job() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    check(|| {
         let lane: Arc<Lane<usize>> = Arc::new(Lane::new(1));
         assert_eq!(lane.push(1), Order::StartWorker);
         let parker = Arc::new(Parker::default());

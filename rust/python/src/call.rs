@@ -282,10 +282,23 @@ pub(crate) fn in_context<'py, T>(
     if unsafe { ffi::PyContext_Enter(context.as_ptr()) } < 0 {
         return Err(PyErr::fetch(context.py()));
     }
-    let result = work();
-    // SAFETY: the thread that entered it leaves it.
-    unsafe { ffi::PyContext_Exit(context.as_ptr()) };
-    result
+    let _left = LeaveContext(context);
+    work()
+}
+
+/// Leaves a context, also when what was done in it panics.
+struct LeaveContext<'a, 'py>(&'a Bound<'py, PyAny>);
+
+impl Drop for LeaveContext<'_, '_> {
+    fn drop(&mut self) {
+        // SAFETY: attached; the thread that entered it leaves it. Refused, with an exception set,
+        // only where the work has changed the contexts of this thread behind our back.
+        unsafe {
+            if ffi::PyContext_Exit(self.0.as_ptr()) < 0 {
+                ffi::PyErr_Clear();
+            }
+        }
+    }
 }
 
 /// Calls `callable(argument)` for the rest of a thread's life, as above, but in no context.

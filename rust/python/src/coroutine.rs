@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dftracer_core::bell::Bell;
 use dftracer_core::lane::Rest;
 use dftracer_core::park::Unpark;
+use dftracer_core::running::IDLE;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::intern;
@@ -16,7 +17,7 @@ use pyo3::types::PyTraceback;
 
 use crate::call::{Call, Step, begin_coroutine, call_for_life, in_context};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
-use crate::progress::{IDLE, Slot, nanos_now};
+use crate::progress::{Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::signals;
 use crate::worker;
@@ -29,7 +30,7 @@ const TURN_NS: u64 = 1_000_000;
 pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let lane_owner = shared.clone();
     let served = worker::as_worker(shared.clone(), kind, number, move |py| {
-        let served = CoroutineWorker::new(lane_owner.clone()).and_then(|worker| {
+        let served = CoroutineWorker::new(py, lane_owner.clone()).and_then(|worker| {
             let worker = Bound::new(py, worker)?;
             let serve = py.import("dftracer.utils.coroutines")?.getattr("serve")?;
             call_for_life(&serve, worker.into_any())
@@ -44,10 +45,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         }
         false
     });
-    if served != Some(true) {
-        let order = shared.lane(LaneKind::Coroutine).worker_died();
-        let _ = shared.obey(LaneKind::Coroutine, order);
-    }
+    worker::mourn(&shared, kind, served);
 }
 
 /// What a coroutine worker asks of its lane and tells it.
@@ -64,6 +62,8 @@ pub(crate) struct CoroutineWorker {
     /// Whether this worker has waited in vain for the task after the last. Relaxed: as above.
     has_looked: AtomicBool,
     slot: Option<Arc<Slot>>,
+    /// `asyncio.CancelledError`, which cannot be imported any more when a body ends late at exit.
+    cancellation: Py<PyAny>,
 }
 
 /// A body that has suspended: its handle, its coroutine, its context, and what it waits for.
@@ -76,7 +76,8 @@ enum Body {
 }
 
 impl CoroutineWorker {
-    fn new(shared: Arc<Shared>) -> PyResult<Self> {
+    fn new(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Self> {
+        let cancellation = py.import("asyncio")?.getattr("CancelledError")?.unbind();
         let bell = Arc::new(Bell::new()?);
         Ok(Self {
             shared,
@@ -85,6 +86,7 @@ impl CoroutineWorker {
             taking: AtomicBool::new(false),
             has_looked: AtomicBool::new(false),
             slot: worker::current_slot(),
+            cancellation,
         })
     }
 
@@ -334,7 +336,7 @@ impl CoroutineWorker {
                 return Some((handle, coroutine.unbind(), context, awaited.unbind()));
             }
             Ok((_, Step::Ended(value))) => Outcome::Value(value.unbind()),
-            Err(error) if error.is_instance(py, cancellation(py)) => Outcome::Cancelled,
+            Err(error) if error.is_instance(py, self.cancellation.bind(py)) => Outcome::Cancelled,
             Err(error) => Outcome::Error(error),
         };
         self.settle(handle.bind(py), outcome);
@@ -345,7 +347,7 @@ impl CoroutineWorker {
     fn show(&self, task_id: i64) {
         if let Some(slot) = &self.slot {
             slot.since.store(nanos_now(), Ordering::Relaxed);
-            slot.task.store(task_id, Ordering::Relaxed);
+            slot.running.show(task_id);
         }
     }
 
@@ -394,10 +396,4 @@ fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
         let token = ffi::PyContextVar_Set(variable.as_ptr(), task.as_ptr());
         Bound::from_owned_ptr_or_err(py, token).map(drop)
     }
-}
-
-/// `asyncio.CancelledError`.
-fn cancellation(py: Python<'_>) -> &Bound<'_, PyAny> {
-    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    CLASS.import(py, "asyncio", "CancelledError").expect("asyncio has been imported")
 }

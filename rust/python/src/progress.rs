@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use dftracer_core::running::{IDLE, Running};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -159,16 +160,11 @@ pub(crate) struct Slot {
     pub(crate) thread: u32,
     /// The thread's identity in Python, or 0 before it is known.
     pub(crate) ident: std::sync::atomic::AtomicU64,
-    /// The id of the innermost task that runs, `IDLE`, or `HELD` while another thread interrupts it.
-    pub(crate) task: AtomicI64,
-    /// Whether an exception was sent to the thread for the task that runs.
-    pub(crate) interrupted: std::sync::atomic::AtomicBool,
+    /// The innermost body that runs here, for others to reach.
+    pub(crate) running: Running,
     /// Since when, as `nanos_now`. Relaxed: only shown.
     pub(crate) since: std::sync::atomic::AtomicU64,
 }
-
-pub(crate) const IDLE: i64 = -1;
-pub(crate) const HELD: i64 = -2;
 
 impl Slot {
     /// The slot of the calling thread.
@@ -178,25 +174,8 @@ impl Slot {
             number,
             thread: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
             ident: Default::default(),
-            task: AtomicI64::new(IDLE),
-            interrupted: Default::default(),
+            running: Running::default(),
             since: Default::default(),
-        }
-    }
-
-    /// A body begins while there is no other, so nobody can hold the slot.
-    pub(crate) fn begin(&self, id: i64, since: u64) {
-        self.since.store(since, Ordering::Relaxed);
-        self.task.store(id, Ordering::Release);
-    }
-
-    /// The id of the innermost task that runs, or `IDLE`.
-    pub(crate) fn running(&self) -> i64 {
-        loop {
-            match self.task.load(Ordering::Acquire) {
-                HELD => std::hint::spin_loop(),
-                id => return id,
-            }
         }
     }
 }
@@ -366,7 +345,7 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
         add("compute", number, None, number >= compute, compute.saturating_sub(number + 1))?;
     }
     for slot in shared.slots() {
-        let id = slot.task.load(Ordering::Relaxed);
+        let id = slot.running.glance();
         // A task whose handle is gone has ended in this very moment.
         let row = rows.binary_search_by_key(&id, |row| row.id).ok().map(|index| &rows[index]);
         let task = row.map(|row| row.name(py));
@@ -407,7 +386,7 @@ pub(crate) fn is_responsive(shared: &Shared) -> bool {
     [LaneKind::Python, LaneKind::Coroutine, LaneKind::Io].into_iter().all(|kind| {
         let mut workers = slots.iter().filter(|slot| slot.lane == kind).peekable();
         let stuck = |slot: &std::sync::Arc<Slot>| {
-            slot.task.load(Ordering::Relaxed) != IDLE
+            slot.running.glance() != IDLE
                 && now.saturating_sub(slot.since.load(Ordering::Relaxed)) > PATIENCE_NS
         };
         shared.queued(kind) == 0 || workers.peek().is_none() || !workers.all(stuck)

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dftracer_core::lane::Rest;
 use dftracer_core::park::{Parker, Unpark};
 use dftracer_core::patience::Patience;
+use dftracer_core::running::{IDLE, Outer};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -20,7 +21,7 @@ use pyo3::types::PyType;
 use crate::batch::{self, Batch};
 use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
-use crate::progress::{Family, HELD, IDLE, Slot, nanos_now};
+use crate::progress::{Family, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::signals;
 
@@ -137,8 +138,17 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
             }
         }
     });
-    if served != Some(true) {
-        let order = shared.lane(kind).worker_died();
+    mourn(&shared, kind, served);
+}
+
+/// Tells the lane of a worker that has ended, unless the lane has told it to (`Some(Some(true))`).
+pub(crate) fn mourn(shared: &Arc<Shared>, kind: LaneKind, served: Option<Option<bool>>) {
+    if served == Some(Some(true)) {
+        return;
+    }
+    let order = shared.lane(kind).worker_died();
+    // Without an interpreter the next one would end in the same way, and the next.
+    if served.is_some() {
         let _ = shared.obey(kind, order);
     }
 }
@@ -169,14 +179,14 @@ fn run_batch(
     last_end
 }
 
-/// Attaches this thread as a worker for as long as `work` runs. `None` if the interpreter is gone
-/// or `work` panicked.
+/// Attaches this thread as a worker for as long as `work` runs. `None` if the interpreter is gone,
+/// `Some(None)` if `work` panicked.
 pub(crate) fn as_worker<T>(
     shared: Arc<Shared>,
     kind: LaneKind,
     number: usize,
     work: impl FnOnce(Python<'_>) -> T,
-) -> Option<T> {
+) -> Option<Option<T>> {
     let slot = Arc::new(Slot::new(kind, number));
     let result = Python::try_attach(|py| {
         introduce(py, &slot);
@@ -200,7 +210,7 @@ pub(crate) fn as_worker<T>(
         result.ok()
     });
     shared.departed();
-    result.flatten()
+    result
 }
 
 /// Gives the thread its name in Python's `threading` too, where logs and debuggers look.
@@ -338,47 +348,37 @@ pub(crate) fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
     unsafe { ffi::PyCoro_CheckExact(value.as_ptr()) != 0 }
 }
 
-/// The body around the one that begins now.
-struct Outer {
-    task: Option<Py<TaskHandle>>,
-    id: i64,
-}
+/// The body around the one that begins now: its task, and what the slot knew of it.
+type Around = (Option<Py<TaskHandle>>, Outer);
 
-fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Outer {
+/// `None` on a thread that is no worker.
+fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Around> {
     with_current(|current| {
-        let Some(current) = current else { return Outer { task: None, id: IDLE } };
+        let current = current?;
         let task = current.task.replace(handle.clone_ref(py));
         let since = handle.get().times.started.load(Ordering::Relaxed);
         current.slot.since.store(since, Ordering::Relaxed);
-        let id = replace_task(&current.slot, handle.get().task_id);
-        Outer { task, id }
+        Some((task, current.slot.running.enter(handle.get().task_id)))
     })
 }
 
 /// Goes back to the outer body; true if the inner one was sent an exception, which can reach
 /// nobody else from here on.
-fn end_body(py: Python<'_>, outer: Outer) -> bool {
+fn end_body(py: Python<'_>, around: Option<Around>) -> bool {
+    let Some((task, outer)) = around else { return false };
     let (ended, interrupted) = with_current(|current| {
         let Some(current) = current else { return (None, false) };
-        let ended = std::mem::replace(&mut current.task, outer.task);
-        replace_task(&current.slot, outer.id);
-        (ended, take_interrupt(py, &current.slot))
+        let ended = std::mem::replace(&mut current.task, task);
+        (ended, leave_body(py, &current.slot, outer))
     });
     drop(ended);
     interrupted
 }
 
-/// As `end_body`, of an item of a batch, which has no other body around it.
-pub(crate) fn leave_body(py: Python<'_>, slot: &Slot) -> bool {
-    replace_task(slot, IDLE);
-    take_interrupt(py, slot)
-}
-
-/// Whether the body that was left here has been sent an exception; takes it back.
-fn take_interrupt(_py: Python<'_>, slot: &Slot) -> bool {
-    let interrupted = slot.interrupted.load(Ordering::Relaxed);
+/// As `end_body`, of an item of a batch.
+pub(crate) fn leave_body(_py: Python<'_>, slot: &Slot, outer: Outer) -> bool {
+    let interrupted = slot.running.leave(outer).interrupted();
     if interrupted {
-        slot.interrupted.store(false, Ordering::Relaxed);
         let ident = slot.ident.load(Ordering::Relaxed);
         // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
         unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
@@ -386,42 +386,22 @@ fn take_interrupt(_py: Python<'_>, slot: &Slot) -> bool {
     interrupted
 }
 
-/// Sets the task of a slot, waiting for the short time in which another thread may hold it.
-fn replace_task(slot: &Slot, id: i64) -> i64 {
-    loop {
-        let before = slot.task.load(Ordering::Acquire);
-        // AcqRel: what an interrupting thread did while it held the slot is seen after.
-        if before != HELD
-            && slot.task.compare_exchange(before, id, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
-            return before;
-        }
-        std::hint::spin_loop();
-    }
-}
-
 /// Sends an exception to the worker that runs a plain body, if that is its innermost one. It is
 /// raised when the body next runs Python code, and never outside of it.
 pub(crate) fn interrupt(shared: &Shared, task_id: i64, py: Python<'_>) -> bool {
-    for slot in shared.slots() {
-        if slot.lane == LaneKind::Coroutine
-            || slot
-                .task
-                .compare_exchange(task_id, HELD, Ordering::AcqRel, Ordering::Relaxed)
-                .is_err()
-        {
-            continue;
-        }
+    // Before anything is held: the first time it is imported, which lets go of the interpreter.
+    let class = interruption(py);
+    shared.slots().iter().filter(|slot| slot.lane != LaneKind::Coroutine).any(|slot| {
         let ident = slot.ident.load(Ordering::Relaxed);
-        // SAFETY: attached; the class is a live object; the worker cannot leave the body while the
-        // slot is held.
-        let sent =
-            unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, interruption(py).as_ptr()) == 1 };
-        slot.interrupted.store(sent, Ordering::Relaxed);
-        slot.task.store(task_id, Ordering::Release);
-        return sent;
-    }
-    false
+        slot.running.reach(task_id, |marks| {
+            // SAFETY: attached; the class is a live object; the worker cannot leave the body
+            // meanwhile. Nothing in there lets go of the interpreter.
+            match unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) } {
+                1 => marks.and_interrupted(),
+                _ => marks,
+            }
+        })
+    })
 }
 
 /// What an interrupted body sees: `asyncio.CancelledError`, which `except Exception` lets pass.
@@ -503,7 +483,7 @@ pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
     let (task, batch, id) = with_current(|current| {
         let current = current?;
         let task = current.task.as_ref().map(|task| task.clone_ref(py));
-        Some((task, current.batch.clone(), current.slot.running()))
+        Some((task, current.batch.clone(), current.slot.running.task()))
     })?;
     task.or_else(|| batch?.handle_of(py, id))
 }

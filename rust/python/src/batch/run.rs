@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 
@@ -62,14 +63,15 @@ fn run_item(
     now: u64,
     sleepers: &mut Sleepers,
 ) -> Option<u64> {
-    slot.begin(batch.first_id() + index as i64, now);
+    slot.since.store(now, Ordering::Relaxed);
+    let outer = slot.running.enter(batch.first_id() + index as i64);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let context = contexts.next(py)?;
         let value = in_context(&context, || call_one(py, &batch.function, &argument))?;
         Ok((value, context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    let interrupted = worker::leave_body(py, slot);
+    let interrupted = worker::leave_body(py, slot, outer);
     drop(argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {
