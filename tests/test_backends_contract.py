@@ -317,6 +317,37 @@ async def test_the_failure_keeps_its_type_when_a_body_raises(make: Make) -> None
         assert await soon(flow.function_task(abs)(-1)) == 1
 
 
+class PanicError(BaseException):
+    """What a native extension raises that has panicked."""
+
+
+def panic() -> None:
+    raise PanicError("index out of bounds")
+
+
+async def panic_later() -> None:
+    await asyncio.sleep(0)
+    raise PanicError("index out of bounds")
+
+
+def leave() -> None:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("body", [panic, panic_later, leave])
+async def test_only_the_task_fails_when_its_body_raises_no_exception(
+    make: Make, body: Callable[[], Any]
+) -> None:
+    async with engine(await make()) as flow:
+        failing = flow.function_task(body)()
+        after = flow.function_task(len)(failing)
+        with pytest.raises(Exception, match=r"PanicError: index out of bounds|SystemExit: 3"):
+            await soon(failing)
+        with pytest.raises(DependencyFailureError):
+            await soon(after)
+        assert await soon(flow.function_task(abs)(-1)) == 1
+
+
 @pytest.mark.needs("many tasks")
 async def test_all_results_arrive_when_there_are_many_tasks(make_any: Make) -> None:
     backend = await make_any()

@@ -191,7 +191,7 @@ async def test_a_runtime_error_stands_in_when_a_body_raises_an_exit(
 
 
 @pytest.mark.parametrize("kind", ["block", "executable_task"])
-@pytest.mark.parametrize("exit_type", ["SystemExit", "KeyboardInterrupt"])
+@pytest.mark.parametrize("exit_type", ["KeyboardInterrupt"])
 def test_the_program_ends_when_a_body_in_the_event_loop_raises_an_exit(
     kind: str, exit_type: str, run_script: Callable[..., str]
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dftracer.asyncflow.errors import text_of, text_of_error
+from dftracer.asyncflow.errors import let_out, text_of, text_of_error
 from dftracer.utils import TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -37,10 +37,13 @@ class Policy:
     backoff: Backoff
     timeout: float | None
 
-    def wants_retry(self, error: Exception) -> bool:
-        """Tell whether an attempt that has failed with ``error`` is worth another."""
+    def wants_retry(self, error: Exception, raised: Any) -> bool:
+        """Tell whether an attempt that has failed with ``error`` is worth another.
+
+        Its body has ``raised`` the same, or what cannot be the error of a future.
+        """
         if isinstance(self.retry_on, (type, tuple)):
-            return isinstance(error, self.retry_on)
+            return isinstance(error, self.retry_on) or isinstance(raised, self.retry_on)
         return bool(self.retry_on(error))
 
     def pause_after(self, attempt: int) -> float:
@@ -188,8 +191,8 @@ class Attempts:
             "decorator if it needs more"
         )
 
-    def fail(self, error: Exception) -> Exception | None:
-        """End an attempt that has failed.
+    def fail(self, error: Exception, raised: Any) -> Exception | None:
+        """End an attempt that has failed with ``error``, which stands for what it has ``raised``.
 
         Returns
         -------
@@ -200,20 +203,35 @@ class Attempts:
         if self._number > self._policy.retries:
             return error
         try:
-            if not self._policy.wants_retry(error):
+            if not self._policy.wants_retry(error, raised):
                 return error
             pause = self._policy.pause_after(self._number)
-        except Exception as fault:  # of what the decorator was given
-            fault.__cause__ = error
-            return fault
-        log.warning(
-            "%s failed, the next is in %.3g seconds: %s", self._label(), pause, text_of_error(error)
-        )
+        except BaseException as fault:  # of what the decorator was given
+            return self._undecided(fault, error)
         self._cancel_members()
         component = self._component
         component._stage = "PENDING"
         self._timer = self._call_later(pause, component._engine._enqueue, component)
+        log.warning(
+            "%s failed, the next is in %.3g seconds: %s", self._label(), pause, text_of_error(error)
+        )
         return None
+
+    def _undecided(self, fault: BaseException, error: Exception) -> Exception:
+        """Return what a call fails with whose ``retry_on`` or ``backoff`` has raised ``fault``."""
+        if fault is not error:
+            fault.__cause__ = error
+        if isinstance(fault, Exception):
+            return fault
+        text = f"{self._label()}: retry_on or backoff raised {text_of_error(fault)}"
+        failure = RuntimeError(text)
+        failure.__cause__ = fault
+        try:
+            let_out(fault)
+        except BaseException:
+            self._component._engine._settle(self._component, error=failure)
+            raise
+        return failure
 
     def _cancel_members(self) -> None:
         """Cancel what the body of an attempt has called, which nobody else will wait for."""

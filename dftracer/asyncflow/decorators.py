@@ -159,7 +159,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         parameters = _parameters_of(function)
         template = Template(
             kind=kind,
-            function=function,
+            function=registry.guarded(target, function, name) if kind == "function" else function,
             name=name,
             is_async=is_async,
             backend=target,

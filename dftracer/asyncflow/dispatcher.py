@@ -17,7 +17,7 @@ from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
 from dftracer.asyncflow.bodies import Bodies
 from dftracer.asyncflow.callbacks import CallbackLoop
 from dftracer.asyncflow.components import Component, Task, number_of
-from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.errors import let_out, text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 
 if TYPE_CHECKING:
@@ -100,6 +100,15 @@ class Dispatcher:
     ) -> None: ...
     @abstractmethod
     def _fail(self, component: Component[Any], error: Any) -> None: ...
+    def _fail_here(self, component: Component[Any], error: BaseException) -> None:
+        """End an attempt with what was raised in the event loop's thread, by a body or a hook."""
+        try:
+            let_out(error)
+        except BaseException:
+            self._settle(component, error=error)
+            raise
+        self._fail(component, error)
+
     @abstractmethod
     def _cancel(self, component: Component[Any], msg: Any | None, root: str = "") -> bool: ...
 
@@ -125,9 +134,10 @@ class Dispatcher:
                 notes = self._trace.launched(components)
                 self._default.call_nowait(components, calls, self._take_outcomes, notes)
                 self._trace.handed_over(components)
-        except Exception as error:
+        except BaseException as error:
             for component in components:
                 self._settle(component, error=error)
+            let_out(error)
 
     def _submit(self, components: list[Component[Any]]) -> None:
         """Hand tasks to their backends."""
@@ -159,8 +169,9 @@ class Dispatcher:
                 submission = self._bodies.run_in_background(work)
                 self._submissions.add(submission)
                 submission.add_done_callback(self._submissions.discard)
-        except Exception as error:
+        except BaseException as error:
             self._fail_all(tasks, error)
+            let_out(error)
 
     async def _submit_and_wait(self, backend: Any, tasks: list[Description]) -> None:
         tasks = [task for task in tasks if task["uid"] in self._on_their_way]
@@ -173,10 +184,11 @@ class Dispatcher:
             for task in tasks:
                 self.task_callbacks(task, TaskStates.CANCELED)
             raise
-        except Exception as error:
+        except BaseException as error:
             self._fail_all(tasks, error)
+            let_out(error)
 
-    def _fail_all(self, tasks: list[Description], error: Exception) -> None:
+    def _fail_all(self, tasks: list[Description], error: BaseException) -> None:
         for task in tasks:
             task["exception"] = error
             self.task_callbacks(task, TaskStates.FAILED)
@@ -246,7 +258,10 @@ class Dispatcher:
         if component._attempts is not None and not component._attempts.takes(record["uid"]):
             return  # of an attempt that has run out of time
         if service_callback is not None:
-            service_callback(component, task, state)
+            try:
+                service_callback(component, task, state)
+            except BaseException as error:
+                self._fail_here(component, error)
             if component.done():
                 return
         if outcome == TaskStates.DONE:
@@ -269,8 +284,8 @@ class Dispatcher:
         """End a task that has ended well, unless it has not written what it declares to write."""
         try:
             await component._template.backend.check_outputs(component._describe())
-        except Exception as error:
-            self._fail(component, error)
+        except BaseException as error:
+            self._fail_here(component, error)
         else:
             self._settle(component, result_on_backend(component, record))
 
@@ -312,16 +327,20 @@ class Dispatcher:
             return
         try:
             cancel_nowait(uid)
-        except Exception as error:
+        except BaseException as error:
             self._complain(backend, uid, error)
+            let_out(error)
 
     async def _cancel_and_wait(self, backend: Any, uid: str) -> None:
         try:
             await registry.end_of(backend.cancel_task(uid))
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             self._complain(backend, uid, error)
+            let_out(error)
 
-    def _complain(self, backend: Any, uid: str, error: Exception) -> None:
+    def _complain(self, backend: Any, uid: str, error: BaseException) -> None:
         message = f"backend '{backend.name}' could not cancel {uid}"
         self.loop.call_exception_handler({"message": message, "exception": error})
 

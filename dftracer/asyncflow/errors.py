@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import BrokenExecutor
+from typing import Any
 
 _TAIL = 2_000
 """How many characters of a program's output an error repeats."""
@@ -125,7 +127,8 @@ def text_of(value: object) -> str:
     """Return ``repr(value)``, or what can be said of a value whose ``__repr__`` raises."""
     try:
         return repr(value)
-    except Exception:
+    except BaseException as fault:
+        let_out(fault)
         return f"<{type(value).__name__} without a text>"
 
 
@@ -134,5 +137,32 @@ def text_of_error(error: BaseException | None) -> str:
     name = type(error).__name__
     try:
         return f"{name}: {error}"
-    except Exception:
+    except BaseException as fault:
+        let_out(fault)
         return name
+
+
+def let_out(error: BaseException) -> None:
+    """Raise ``error`` again if it is meant for the whole program, not for the code that it came up
+    in: Ctrl-C, or the exit of a signal's handler."""
+    if isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, SystemExit) and _is_of_a_signal(error)
+    ):
+        raise error
+
+
+def _is_of_a_signal(error: BaseException) -> bool:
+    """Tell whether the handler of a signal is among those that ``error`` has come through."""
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    entry = error.__traceback__
+    while entry is not None:
+        if entry.tb_frame.f_code in handlers:
+            return True
+        entry = entry.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> Any:
+    """Return the code of a signal's handler, if that is written in Python."""
+    code = getattr(handler, "__code__", None)
+    return code or getattr(getattr(type(handler), "__call__", None), "__code__", None)  # noqa: B004

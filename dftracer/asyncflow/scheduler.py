@@ -37,7 +37,7 @@ from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.dependencies import LEAVES
 from dftracer.asyncflow.dispatcher import Dispatcher
 from dftracer.asyncflow.downloads import Downloads
-from dftracer.asyncflow.errors import EngineShutdownError
+from dftracer.asyncflow.errors import EngineShutdownError, let_out
 from dftracer.asyncflow.failures import (
     all_failed,
     dependency_failure,
@@ -311,8 +311,7 @@ class Scheduler(Dispatcher):
                 (calls if is_plain else tasks).append(component)
             else:
                 has_begun_bodies = True
-                work = self._run_block if template.kind == "block" else self._prepare
-                self._start_body(component, work(component))
+                self._begin_body(component)
         if has_begun_bodies:  # maybe eagerly, and they may have cancelled some, or begun to listen
             if not self._gives_calls():
                 tasks, calls = calls + tasks, []
@@ -323,6 +322,16 @@ class Scheduler(Dispatcher):
         if tasks:
             self._submit(tasks)
         return 0 if tasks or has_begun_bodies else len(calls)
+
+    def _begin_body(self, component: Component[Any]) -> None:
+        """Begin what a component needs of the event loop: a block's body, files, a command."""
+        work = self._run_block if component._template.kind == "block" else self._prepare
+        body = work(component)
+        try:
+            self._start_body(component, body)
+        except BaseException as error:  # of the loop's task factory
+            body.close()
+            self._fail_here(component, error)
 
     def _start_body(
         self, component: Component[Any], body: Coroutine[Any, Any, None]
@@ -349,8 +358,9 @@ class Scheduler(Dispatcher):
                 args = tuple(map(value_of, args))
             else:
                 args, kwargs = dependencies.resolve_call(args, kwargs, value_of)
-        except Exception as error:
+        except BaseException as error:
             self._settle(component, error=error)
+            let_out(error)
             return False
         if component._description is None:
             component._args, component._kwargs = args, kwargs
@@ -409,11 +419,8 @@ class Scheduler(Dispatcher):
                 order = {"executable": argv[0], "arguments": argv[1:]}
         except asyncio.CancelledError:
             self._cancel(component, None)
-        except Exception as error:
-            self._fail(component, error)
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._settle(component, error=error)
-            raise
+        except BaseException as error:
+            self._body_failed(component, error)
         else:
             if not component.done():
                 if order is not None:
@@ -463,13 +470,16 @@ class Scheduler(Dispatcher):
                 result = await (work if attempts is None else attempts.limit(work))
         except asyncio.CancelledError:
             self._cancel(block, None)
-        except Exception as error:
-            self._fail(block, error)
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._settle(block, error=error)
-            raise
+        except BaseException as error:
+            self._body_failed(block, error)
         else:
             self._settle(block, result)
+
+    def _body_failed(self, component: Component[Any], error: BaseException) -> None:
+        """End an attempt whose body, in the event loop, has raised ``error``."""
+        if isinstance(error, GeneratorExit) and not self._is_loop_running():
+            raise error  # the loop has been given up, and its unfinished bodies are closed
+        self._fail_here(component, error)
 
     # --- an outcome -----------------------------------------------------------------------------
 
@@ -478,7 +488,7 @@ class Scheduler(Dispatcher):
         attempts = component._attempts
         if attempts is not None:
             failure = fit_for_future(component, error)
-            error = attempts.fail(failure)
+            error = attempts.fail(failure, error)
             if error is None:
                 if self._telemetry is not None:
                     self._telemetry.retried(component, failure)

@@ -26,7 +26,7 @@ from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.notes import Notes
 from dftracer.asyncflow.backends.pools import BrokenPool
 from dftracer.asyncflow.backends.programs import name_of
-from dftracer.asyncflow.errors import WorkerDiedError, text_of_error
+from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
 from dftracer.utils.primitives import Mailbox
 
 End = tuple[str, Any]
@@ -99,7 +99,7 @@ class Call:
             return functools.partial, (tuple, (remote.MARK, "cancelled", None))
         try:
             packed = remote.dumps((self._function, self._args, self._kwargs))
-        except Exception as error:
+        except BaseException as error:  # which would end the executor's thread
             self._refusal = self._unsendable(error)
             raise self._refusal from error
         if self._position is None:
@@ -109,7 +109,7 @@ class Call:
         whence = (self._notes.path, self._notes.host, self._position)
         return functools.partial, (_Run(), packed, *whence)
 
-    def _unsendable(self, error: Exception) -> pickle.PicklingError:
+    def _unsendable(self, error: BaseException) -> pickle.PicklingError:
         parts = [("its function", self._function)]
         parts += [(f"argument {n}", value) for n, value in enumerate(self._args, 1)]
         parts += [(f"argument '{name}'", value) for name, value in self._kwargs.items()]
@@ -137,7 +137,8 @@ class Call:
             self.future = executor.submit(self)
         except BrokenExecutor:
             raise
-        except Exception as error:
+        except BaseException as error:
+            let_out(error)
             what = f"is refused by {type(executor).__name__}: {text_of_error(error)}"
             raise RuntimeError(self._say(what)) from error
         return self.future
@@ -261,7 +262,7 @@ class Call:
         if end == "done":
             try:
                 return end, cloudpickle.loads(value)
-            except Exception as error:
+            except BaseException as error:
                 what = f"has a result that cannot be read here: {text_of_error(error)}"
                 return "failed", _caused(pickle.UnpicklingError(self._say(what)), error)
         *packed, summary, text = value
@@ -284,7 +285,7 @@ class Call:
             raised = cloudpickle.loads(whole) if whole is not None else _rebuild(parts)
             if isinstance(raised, BaseException):
                 return raised
-        except Exception:
+        except BaseException:
             pass
         return RuntimeError(self._say(f"raised what cannot be read here: {summary}"))
 
@@ -334,10 +335,10 @@ class _Run:
         return cloudpickle.loads, (_packed_run(),)
 
 
-def _why_unsendable(value: Any) -> Exception | None:
+def _why_unsendable(value: Any) -> BaseException | None:
     try:
         remote.dumps(value)
-    except Exception as error:
+    except BaseException as error:
         return error
     return None
 

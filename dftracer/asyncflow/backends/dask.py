@@ -27,7 +27,7 @@ from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, T
 from dftracer.asyncflow.backends.dask_connection import Connection, check_target
 from dftracer.asyncflow.backends.dask_options import why_impossible
 from dftracer.asyncflow.backends.dask_orders import DaskValue, Job, label_of, pack
-from dftracer.asyncflow.errors import text_of_error
+from dftracer.asyncflow.errors import let_out, text_of_error
 
 _BATCH_TASKS = 1_000
 _BATCH_BYTES = 4_000_000
@@ -192,8 +192,9 @@ class DaskExecutionBackend(ExecutionBackend):
         for task in tasks:
             try:
                 job = pack(self, task, self._token, telling, pickled)
-            except Exception as error:
+            except BaseException as error:
                 self._fail(task, error)
+                let_out(error)
                 continue
             (demanding if job.options.workers or job.options.resources else free).append(job)
         self._send(connection, free)
@@ -263,7 +264,9 @@ class DaskExecutionBackend(ExecutionBackend):
                 pending.error = pending.error.with_traceback(await future.traceback())
             elif future.cancelled():
                 pending.error = self._lost(label_of(pending.task), None)
-        except Exception as error:
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # of somebody's unpickling, if anything
             pending.error = error
         self._tell(connection, pending)
 
@@ -322,7 +325,8 @@ class DaskExecutionBackend(ExecutionBackend):
     def _report(self, task: Task, state: str) -> None:
         try:
             self._callback_func(task, state)
-        except Exception as error:  # one task's trouble, not that of those that come after it
+        except BaseException as error:  # one task's trouble, not that of those that come after it
+            let_out(error)
             message = f"backend '{self.name}': the callback failed for {label_of(task)}"
             context = {"message": message, "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
@@ -397,7 +401,9 @@ class DaskExecutionBackend(ExecutionBackend):
         try:
             futures = [value.future for value, _ in wanted]
             values = await connection.client.gather(futures, asynchronous=True)
-        except (Exception, asyncio.CancelledError) as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # the end of the connection, or of somebody's unpickling
             if len(wanted) > 1:  # only some of them have failed
                 for each in wanted:
                     connection.begin(self._gather(connection, [each]))
@@ -428,10 +434,15 @@ class DaskExecutionBackend(ExecutionBackend):
                 continue
             if not isinstance(values, BaseException):
                 result.set_result(value.taken(values[index]))
-            elif value.future.cancelled() or not isinstance(values, Exception):
+            elif value.future.cancelled() or isinstance(values, asyncio.CancelledError):
                 result.set_exception(self._lost(value.label, values))
-            else:
+            elif isinstance(values, Exception):
                 result.set_exception(values)
+            else:
+                text = f"the result of {value.label} cannot be read here: {text_of_error(values)}"
+                error = RuntimeError(text)
+                error.__cause__ = values
+                result.set_exception(error)
 
     # --- cancellation and the end ---------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def _pickle_call(
             pickled[id(function)] = _dumps(label, "function", function)
         try:
             arguments = dask_worker.dumps((task["args"], task["kwargs"]))
-        except Exception:
+        except BaseException:
             for argument, value in _arguments_of(task).items():
                 _dumps(label, f"argument {argument}", value)
             raise
@@ -173,7 +173,7 @@ def _pickle_program(label: str, task: Task, work_dir: str) -> bytes:
 def _dumps(label: str, what: str, value: Any) -> bytes:
     try:
         return dask_worker.dumps(value)
-    except Exception as error:
+    except BaseException as error:
         raise pickle.PicklingError(
             f"{label}: its {what}, of type {type(value).__name__}, cannot be pickled, so it cannot "
             f"be sent to a worker: {text_of_error(error)}"

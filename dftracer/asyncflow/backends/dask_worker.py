@@ -107,7 +107,7 @@ class Call:
         try:
             args, kwargs = pickle.loads(self.arguments)
             return _load_function(self.function), args, kwargs
-        except Exception as error:
+        except BaseException as error:
             raise RuntimeError(
                 f"{self!r}: function or arguments cannot be unpickled on a worker: "
                 f"{text_of_error(error)}: is its environment the same?"
@@ -267,10 +267,10 @@ def _check(call: Call, result: Any) -> Any:
         # Large buffers, such as those of arrays, are left out of this and not copied.
         try:
             pickle.dumps(result, 5, buffer_callback=_leave_out)
-        except Exception:
+        except BaseException:
             try:
                 remote.dumps(result, 5, buffer_callback=_leave_out)
-            except Exception as error:
+            except BaseException as error:
                 raise pickle.PicklingError(
                     f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so "
                     f"it cannot leave its worker: {text_of_error(error)}"
@@ -317,7 +317,7 @@ def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
                 str(fit)  # which Dask asks for
                 cloudpickle.loads(remote.dumps(fit))
                 return fit.with_traceback(error.__traceback__)
-            except Exception:
+            except BaseException:
                 error.__cause__ = error.__context__ = None
     return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
         error.__traceback__

@@ -29,6 +29,7 @@ from dftracer.asyncflow.backends.programs import (
     timeout_of,
 )
 from dftracer.asyncflow.backends.staging import StagesFiles
+from dftracer.asyncflow.errors import let_out
 from dftracer.utils import ProcessResult, Runtime, TaskTimeoutError
 from dftracer.utils.primitives import Mailbox
 
@@ -197,8 +198,9 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
             if options_of(task):
                 self._ignore_unknown(task, "program", PROGRAM_OPTIONS | {"shell"})
             running = start_program(task, runtime, mailbox, self._work_dir, self.report_running)
-        except Exception as error:
+        except BaseException as error:
             self._fail(task, error)
+            let_out(error)
         else:
             self._unfinished[task["uid"]] = (task, running)
             if "trace_note" in task:
@@ -293,7 +295,8 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
     def _tell(self, task: Task, state: str) -> None:
         try:
             self._callback_func(task, state)
-        except Exception as error:  # one task's trouble, not that of those that come after it
+        except BaseException as error:  # one task's trouble, not that of those that come after it
+            let_out(error)
             if self._loop is None:
                 raise
             message = f"backend '{self.name}': the callback failed for task '{name_of(task)}'"

@@ -15,7 +15,7 @@ from dftracer.asyncflow.backends.calls import Call
 from dftracer.asyncflow.backends.host import DELIVERIES_PER_TURN, HostExecutionBackend
 from dftracer.asyncflow.backends.notes import Notes
 from dftracer.asyncflow.backends.pools import BrokenPool, release_writer, remake_of
-from dftracer.asyncflow.errors import text_of_error
+from dftracer.asyncflow.errors import let_out, text_of_error
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
 
@@ -127,9 +127,10 @@ class LocalExecutionBackend(HostExecutionBackend):
                 timeout = self._timeout_of_function(task)
                 self._unfinished[task["uid"]] = (task, call)
                 self._hand_over(call)
-            except Exception as error:
+            except BaseException as error:
                 self._unfinished.pop(task["uid"], None)
                 self._fail(task, error)
+                let_out(error)
                 continue
             if timeout is not None:
                 self._limit(task, timeout, call.begun)
@@ -202,11 +203,12 @@ class LocalExecutionBackend(HostExecutionBackend):
         assert remake is not None
         # Then its workers have ended, and all that it held is known to be lost.
         await asyncio.to_thread(broken.executor.shutdown)
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             self.executor = remake()
             self._remake = remake_of(self.executor)
-        except Exception as error:
+        except BaseException as error:
+            let_out(error)
             failure = error
         self._broken = self._recovering = None
         lost = [self._lost.popleft() for _ in range(len(self._lost))]
@@ -229,7 +231,7 @@ class LocalExecutionBackend(HostExecutionBackend):
             for call in waiting:
                 try:
                     self._hand_over(call)
-                except Exception as error:
+                except BaseException as error:
                     call.end = ("failed", error)
                     self._ended.append(call)
         self._report_ended()

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Omit
 
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
-from dftracer.asyncflow.errors import PromptError, text_of, text_of_error
+from dftracer.asyncflow.errors import PromptError, let_out, text_of, text_of_error
 from dftracer.utils import TaskTimeoutError
 
 _REQUEST_KEYS = frozenset(
@@ -164,9 +164,10 @@ class OpenAIBackend(ExecutionBackend):
         for task in tasks:
             try:
                 request, timeout = self._request_of(task)
-            except Exception as error:
+            except BaseException as error:
                 task["exception"] = error
                 self._callback_func(task, TaskStates.FAILED)
+                let_out(error)
                 continue
             work = self._run(task, request, timeout, self._client, self._callback_func)
             running = asyncio.get_running_loop().create_task(work)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -71,6 +73,40 @@ def shares_names(backend: Any) -> bool:
     """
     kind = type(backend)
     return kind.__name__ == "DaskExecutionBackend" and kind.__module__.startswith("rhapsody.")
+
+
+def guarded(backend: Any, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return what a backend is given for the function of a task of that name.
+
+    RHAPSODY's expect an ``Exception`` at most. Of anything else that a body raises they never
+    report the end, or end with it.
+    """
+    if not any(each.__module__.startswith("rhapsody.") for each in type(backend).__mro__):
+        return function
+    passes = (Exception, GeneratorExit, asyncio.CancelledError)
+
+    # Both go to other processes by value: they need nothing of ours there.
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except passes:
+            raise
+        except BaseException as error:
+            text = f"task '{name}' raised {type(error).__name__}: {error}"
+            raise RuntimeError(text) from error
+
+    @functools.wraps(function)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except passes:
+            raise
+        except BaseException as error:
+            text = f"task '{name}' raised {type(error).__name__}: {error}"
+            raise RuntimeError(text) from error
+
+    return call_async if inspect.iscoroutinefunction(function) else call
 
 
 def attach(backend: Any, engine: str, callback: Callable[..., None], work_dir: str) -> None:

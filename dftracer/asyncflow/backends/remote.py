@@ -105,7 +105,7 @@ def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
             packed = dumps(what)
             if not whole or type(cloudpickle.loads(packed)) is type(error):
                 return (packed, None) if whole else (None, packed)
-        except Exception:
+        except BaseException:
             continue
     return None, None
 
@@ -113,12 +113,12 @@ def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
 def _summary(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:
+    except BaseException:
         return type(error).__name__
 
 
 def _describe(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:
+    except BaseException:
         return f"{_summary(error)}\n"
