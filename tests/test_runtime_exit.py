@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from trace_support import names_of
 
 Script = Callable[..., str]
 
@@ -98,3 +99,122 @@ print(Path({str(fifo)!r}).read_text())
     with contextlib.suppress(ProcessLookupError):
         while True:
             os.killpg(int(out), 0)
+
+
+INTERRUPTED = """
+import logging, os, random, signal, subprocess, sys, threading, time
+from pathlib import Path
+from dftracer.utils import Runtime
+
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+runtimes = [Runtime(python_threads=2, trace="life.pfw.gz"), Runtime(python_threads=1)]
+os.mkfifo("pids")
+
+def start(runtime):
+    runtime.run_process("echo $$ >pids; sleep 600 & wait", name="child")
+    return Path("pids").read_text().strip()
+
+print(*map(start, runtimes), flush=True)
+runtimes[0].submit(abs, -1, name="ended").get()
+
+def exiting():
+    "Returns when the interpreter's exit waits for tasks."
+    while True:
+        try:
+            runtimes[0].submit(int).wait()
+        except RuntimeError:
+            return
+
+def busy():
+    while True:
+        time.sleep(random.random() / 1000)
+"""
+
+
+def killed_children_of(out: str) -> None:
+    """Wait until the last of each process group was reaped by whoever inherited it."""
+    for pid in out.splitlines()[0].split():
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.killpg(int(pid), 0)
+
+
+@pytest.mark.parametrize("handler", ["keyboard-interrupt", "exits", "fails"])
+def test_everything_is_cleaned_up_when_a_signal_interrupts_the_exit(
+    run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = {
+        "keyboard-interrupt": "signal.default_int_handler",
+        "exits": "lambda *_: sys.exit(3)",
+        "fails": "lambda *_: 1 / 0",
+    }[handler]
+    source = f"""{INTERRUPTED}
+signal.signal(signal.SIGINT, {how})
+
+def interrupt():
+    exiting()
+    os.kill(os.getpid(), signal.SIGINT)
+    busy()
+
+runtimes[0].submit(interrupt, name="interrupts")
+runtimes[1].submit(busy, name="busy")
+"""
+    for _ in range(ROUNDS):
+        (tmp_path / "pids").unlink(missing_ok=True)
+        (tmp_path / "life.pfw.gz").unlink(missing_ok=True)
+        out = run_script(source, stderr=None)
+        killed_children_of(out)
+        assert "task(s) were given up at interpreter exit, because" in out
+        assert "ended the waiting" in out
+        assert {"ended", "child", "interrupts"} <= set(names_of(tmp_path / "life.pfw.gz"))
+
+
+def test_everything_is_cleaned_up_when_the_exit_never_comes_to_the_tasks(
+    run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when Ctrl-C ends a wait of the interpreter's that comes before ours.
+    monkeypatch.chdir(tmp_path)
+    source = f"""{INTERRUPTED}
+def interrupt():
+    raise KeyboardInterrupt
+
+threading._register_atexit(interrupt)
+for runtime in runtimes:
+    runtime.submit(busy, name="busy")
+"""
+    for _ in range(ROUNDS):
+        (tmp_path / "pids").unlink(missing_ok=True)
+        (tmp_path / "life.pfw.gz").unlink(missing_ok=True)
+        killed_children_of(run_script(source, stderr=None))
+        assert {"ended", "child", "busy"} <= set(names_of(tmp_path / "life.pfw.gz"))
+
+
+def test_everything_is_cleaned_up_when_signals_rain_on_the_exit(
+    run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = f"""
+import atexit, signal
+# After all of ours, before Python gives signals back their usual, deadly effect. Each of these may
+# be interrupted itself.
+for _ in range(20):
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+{INTERRUPTED}
+rain = "import os, time\\nwhile True: os.kill({{}}, 2); time.sleep(0.002)"
+
+def interrupt():
+    exiting()
+    null = subprocess.DEVNULL  # or its end of the pipe would be waited for
+    command = [sys.executable, "-c", rain.format(os.getpid())]
+    subprocess.Popen(command, stdout=null, stderr=null)
+    busy()
+
+for runtime in runtimes:
+    runtime.submit(interrupt)
+"""
+    for _ in range(ROUNDS):
+        (tmp_path / "pids").unlink(missing_ok=True)
+        (tmp_path / "life.pfw.gz").unlink(missing_ok=True)
+        killed_children_of(run_script(source, stderr=None))
+        assert {"ended", "child"} <= set(names_of(tmp_path / "life.pfw.gz"))

@@ -34,7 +34,6 @@ __all__ = [
     "available_cpus",
     "bare_frame",
     "before_fork",
-    "flush_traces",
     "running_task",
     "shutdown_all",
     "track_all",
@@ -61,15 +60,17 @@ def bare_frame(code: CodeType, globals: dict[str, Any], /) -> FrameType:
 def running_task() -> TaskHandle[Any] | None:
     """Return the handle of the plain body that runs on this thread."""
 
-def shutdown_all(patience: float) -> list[str]:
-    """Shut down every runtime of this process for ever. Run at exit.
+def shutdown_all(patience: float) -> tuple[list[str], BaseException | None]:
+    """Shut down every runtime of this process for ever, and write the traces. Run at exit.
 
-    Waits as long as tasks end. When none has ended for ``patience`` seconds, cancels the rest and
-    returns their names.
+    Waits as long as tasks end. When none has ended for ``patience`` seconds, or a signal's handler
+    raises, cancels the rest. Called again it does nothing.
+
+    Returns
+    -------
+    tuple[list[str], BaseException | None]
+        The names of the tasks that were cancelled, and what the signal's handler has raised.
     """
-
-def flush_traces(limit: float) -> None:
-    """Wait until all traces of this process are in their files, for at most ``limit`` seconds."""
 
 def untrack(future: asyncio.Future[Any], /) -> None:
     """Take an unfinished asyncio future off the list that the garbage collector looks through.

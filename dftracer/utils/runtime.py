@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -334,20 +335,20 @@ def _exit_patience_s() -> float:
         return 3.0
 
 
-_TRACE_GRACE_S = 10.0
-"""How long, at interpreter exit, traces may take to reach their files."""
-
-
 def _shut_down_at_exit() -> None:
-    given_up = _native.shutdown_all(_exit_patience_s())
-    _native.flush_traces(_TRACE_GRACE_S)
+    given_up, interruption = _native.shutdown_all(_exit_patience_s())
     if given_up:
+        reason = "none had ended for a while (DFTRACER_EXIT_PATIENCE_S)"
+        if interruption is not None:
+            reason = f"{type(interruption).__name__} ended the waiting"
         _log.warning(
-            "%d task(s) were given up at interpreter exit, because none had ended for a while "
-            "(DFTRACER_EXIT_PATIENCE_S): %s",
+            "%d task(s) were given up at interpreter exit, because %s: %s",
             len(given_up),
+            reason,
             ", ".join(given_up[:10]),
         )
+    if interruption is not None:
+        raise interruption
 
 
 def _after_fork_in_child() -> None:
@@ -363,6 +364,9 @@ def _after_fork_in_child() -> None:
 # Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
 # threads must be gone before the interpreter is.
 threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
+# If a signal has kept it from being called. A function of Python's could be interrupted once more
+# before its first line.
+atexit.register(_native.shutdown_all, 0.0)
 os.register_at_fork(
     before=_native.before_fork,
     after_in_parent=_native.after_fork_in_parent,

@@ -1,39 +1,73 @@
 //! The end of the interpreter, and of the process's being one: exit and `fork`.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use dftracer_core::sizes;
 use pyo3::prelude::*;
 
 use crate::handle::TaskHandle;
 use crate::shared::{self, Shared};
+use crate::trace;
 
-/// How long threads have to leave, after all that could be done to end their tasks.
+/// How long tasks have to end that were cancelled, and how long threads have to leave then.
 const LEAVE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long traces may take to reach their files.
+const TRACE_GRACE: Duration = Duration::from_secs(10);
+
+/// Whether `shutdown_all` has been called in this process. Relaxed: only the main thread asks.
+static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
 
 /// At interpreter exit: finishes what can be finished, so that no thread of ours is left that could
 /// touch a dying interpreter. As long as tasks end, it waits; when none has ended for `patience`
-/// seconds, the rest is cancelled, and whoever does not heed that is left behind.
+/// seconds, or a signal's handler raises, the rest is cancelled, and whoever does not end within a
+/// second is left behind. Then all traces are written.
 ///
-/// Returns the names of the tasks that were given up.
+/// Only the waiting can be interrupted: all that follows is done for every runtime, in this one
+/// call, and takes no longer than the graces.
+///
+/// Returns the names of the tasks that were given up, and what a signal's handler has raised. Does
+/// nothing when it is called again.
 #[pyfunction]
-pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> PyResult<Vec<String>> {
+pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Option<PyErr>) {
+    if HAS_BEGUN.swap(true, Ordering::Relaxed) {
+        return (Vec::new(), None);
+    }
     let patience = Duration::try_from_secs_f64(patience.max(0.0)).unwrap_or(Duration::MAX);
     let runtimes = shared::begin_exit();
+    let interruption = wait_for_tasks(py, &runtimes, patience).err();
     let mut given_up = Vec::new();
     for runtime in &runtimes {
-        while !runtime.wait_idle(py, Some(patience))? {
-            if !runtime.has_progressed() {
-                given_up.extend(runtime.cancel_unfinished(py));
-                runtime.wait_idle(py, Some(LEAVE_GRACE))?;
-                break;
-            }
+        given_up.extend(runtime.cancel_unfinished(py));
+    }
+    let deadline = Instant::now() + LEAVE_GRACE;
+    for runtime in runtimes.iter().filter(|_| !given_up.is_empty()) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Err(error) = runtime.wait_idle_despite_signals(py, left) {
+            error.write_unraisable(py, None);
         }
     }
+    let deadline = Instant::now() + LEAVE_GRACE;
     for runtime in &runtimes {
-        runtime.leave(py, LEAVE_GRACE);
+        runtime.leave(py, deadline);
     }
-    Ok(given_up)
+    trace::flush_all(py, Instant::now() + TRACE_GRACE);
+    (given_up, interruption)
+}
+
+/// In the child of a `fork()`, which is not at its exit, even if its parent is.
+pub(crate) fn forked() {
+    HAS_BEGUN.store(false, Ordering::Relaxed);
+}
+
+/// Waits, as long as tasks end. An error is what a signal's handler has raised.
+fn wait_for_tasks(py: Python<'_>, runtimes: &[Arc<Shared>], patience: Duration) -> PyResult<()> {
+    for runtime in runtimes {
+        while !runtime.wait_idle(py, Some(patience))? && runtime.has_progressed() {}
+    }
+    Ok(())
 }
 
 impl Shared {

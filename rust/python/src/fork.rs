@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 
-use crate::shared;
+use crate::{exit, shared};
 
 /// Native threads that are inside a section. SeqCst on both: each side announces itself, then looks
 /// for the other.
@@ -50,4 +50,5 @@ pub(crate) fn after_fork_in_child() {
     INSIDE.store(0, Ordering::SeqCst);
     FORKING.store(false, Ordering::SeqCst);
     shared::forked();
+    exit::forked();
 }

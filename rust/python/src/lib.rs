@@ -58,7 +58,7 @@ mod _native {
     #[pymodule_export]
     use crate::runtime::Runtime;
     #[pymodule_export]
-    use crate::trace::{Trace, flush_traces};
+    use crate::trace::Trace;
     #[pymodule_export]
     use crate::worker::PyBlocked;
 

@@ -248,8 +248,27 @@ impl Shared {
         }
     }
 
-    /// Waits until no task is left but those that wait here too; false if `timeout` came first.
+    /// Waits until no task is left but those that wait here too; false if `timeout` came first. An
+    /// error is what a signal's handler has raised.
     pub(crate) fn wait_idle(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
+        self.wait_idle_as(py, timeout, || py.check_signals())
+    }
+
+    /// The same, but signals stay pending.
+    pub(crate) fn wait_idle_despite_signals(
+        &self,
+        py: Python<'_>,
+        timeout: Duration,
+    ) -> PyResult<bool> {
+        self.wait_idle_as(py, Some(timeout), || Ok(()))
+    }
+
+    fn wait_idle_as(
+        &self,
+        py: Python<'_>,
+        timeout: Option<Duration>,
+        on_signal: impl Fn() -> PyResult<()>,
+    ) -> PyResult<bool> {
         self.check_process()?;
         let _blocked = worker::enter_blocked(py)?;
         let inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
@@ -269,7 +288,7 @@ impl Shared {
             let woken = match idle {
                 true => Ok(Wakeup::Notified),
                 false => match signals::park(py, &parker, left) {
-                    Wakeup::Interrupted => py.check_signals().map(|()| Wakeup::Interrupted),
+                    Wakeup::Interrupted => on_signal().map(|()| Wakeup::Interrupted),
                     other => Ok(other),
                 },
             };
@@ -616,13 +635,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Closes, then waits for at most `grace` until no thread of ours can touch the interpreter.
-    pub(crate) fn leave(&self, py: Python<'_>, grace: Duration) {
+    /// Closes, then waits until no thread of ours can touch the interpreter, or the deadline.
+    pub(crate) fn leave(&self, py: Python<'_>, deadline: Instant) {
         let parker = Arc::new(Parker::default());
         *lock(&self.departures) = Some(parker.clone());
         self.open.store(false, Ordering::SeqCst);
         self.close();
-        let deadline = Instant::now() + grace;
         py.detach(|| {
             while !lock(&self.slots).is_empty() {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -691,4 +709,5 @@ pub(crate) fn process_generation() -> u64 {
 /// In the child of a `fork()`: all that was made before it is a copy without threads.
 pub(crate) fn forked() {
     FORK_GENERATION.fetch_add(1, Ordering::Relaxed);
+    EXITING.store(false, Ordering::SeqCst);
 }

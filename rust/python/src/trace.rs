@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dftracer_core::trace::{self, End, Kind, Record, Setup, Writer};
 use pyo3::exceptions::PyBaseException;
@@ -332,11 +332,8 @@ impl Shared {
     }
 }
 
-/// At interpreter exit: waits, for at most so many seconds, until all traces are in their files.
-#[pyfunction]
-pub(crate) fn flush_traces(py: Python<'_>, limit: f64) {
-    let limit = Duration::try_from_secs_f64(limit.max(0.0)).unwrap_or_default();
-    let deadline = Instant::now() + limit;
+/// At interpreter exit: waits until all traces are in their files, or the deadline.
+pub(crate) fn flush_all(py: Python<'_>, deadline: Instant) {
     let writers = WRITERS.alive();
     py.detach(|| writers.iter().for_each(|writer| writer.flush(deadline)));
 }
