@@ -2,38 +2,113 @@
 
 The tests run against the built wheel, never against the checkout: `dftracer` is a namespace that
 other distributions share, and what users install is the wheel.
+
+An interpreter that is not at hand is passed over, as is a test for which something is missing here,
+unless `CI` is set: then each of them is a failure. `.ci/run` installs what is needed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
 
+IS_CI = bool(os.environ.get("CI"))
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
+WHOLE = ["3.11", "3.14"]
+"""What all tests run on."""
+LOWEST = "3.10"
+"""What the tests run on with the lowest versions of what we depend on."""
+SOURCES = ["dftracer", "docs", "examples", "benchmarks", "tests", "noxfile.py"]
+INTERPRETER_TESTS = [
+    "tests/test_engine.py",
+    "tests/test_engine_chains.py",
+    "tests/test_engine_futures.py",
+    "tests/test_engine_signals.py",
+    "tests/test_fast_paths.py",
+    "tests/test_mailbox.py",
+    "tests/test_ownership.py",
+    *sorted(map(str, Path("tests").glob("test_runtime*.py"))),
+]
+"""Tests of what depends on the interpreter: threads, coroutines, fork, exit, signals."""
+DEPENDENCY_TESTS = [
+    "tests/test_asyncflow_logging.py",
+    "tests/test_cli.py",
+    "tests/test_dask_backend.py",
+    "tests/test_dask_options.py",
+    "tests/test_dask_plugin.py",
+    "tests/test_graph_views.py",
+    "tests/test_local_backend.py",
+    "tests/test_pool_recovery.py",
+    "tests/test_progress.py",
+    "tests/test_prompt_backend.py",
+    "tests/test_remote_inputs.py",
+    "tests/test_remote_results.py",
+    "tests/test_report.py",
+    "tests/test_telemetry.py",
+    "tests/test_tracebacks_by_value.py",
+]
+"""Tests of what uses other projects' packages."""
+RESULTS = Path(".nox/results")
+
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "rust", "typecheck", "imports", "docs", "tests"]
+nox.options.error_on_missing_interpreters = IS_CI
+nox.options.sessions = [
+    "lint",
+    "rust",
+    "targets",
+    "typecheck",
+    "imports",
+    "docs",
+    *(f"tests-{version}" for version in WHOLE),
+    *(f"interpreter-{version}" for version in PYTHONS if version not in WHOLE),
+    f"lowest-{LOWEST}",
+    "portable",
+    "sanitizer",
+    "coverage",
+    "summary",
+]
 
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-SOURCES = ["dftracer", "docs", "examples", "benchmarks", "tests", "noxfile.py"]
+
+def cargo_env(folder: str = "") -> dict[str, str]:
+    """One target folder for all sessions, so that only what has changed is compiled.
+
+    It is kept where `CARGO_TARGET_DIR` says; `folder` is one inside it, for other flags.
+    """
+    target = Path(os.environ.get("CARGO_TARGET_DIR", "target")).resolve() / folder
+    return {"CARGO_TARGET_DIR": str(target)}
 
 
-def install_wheel(session: nox.Session, *extras: str) -> None:
+def install_wheel(session: nox.Session, *extras: str, env: dict[str, str] | None = None) -> None:
     """Build the wheel for the session's interpreter and install that, with `extras`."""
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     session.install("pip>=24")
-    # One target folder for all sessions, so that only what has changed is compiled.
-    env = {"CARGO_TARGET_DIR": os.environ.get("CARGO_TARGET_DIR", str(Path("target").resolve()))}
+    env = env or cargo_env()
     session.run("pip", "wheel", "-q", "--no-deps", "-w", str(wheels), ".", env=env)
     wheel = next(wheels.glob("*.whl"))
     # By force: the version stays the same while the code changes.
     session.install("--force-reinstall", "--no-deps", str(wheel))
     extra = f"[{','.join(extras)}]" if extras else ""
     session.install(f"{wheel}{extra}")
+
+
+def run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Print what is installed, run pytest on all cores, and keep its figures for the summary."""
+    session.run("pip", "list", "--format=freeze")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figures = RESULTS.resolve() / f"{session.name}.json"
+    figures.unlink(missing_ok=True)
+    workers = ["-n", "2", "--dist", "loadfile"]
+    session.run(
+        "pytest", *workers, *arguments, env={"DFTRACER_FIGURES": str(figures), **(env or {})}
+    )
 
 
 @nox.session
@@ -48,26 +123,98 @@ def lint(session: nox.Session) -> None:
 def rust(session: nox.Session) -> None:
     """Format, lints, tests and models of the Rust code."""
     # PyO3 asks an interpreter what to build for; the module itself is linked by no test.
-    env = {"PYO3_PYTHON": shutil.which("python", path=session.bin) or "python"}
+    env = cargo_env()
+    env["PYO3_PYTHON"] = shutil.which("python", path=session.bin) or "python"
     env["PYO3_BUILD_EXTENSION_MODULE"] = "1"
     session.run("cargo", "fmt", "--all", "--check", external=True)
     clippy = ["cargo", "clippy", "--workspace", "--all-targets", "--locked"]
     session.run(*clippy, "--", "-D", "warnings", external=True, env=env)
-    session.run("cargo", "test", "-p", "dftracer-core", "--locked", external=True, env=env)
-    # Every interleaving of threads at what they share. In a target folder of its own: it is other
-    # code.
-    model = {**env, "RUSTFLAGS": "--cfg dft_loom", "CARGO_TARGET_DIR": "target/loom"}
-    loom = ["cargo", "test", "-p", "dftracer-core", "--release", "--locked", "--test", "loom_*"]
-    session.run(*loom, external=True, env=model)
+    core = ["cargo", "test", "-p", "dftracer-core", "--locked"]
+    session.run(*core, external=True, env=env)
+    # What wakes threads and event loops on systems that are not Linux.
+    portable = {**env, "RUSTFLAGS": "--cfg dft_portable", **cargo_env("portable")}
+    session.run(*core, external=True, env=portable)
+    # Every interleaving of what threads share.
+    models = [f"--test={path.stem}" for path in sorted(Path("rust/core/tests").glob("loom_*.rs"))]
+    loom = {**env, "RUSTFLAGS": "--cfg dft_loom", **cargo_env("loom")}
+    session.run(*core, "--release", *models, external=True, env=loom)
+
+
+@nox.session
+def targets(session: nox.Session) -> None:
+    """The code compiles for other systems and for interpreters without the GIL."""
+    nightly = rust_nightly(session)
+    env = {**cargo_env("targets"), "PYO3_BUILD_EXTENSION_MODULE": "1"}
+    cargo = [f"{nightly}/bin/cargo", "check", "-q", "--workspace", "--locked"]
+    foreign = [*cargo, "-Zbuild-std=std,panic_unwind", "--target"]
+    for target in ("aarch64-apple-darwin", "aarch64-unknown-linux-gnu"):
+        config = interpreter_config(session, "3.14")
+        settings = {**env, "RUSTC": f"{nightly}/bin/rustc", "PYO3_CONFIG_FILE": config}
+        session.run(*foreign, target, external=True, env=settings)
+    cargo[0] = "cargo"
+    for version in ("3.14", "3.15"):
+        config = interpreter_config(session, version, "Py_GIL_DISABLED")
+        session.run(*cargo, external=True, env={**env, "PYO3_CONFIG_FILE": config})
+
+
+def interpreter_config(session: nox.Session, version: str, flags: str = "") -> str:
+    """Describe an interpreter that is not here to PyO3."""
+    path = Path(session.create_tmp()) / f"cpython-{version}{flags and '-' + flags}.txt"
+    path.write_text(
+        f"implementation=CPython\nversion={version}\nshared=true\nabi3=false\npointer_width=64\n"
+        f"build_flags={flags}\nsuppress_build_script_link_lines=true\n",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def rust_nightly(session: nox.Session) -> str:
+    """Return the folder of a nightly toolchain that has the standard library's source."""
+    found = subprocess.run([".ci/rust-nightly"], stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode and IS_CI:
+        session.error("there is no nightly toolchain with the standard library's source here")
+    if found.returncode:
+        session.skip("there is no nightly toolchain with the standard library's source here")
+    return found.stdout.strip()
+
+
+@nox.session
+def sanitizer(session: nox.Session) -> None:
+    """The tests of the Rust core under ThreadSanitizer."""
+    nightly = rust_nightly(session)
+    env = {
+        **cargo_env("sanitizer"),
+        "RUSTC": f"{nightly}/bin/rustc",
+        "RUSTFLAGS": "-Zsanitizer=thread",
+        "TSAN_OPTIONS": "halt_on_error=1",
+        "RUST_TEST_THREADS": "2",
+    }
+    host = f"{os.uname().machine}-unknown-linux-gnu"
+    command = [f"{nightly}/bin/cargo", "test", "-p", "dftracer-core", "--locked", "--lib"]
+    session.run(*command, "-Zbuild-std", "--target", host, external=True, env=env)
 
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Strict types in the Python code, and the stub against the real native module."""
-    session.install("mypy>=1.15", "pytest>=8", "nox")
+    """Strict types in the Python code and the pages, and the stub against the native module."""
+    session.install("mypy>=1.15", "pyright[nodejs]>=1.1.400", "pytest>=8", "nox")
     install_wheel(session)
-    session.run("mypy", "dftracer", "examples", "noxfile.py", "tests/typing_engine.py")
+    for platform in ("linux", "darwin"):
+        checked = ["dftracer", "examples", "noxfile.py", "tests/typing_engine.py"]
+        session.run("mypy", "--platform", platform, *checked)
     session.run("mypy", "benchmarks")
+    session.run("pyright")
+    # What a user's editor says of the pages' programs and of the calls that must have types.
+    programs = Path(session.create_tmp()) / "programs"
+    shutil.rmtree(programs, ignore_errors=True)
+    programs.mkdir()
+    shutil.copy("tests/typing_engine.py", programs)
+    session.run("python", "tests/docs_support.py", str(programs))
+    silent = ["UnknownArgumentType", "UnknownLambdaType", "UnknownMemberType", "UnusedImport"]
+    silent += ["UnknownParameterType", "UnknownVariableType", "MissingParameterType"]
+    settings = {"typeCheckingMode": "strict", **{f"report{name}": False for name in silent}}
+    (programs / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    session.run("pyright", "-p", str(programs))
     # Elsewhere, because here Python would take the checkout's package for the installed one.
     session.chdir(session.create_tmp())
     session.run("stubtest", "dftracer.utils._native")
@@ -91,6 +238,115 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The test suite against the wheel, on every CPython that is at hand."""
+    """All tests, with the newest versions of what we depend on."""
     install_wheel(session, "test")
-    session.run("pytest", *session.posargs)
+    run_tests(session, *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def interpreter(session: nox.Session) -> None:
+    """The tests of what depends on the interpreter."""
+    install_wheel(session)
+    session.install(*nox.project.dependency_groups(nox.project.load_toml(), "interpreter"))
+    run_tests(session, *(session.posargs or INTERPRETER_TESTS))
+
+
+@nox.session(python=LOWEST)
+def lowest(session: nox.Session) -> None:
+    """The tests of what uses other packages, with the lowest versions that we allow."""
+    install_wheel(session)
+    project = nox.project.load_toml()["project"]
+    extras = project["optional-dependencies"]
+    ours = [each for name, extra in extras.items() if name != "test" for each in extra]
+    wanted = [each.replace(">=", "==", 1) for each in (*project["dependencies"], *ours)]
+    named = {re.split(r"[\[>=;]", each)[0] for each in ours}
+    others = [each for each in extras["test"] if re.split(r"[\[>=;]", each)[0] not in named]
+    session.install(*wanted, *others)
+    run_tests(session, *(session.posargs or DEPENDENCY_TESTS))
+
+
+@nox.session(python=["3.13t", "3.14t"])
+def freethreaded(session: nox.Session) -> None:
+    """All tests without the GIL, on an interpreter that is built from Debian's source."""
+    install_wheel(session)
+    session.install(*nox.project.dependency_groups(nox.project.load_toml(), "interpreter"))
+    run_tests(session, *session.posargs, env={"PYTHON_GIL": "0"})
+
+
+@nox.session(python=WHOLE[0])
+def portable(session: nox.Session) -> None:
+    """The tests of what depends on the interpreter, woken as on systems that are not Linux."""
+    env = {**cargo_env("portable"), "RUSTFLAGS": "--cfg dft_portable"}
+    install_wheel(session, env=env)
+    session.install(*nox.project.dependency_groups(nox.project.load_toml(), "interpreter"))
+    run_tests(session, *(session.posargs or INTERPRETER_TESTS))
+
+
+@nox.session(python=WHOLE[-1])
+def coverage(session: nox.Session) -> None:
+    """Which lines of Python and Rust no test reaches: in ``.nox/coverage``."""
+    found = subprocess.run([".ci/llvm-tools"], stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode:
+        session.error("llvm-cov and llvm-profdata of the Rust compiler's version are needed")
+    tools = found.stdout.strip()
+    folder = Path(".nox/coverage").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # Counters that are mapped from a file are there even if a test kills its process.
+    profiles = {"LLVM_PROFILE_FILE": str(folder / "%p-%m%c.profraw")}
+    flags = "-Cinstrument-coverage -Cllvm-args=-runtime-counter-relocation"
+    env = {**cargo_env("coverage"), "RUSTFLAGS": flags, "CARGO_PROFILE_RELEASE_STRIP": "none"}
+    env["CARGO_PROFILE_RELEASE_LTO"] = "off"
+    install_wheel(session, "test", env={**env, **profiles})
+    session.install("pytest-cov>=6")
+    python = [
+        "--cov",
+        "--cov-report",
+        f"annotate:{folder / 'python'}",
+        "--cov-report",
+        "term-missing",
+    ]
+    run_tests(session, *python, *session.posargs, env=profiles)
+    tested = ["cargo", "test", "-p", "dftracer-core", "--locked"]
+    session.run(*tested, "--release", external=True, env={**env, **profiles})
+    raw = sorted(map(str, folder.glob("*.profraw")))
+    merged = folder / "rust.profdata"
+    listed = folder / "profiles.txt"
+    listed.write_text("\n".join(raw), encoding="utf-8")
+    merge = [f"{tools}/llvm-profdata", "merge", "--sparse", "--failure-mode=all", "-f", str(listed)]
+    session.run(*merge, "-o", str(merged), external=True)
+    for path in raw:
+        Path(path).unlink()
+    native = next(Path(session.virtualenv.location).rglob("_native*.so"))
+    built = Path(env["CARGO_TARGET_DIR"]) / "release" / "deps"
+    binaries = [str(native)]
+    for program in sorted(built.iterdir()):
+        if os.access(program, os.X_OK) and program.is_file() and not program.suffix:
+            binaries += ["--object", str(program)]
+    chosen = [
+        "--instr-profile",
+        str(merged),
+        *binaries,
+        "--ignore-filename-regex",
+        "/registry/|/rustc/",
+    ]
+    report = session.run(f"{tools}/llvm-cov", "report", *chosen, external=True, silent=True)
+    session.log(report)
+    lines = session.run(f"{tools}/llvm-cov", "show", *chosen, external=True, silent=True)
+    (folder / "rust.txt").write_text(str(lines), encoding="utf-8")
+
+
+@nox.session
+def summary(session: nox.Session) -> None:
+    """What was run: for each interpreter the tests, why some were skipped, and the minutes."""
+    for path in sorted(RESULTS.glob("*.json")):
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        outcomes = figures["outcomes"]
+        lock = "" if figures["gil"] else " without the GIL"
+        session.log(
+            f"{path.stem}: CPython {figures['python']}{lock}, {sum(outcomes.values())} tests: "
+            f"{', '.join(f'{count} {name}' for name, count in sorted(outcomes.items()))}, "
+            f"{figures['seconds'] / 60:.1f} minutes"
+        )
+        for reason, count in sorted(figures["skips"].items()):
+            session.log(f"    {count} skipped: {reason}")

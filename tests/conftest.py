@@ -17,11 +17,18 @@ from typing import Any
 
 import pytest
 from backend_support import ON_REQUEST_KINDS, Door, Lent, make_pool
+from gate import Gate
 from process_support import Line
 
 HANG_GUARD_S = 100 if ON_REQUEST_KINDS else 60
 """A test that takes longer has lost something it waits for. Less than the timeout of pytest, which
 ends the whole run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have each run say what it has skipped."""
+    config.pluginmanager.register(Gate())
+
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 

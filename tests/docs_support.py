@@ -5,7 +5,7 @@ A comment above a fenced block, which nobody sees on a rendered page, says what 
 ``<!-- continues -->``
     It goes on where the block before has ended.
 ``<!-- within: FRAME -->``
-    It is an excerpt: of a program that ``test_docs.py`` has under that name.
+    It is an excerpt: of a program that is among the ``FRAMES`` below.
 ``<!-- file: NAME -->``
     The commands of the page find it under that name.
 ``<!-- prints: TEXT -->``
@@ -15,11 +15,50 @@ A comment above a fenced block, which nobody sees on a rendered page, says what 
 """
 
 import re
+import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+Settings = dict[str, str]
+"""What to put in the place of what, in the programs of a page."""
+
+FRAMES = {
+    "coroutine": """
+        import asyncio
+        from dftracer.asyncflow import DaskExecutionBackend, WorkflowEngine
+        from dftracer.utils import Runtime
+
+        async def main():
+            {}
+            await flow.shutdown()
+
+        asyncio.run(main())
+        """,
+    "engine": """
+        import asyncio
+        from dftracer.asyncflow import WorkflowEngine
+
+        async def main():
+            async with await WorkflowEngine.create() as flow:
+                {}
+
+        asyncio.run(main())
+        """,
+    "client": """
+        import dask
+        from dask.distributed import Client
+        from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+
+        with Client("tcp://host:8786") as client:
+            client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+            {}
+        """,
+}
+"""What excerpts are taken from."""
+
 _MARK = re.compile(r"<!-- (\w+)(?:: (.+))? -->")
 _FENCE = re.compile(r"(```+)(\S*)")
 
@@ -110,3 +149,32 @@ def anchors(page: str) -> set[str]:
 def examples(page: str, language: str = "python") -> list[str]:
     """Return the fenced blocks of one language in a page of ``docs/``."""
     return [block.text for block in blocks(f"docs/{page}") if block.language == language]
+
+
+def is_run_by_commands(block: Block) -> bool:
+    name = block.marks.get("file")
+    return name is not None and any(f" {name}" in line for line in commands(block.page))
+
+
+def source_of(block: Block, settings: Settings) -> str:
+    source = block.text
+    if "within" in block.marks:
+        frame = textwrap.dedent(FRAMES[block.marks["within"]])
+        (indent,) = re.findall(r"^( *)\{\}$", frame, re.MULTILINE)
+        if source.rstrip().endswith(":"):
+            source += "    pass\n"
+        source = frame.replace(indent + "{}\n", textwrap.indent(source, indent))
+    for shown, real in settings.items():
+        source = source.replace(shown, real)
+    return source
+
+
+def write_programs(folder: Path) -> None:
+    """Write every program of the pages into a folder, for tools that read files."""
+    for block in (block for page in pages() for block in programs(page)):
+        name = re.sub(r"\W", "_", f"{block.page}_{block.line}")
+        (folder / f"{name}.py").write_text(source_of(block, {}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_programs(Path(sys.argv[1]))

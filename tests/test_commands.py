@@ -74,7 +74,7 @@ NO_COMMANDS: list[tuple[Any, str]] = [
     (b"ls", "bytes"),
     ({"ls": 1}, "dict"),
     ({"ls"}, "set"),
-    (iter(["ls"]), "iterator"),
+    pytest.param(iter(["ls"]), "iterator", id="iterator"),
     (Path("/bin/ls"), "Path"),
     (["ls", 1], "int 1"),
     (["ls", None], "None"),

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from importlib import import_module, metadata
@@ -14,47 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_support import ROOT, Block, anchors, blocks, commands, pages, programs, prose, text_of
+from docs_support import (
+    FRAMES,
+    ROOT,
+    Block,
+    Settings,
+    anchors,
+    blocks,
+    commands,
+    is_run_by_commands,
+    pages,
+    programs,
+    prose,
+    source_of,
+    text_of,
+)
 from prompt_server import PromptServer
 
 import dftracer.utils
 
-Settings = dict[str, str]
-"""What to put in the place of what, in the programs of a page."""
-
-FRAMES = {
-    "coroutine": """
-        import asyncio
-        from dftracer.asyncflow import DaskExecutionBackend, WorkflowEngine
-        from dftracer.utils import Runtime
-
-        async def main():
-            {}
-            await flow.shutdown()
-
-        asyncio.run(main())
-        """,
-    "engine": """
-        import asyncio
-        from dftracer.asyncflow import WorkflowEngine
-
-        async def main():
-            async with await WorkflowEngine.create() as flow:
-                {}
-
-        asyncio.run(main())
-        """,
-    "client": """
-        import dask
-        from dask.distributed import Client
-        from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
-
-        with Client("tcp://host:8786") as client:
-            client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
-            {}
-        """,
-}
-"""What excerpts are taken from."""
+PROGRAMS = [block for page in pages() for block in programs(page) if not is_run_by_commands(block)]
 
 RUN = ("dftracer-flow ", "python -m dftracer.asyncflow ")
 NOT_RUN = (".venv/bin/", "pip ", "python3 -m venv ", "source ", "nox")
@@ -95,26 +73,7 @@ NEEDS = {"docs/dask.md": dask_cluster, "docs/prompts.md": prompt_server}
 """Pages whose programs need a server."""
 
 
-def is_run_by_commands(block: Block) -> bool:
-    name = block.marks.get("file")
-    return name is not None and any(f" {name}" in line for line in commands(block.page))
-
-
-PROGRAMS = [block for page in pages() for block in programs(page) if not is_run_by_commands(block)]
 COMMANDS = [page for page in pages() if commands(page) and page not in NOT_OURS]
-
-
-def source_of(block: Block, settings: Settings) -> str:
-    source = block.text
-    if "within" in block.marks:
-        frame = textwrap.dedent(FRAMES[block.marks["within"]])
-        (indent,) = re.findall(r"^( *)\{\}$", frame, re.MULTILINE)
-        if source.rstrip().endswith(":"):
-            source += "    pass\n"
-        source = frame.replace(indent + "{}\n", textwrap.indent(source, indent))
-    for shown, real in settings.items():
-        source = source.replace(shown, real)
-    return source
 
 
 def folder_for(page: str, path: Path) -> Path:

@@ -72,11 +72,12 @@ def policy_of(asker: str, retries: Any, retry_on: Any, backoff: Any, timeout: An
             f"{asker}: retry_on must be an exception type, a tuple of them, or a plain function "
             f"that takes an exception and tells whether to retry, not {text_of(retry_on)}"
         )
+    pause: Any = backoff
     if not callable(backoff):
-        backoff = _seconds(f"{asker}: backoff", backoff, least=0, or_else=" or a function")
+        pause = _seconds(f"{asker}: backoff", backoff, least=0, or_else=" or a function")
     if timeout is not None:
         timeout = _seconds(f"{asker}: timeout", timeout, or_else=" or None")
-    return Policy(retries, retry_on, backoff, timeout) if retries or timeout is not None else None
+    return Policy(retries, retry_on, pause, timeout) if retries or timeout is not None else None
 
 
 def _is_filter(value: Any) -> bool:

@@ -186,10 +186,13 @@ def _reason(pid: int | None) -> str:
     if pid is None:
         return f"no process of yours tells of its tasks: {remedy}"
     try:
-        owner = os.stat(f"/proc/{pid}").st_uid
-    except FileNotFoundError:
+        os.kill(pid, 0)  # no signal: it only asks
+        is_ours = sys.platform != "linux" or os.stat(f"/proc/{pid}").st_uid == os.getuid()
+    except (ProcessLookupError, FileNotFoundError):
         return f"there is no process {pid}"
-    if owner != os.getuid():
+    except PermissionError:
+        is_ours = False
+    if not is_ours:
         return f"process {pid} belongs to another user, whom alone it tells of its tasks"
     return f"process {pid} does not tell of its tasks: {remedy}"
 
@@ -348,7 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)

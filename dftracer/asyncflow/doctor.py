@@ -68,19 +68,20 @@ def _gil() -> str:
 
 
 def _cpus() -> str:
-    parts = [f"{os.cpu_count()} in the machine", f"{len(os.sched_getaffinity(0))} by affinity"]
+    parts = [f"{os.cpu_count()} in the machine"]
+    if sys.platform == "linux":
+        parts.append(f"{len(os.sched_getaffinity(0))} by affinity")
     quota = cpu_quota()
     parts.append("no quota by cgroup" if quota is None else f"{quota:g} by the cgroup's quota")
     return ", ".join(parts)
 
 
 def _memory() -> str:
-    found = dict(
-        line.split(":", 1)
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    )
-    sizes = [int(found[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable")]
-    parts = [f"{_gib(sizes[0])} in the machine", f"{_gib(sizes[1])} available"]
+    parts = [f"{_gib(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))} in the machine"]
+    if sys.platform == "linux":
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = dict(line.split(":", 1) for line in lines)
+        parts.append(f"{_gib(int(found['MemAvailable'].split()[0]) * 1024)} available")
     limit = memory_limit()
     parts.append("no limit by cgroup" if limit is None else f"{_gib(limit)} by the cgroup's limit")
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -121,7 +121,7 @@ class TaskHandle(Generic[_T_co]):
         future: Future[_T_co] | None = None,
         name: str | None = None,
         task_id: int = -1,
-    ) -> TaskHandle[_T_co]: ...
+    ) -> Self: ...
     @property
     def task_id(self) -> int:
         """The number of the task within its runtime, from 0."""
@@ -234,7 +234,7 @@ class Runtime:
         python_threads: int = 0,
         trace: str | PathLike[str] | None = None,
         keep_frames: bool = False,
-    ) -> Runtime: ...
+    ) -> Self: ...
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the pools, started or not: ``threads``, ``io_threads``,
@@ -507,7 +507,7 @@ class Trace:
         If the file cannot be written.
     """
 
-    def __new__(cls, path: str, append: bool, process: str, host: str) -> Trace: ...
+    def __new__(cls, path: str, append: bool, process: str, host: str) -> Self: ...
     @property
     def path(self) -> Path:
         """The file."""
@@ -546,7 +546,7 @@ class Trace:
 class Mailbox:
     """What becomes of tasks, on its way to an event loop, which is woken once per burst."""
 
-    def __new__(cls) -> Mailbox: ...
+    def __new__(cls) -> Self: ...
     def fileno(self) -> int:
         """Return the descriptor that is readable while something waits."""
 
@@ -571,7 +571,7 @@ class Graph:
     A refused request changes nothing and raises :class:`ValueError`.
     """
 
-    def __new__(cls) -> Graph: ...
+    def __new__(cls) -> Self: ...
     def add(self, id: int, dependencies: list[int]) -> bool:
         """Add a node; true if it waits for nothing. All ``dependencies`` must be unfinished."""
 
@@ -610,7 +610,7 @@ class Graph:
 class Blocked:
     """A context in which a task waits for others: its lane may start a spare worker meanwhile."""
 
-    def __new__(cls) -> Blocked: ...
+    def __new__(cls) -> Self: ...
     def __enter__(self) -> None: ...
     def __exit__(self, _exc_type: Any | None, _exc: Any | None, _traceback: Any | None) -> None: ...
 

@@ -234,8 +234,9 @@ class Runtime(_native.Runtime):
             raise TypeError("map() takes at least one iterable")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be at least 1, not {buffersize}")
-        spread = len(iterables) > 1
-        items = zip(*iterables, strict=False) if spread else iterables[0]
+        first, *others = iterables
+        spread = bool(others)
+        items = zip(*iterables, strict=False) if spread else first
         return _Results(self, fn, items, spread, buffersize)
 
     def executor(self) -> RuntimeExecutor:

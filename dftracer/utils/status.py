@@ -13,9 +13,11 @@ import json
 import logging
 import os
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = "DFTRACER_STATUS"
 
 _INTERVAL_S = 0.5
+_PROC = Path("/proc")
 
 _log = logging.getLogger("dftracer.utils")
 
@@ -164,12 +167,28 @@ def _check_owner(path: Path) -> None:
 
 
 def _beginning_of(pid: int) -> str | None:
-    """Return when a process began, in the clock ticks of the system; ``None`` if it is no more."""
+    """Return when a process began, as a number of the system's; ``None`` if it is no more."""
+    if not _PROC.is_dir():
+        return _beginning_by_ps(pid)
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return text.rpartition(")")[2].split()[19]
+    return text.rpartition(")")[2].split()[19]  # in clock ticks since the system began
+
+
+def _beginning_by_ps(pid: int) -> str | None:
+    """Return when a process began in seconds, on systems that have no ``/proc``."""
+    asked = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)],
+        env={**os.environ, "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not (text := asked.stdout.strip()):
+        return None
+    return str(int(time.mktime(time.strptime(text, "%a %b %d %H:%M:%S %Y"))))
 
 
 def _forget_in_child() -> None:

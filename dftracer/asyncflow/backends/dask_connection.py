@@ -9,7 +9,8 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-import dask
+import dask.config as dask_config
+from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
 
@@ -110,8 +111,8 @@ class Connection:
     def _make_client(self, target: Any) -> Client:
         """Make a client with a thread and an event loop of its own. Blocks."""
         tcp = "distributed.comm.timeouts.tcp"
-        timeout = min(dask.utils.parse_timedelta(dask.config.get(tcp)), _TCP_TIMEOUT_S)
-        with dask.config.set({tcp: f"{timeout}s"}):
+        timeout = min(parse_timedelta(dask_config.get(tcp)), _TCP_TIMEOUT_S)
+        with dask_config.set({tcp: f"{timeout}s"}):
             try:
                 return Client(target, set_as_default=False)
             except OSError as error:

@@ -274,8 +274,10 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         if end == "cancelled":
             state = TaskStates.CANCELED
         elif task.get("executable"):
-            record = record_program if isinstance(value, ProcessResult) else record_failure
-            state = record(task, value, self._work_dir)
+            if isinstance(value, ProcessResult):
+                state = record_program(task, value, self._work_dir)
+            else:
+                state = record_failure(task, value, self._work_dir)
         elif end == "failed":
             task["exception"] = value
             state = TaskStates.FAILED

@@ -78,7 +78,7 @@ def _chart_library() -> str:
 
 def render(trace: Trace, title: str, library: str) -> str:
     """Return the page of a trace."""
-    folder = resources.files(__package__)
+    folder = resources.files("dftracer.asyncflow.report")
     parts = {
         "title": html.escape(title),
         "style": folder.joinpath("page.css").read_text(encoding="utf-8"),

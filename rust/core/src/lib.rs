@@ -20,5 +20,6 @@ pub mod process;
 pub mod running;
 pub mod sizes;
 mod sync;
+pub mod thread;
 pub mod trace;
 pub mod watchdog;

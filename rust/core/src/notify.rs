@@ -12,13 +12,13 @@ use crate::park::Unpark;
 /// On Linux both ends are one eventfd; elsewhere they are the ends of a non-blocking pipe.
 pub struct Notifier {
     reader: OwnedFd,
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(any(not(target_os = "linux"), dft_portable))]
     writer: OwnedFd,
 }
 
 impl Notifier {
     /// Opens the descriptor; fails when the process has none left.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
     pub fn new() -> io::Result<Self> {
         use rustix::event::{EventfdFlags, eventfd};
         let reader = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -26,7 +26,7 @@ impl Notifier {
     }
 
     /// Opens the descriptors; fails when the process has none left.
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(any(not(target_os = "linux"), dft_portable))]
     pub fn new() -> io::Result<Self> {
         use rustix::fs::{OFlags, fcntl_setfl};
         use rustix::io::{FdFlags, fcntl_setfd};
@@ -45,9 +45,9 @@ impl Notifier {
 
     /// Makes the descriptor readable.
     pub fn notify(&self) {
-        #[cfg(target_os = "linux")]
+        #[cfg(all(target_os = "linux", not(dft_portable)))]
         let writer = &self.reader;
-        #[cfg(not(target_os = "linux"))]
+        #[cfg(any(not(target_os = "linux"), dft_portable))]
         let writer = &self.writer;
         // EAGAIN means that it is readable already, which is all that is wanted.
         while let Err(Errno::INTR) = write(writer, &1_u64.to_ne_bytes()) {}

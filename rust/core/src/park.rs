@@ -24,7 +24,7 @@ pub enum Wakeup {
 
 pub use imp::Parker;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(dft_portable)))]
 mod imp {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
@@ -114,17 +114,15 @@ mod imp {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), dft_portable))]
 mod imp {
-    use std::sync::{Condvar, Mutex, PoisonError};
+    use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
     use std::time::{Duration, Instant};
 
     use super::{Unpark, Wakeup};
 
-    /// How long a sleep lasts before it reports a possible signal. Only Linux tells us at once.
-    const SIGNAL_SLICE: Duration = Duration::from_millis(50);
-
-    /// A one-thread sleep on a condition variable.
+    /// A one-thread sleep on a condition variable. No signal ends it: who has to look for signals
+    /// sleeps for a short time only.
     #[derive(Default)]
     pub struct Parker {
         notified: Mutex<bool>,
@@ -134,35 +132,37 @@ mod imp {
     impl Parker {
         /// Consumes a notification if there is one.
         pub(crate) fn take_notification(&self) -> bool {
-            std::mem::take(&mut *self.notified.lock().unwrap_or_else(PoisonError::into_inner))
+            std::mem::take(&mut *self.lock())
         }
 
-        /// Sleeps until notified, a possible signal, or the end of `timeout`.
+        /// Sleeps until notified or the end of `timeout`.
         pub fn park(&self, timeout: Option<Duration>) -> Wakeup {
-            let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-            let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
-            if !*notified {
-                let remaining = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-                let slice = remaining.map_or(SIGNAL_SLICE, |r| r.min(SIGNAL_SLICE));
-                notified = self
-                    .condvar
-                    .wait_timeout(notified, slice)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+            let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+            let mut notified = self.lock();
+            while !*notified {
+                let left =
+                    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                notified = match left {
+                    None => self.condvar.wait(notified).unwrap_or_else(PoisonError::into_inner),
+                    Some(Duration::ZERO) => return Wakeup::TimedOut,
+                    Some(left) => {
+                        let waited = self.condvar.wait_timeout(notified, left);
+                        waited.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
             }
-            if std::mem::take(&mut *notified) {
-                Wakeup::Notified
-            } else if deadline.is_some_and(|d| Instant::now() >= d) {
-                Wakeup::TimedOut
-            } else {
-                Wakeup::Interrupted
-            }
+            *notified = false;
+            Wakeup::Notified
+        }
+
+        fn lock(&self) -> MutexGuard<'_, bool> {
+            self.notified.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
     impl Unpark for Parker {
         fn unpark(&self) {
-            *self.notified.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            *self.lock() = true;
             self.condvar.notify_one();
         }
     }

@@ -172,7 +172,7 @@ impl Slot {
         Self {
             lane,
             number,
-            thread: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
+            thread: dftracer_core::thread::number(),
             ident: Default::default(),
             running: Running::default(),
             since: Default::default(),

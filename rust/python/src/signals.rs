@@ -78,13 +78,13 @@ pub(crate) fn look_as_worker(look: impl FnOnce() -> bool) -> bool {
     was_called
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(dft_portable)))]
 fn is_main_thread() -> bool {
     rustix::thread::gettid() == rustix::process::getpid()
 }
 
 /// Not known here, so it might be.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), dft_portable))]
 fn is_main_thread() -> bool {
     true
 }

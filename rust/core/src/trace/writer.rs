@@ -100,8 +100,13 @@ impl Drop for Leaving<'_> {
 }
 
 /// Lets everybody else go first. Where that is refused it goes without.
+#[cfg(target_os = "linux")]
 pub(super) fn lower_priority() {
     const NICENESS: i32 = 10;
-    // On Linux this is of the thread alone.
+    // Elsewhere this would be the priority of the whole process.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
 }
+
+/// A thread alone has no priority that it could lower here.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn lower_priority() {}
