@@ -278,7 +278,7 @@ class Scheduler(Dispatcher):
         self._ready.append(component)
         if not self._launch_scheduled:
             self._launch_scheduled = True
-            self.loop.call_soon(self._launch)
+            self.loop.call_soon(_Launch(self))
 
     def _launch(self) -> None:
         """Launch what is ready, in a turn of the loop."""
@@ -687,6 +687,26 @@ class Scheduler(Dispatcher):
             if type(task) is RemoteTask:
                 task.cancel(f"engine '{self.uid}' is shut down, and nobody had awaited {task!r}")
         self._shutdown_begun.set()
+
+
+class _Launch:
+    """What an engine asks its loop to do in the next turn."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: Scheduler) -> None:
+        self._engine: Scheduler | None = engine
+
+    def __call__(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine._launch()
+
+    def __del__(self) -> None:
+        # The loop was closed before that turn. What has no task whose end puts it back would keep
+        # the engine for ever.
+        if self._engine is not None:
+            track_all(self._engine._ready)
 
 
 def _can_stay(task: Component[Any], asker: Component[Any]) -> bool:

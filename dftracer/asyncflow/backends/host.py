@@ -19,6 +19,7 @@ from dftracer.asyncflow.backends.base import (
     Task,
     TaskStates,
 )
+from dftracer.asyncflow.backends.inbox import Inbox
 from dftracer.asyncflow.backends.programs import (
     PROGRAM_OPTIONS,
     name_of,
@@ -31,10 +32,11 @@ from dftracer.asyncflow.backends.programs import (
 from dftracer.asyncflow.backends.staging import StagesFiles
 from dftracer.asyncflow.errors import let_out
 from dftracer.utils import ProcessResult, Runtime, TaskTimeoutError
-from dftracer.utils.primitives import Mailbox
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from dftracer.utils.primitives import Mailbox
 
 FUNCTION_OPTIONS = frozenset({"timeout"})
 """What a function's ``task_backend_specific_kwargs`` may say."""
@@ -75,6 +77,9 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         super().__init__(name)
         self._runtime: Runtime | None = None
         self._mailbox: Mailbox | None = None
+        self._inbox: Inbox | None = None
+        """The mailbox as the event loop knows it. The loop holds the backend while something that
+        was begun has not ended, and no longer: one that nobody else holds then goes."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
         self._closing: asyncio.Task[None] | None = None
@@ -113,10 +118,10 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
             await asyncio.shield(self._closing)
         if self._mailbox is None:
             self._runtime = self._acquire()
-            self._mailbox = Mailbox()
+            self._inbox = Inbox(loop, self._deliver)
+            self._mailbox = self._inbox.mailbox
             self._loop = loop
             self._is_open = True
-            loop.add_reader(self._mailbox.fileno(), self._deliver)
         return self
 
     @abstractmethod
@@ -155,9 +160,9 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
                 self._emptied = loop.create_future()
                 await self._emptied
             await self._release()
-            if self._mailbox is not None:
-                loop.remove_reader(self._mailbox.fileno())
-            self._runtime = self._mailbox = self._loop = None
+            if self._inbox is not None:
+                self._inbox.close()
+            self._runtime = self._mailbox = self._inbox = self._loop = None
         finally:
             self._closing = self._emptied = None
 
@@ -182,6 +187,13 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
                 self._run_program(task, self._runtime, self._mailbox)
         if functions:
             self._run_functions(functions)
+        self._stay_while_busy()
+
+    def _stay_while_busy(self) -> None:
+        """Be held by the event loop as long as something that was begun has not ended."""
+        if self._inbox is not None:
+            is_busy = self._unfinished or self._calls or self._late
+            self._inbox.hold(self if is_busy else None)
 
     @abstractmethod
     def _run_functions(self, tasks: list[Task]) -> None:
@@ -307,6 +319,7 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
     def _tell_if_empty(self) -> None:
         emptied = self._emptied
         is_empty = not (self._unfinished or self._calls or self._late)
+        self._stay_while_busy()
         if emptied is not None and is_empty and not emptied.done():
             emptied.set_result(None)
 

@@ -83,6 +83,7 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         self._report_calls = report
         handles = self._runtime.submit_to(self._mailbox, calls, notes)
         self._calls.update(zip(tokens, handles, strict=True))
+        self._stay_while_busy()
 
     def trace_to(self, trace: Trace) -> bool:
         """Let the runtime write its tasks to ``trace`` if it is this backend's own.
