@@ -24,7 +24,7 @@ import cloudpickle
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.notes import Notes
-from dftracer.asyncflow.backends.pools import BrokenPool
+from dftracer.asyncflow.backends.pools import BrokenPool, LostThreadError
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
 from dftracer.utils.primitives import Mailbox
@@ -55,6 +55,8 @@ class Call:
         self.name = name_of(task)
         self.backend = backend
         self.future: Future[Any] | None = None
+        self.executor: Executor | None = None
+        """Which has it, while it has not ended."""
         self.end: End | None = None
         self.cancel_requested = False
         self.cancels_future = True
@@ -135,9 +137,11 @@ class Call:
         """
         try:
             self.future = executor.submit(self)
+            self.executor = executor
         except BrokenExecutor:
             raise
         except BaseException as error:
+            self.cancel()  # it may be in a queue all the same
             let_out(error)
             what = f"is refused by {type(executor).__name__}: {text_of_error(error)}"
             raise RuntimeError(self._say(what)) from error
@@ -178,6 +182,7 @@ class Call:
         executor's future, and that to this call.
         """
         task, end, self.task, self.end, self.future = self.task, self.end, None, None, None
+        self.executor = None
         assert task is not None
         assert end is not None
         return task, *end
@@ -196,7 +201,7 @@ class Call:
         All the workers of the pool must have ended, so that it cannot begin any more.
         """
         note = None if self._position is None else self._notes.read(self._position)
-        self.future = None
+        self.future = self.executor = None
         if self.cancel_requested:
             self.end = ("cancelled", None)
         elif note is not None:
@@ -204,10 +209,11 @@ class Call:
             if death is not None:
                 what = f"is lost: its worker process died ({death})"
             else:
+                why = "when another died " if pool.deaths else ""
                 what = (
                     "is lost: its worker process was stopped in the middle of it, as their pool "
-                    f"broke when another died ({pool.death}); it is not run again by itself, "
-                    "because what it has done already would be done twice"
+                    f"broke {why}({pool.death}); it is not run again by itself, because what it "
+                    "has done already would be done twice"
                 )
             self.fail(what, pool.cause)
             return True
@@ -219,6 +225,12 @@ class Call:
     def fail(self, what: str, cause: BaseException) -> None:
         """End the call with a :class:`WorkerDiedError` that says so."""
         self.end = ("failed", _caused(WorkerDiedError(self._say(what)), cause))
+        self._release_note()
+
+    def fail_lost(self, error: BrokenExecutor) -> None:
+        """End the call because its executor will not, and cannot be replaced."""
+        self.future = self.executor = None
+        self.end = ("failed", _caused(self.lost(error), error))
         self._release_note()
 
     def _release_note(self) -> None:
@@ -248,6 +260,8 @@ class Call:
         reason = "a worker process died"
         if isinstance(error, BrokenThreadPool):
             reason = "its workers cannot be set up"
+        elif isinstance(error, LostThreadError):
+            reason = "nobody looks after its worker processes"
         return WorkerDiedError(
             self._say(
                 f"is lost: {reason}, and its executor takes no more tasks; make a new one, with a "

@@ -14,7 +14,13 @@ from dftracer.asyncflow.backends.base import Task, TaskStates
 from dftracer.asyncflow.backends.calls import Call
 from dftracer.asyncflow.backends.host import DELIVERIES_PER_TURN, HostExecutionBackend
 from dftracer.asyncflow.backends.notes import Notes
-from dftracer.asyncflow.backends.pools import BrokenPool, release_writer, remake_of
+from dftracer.asyncflow.backends.pools import (
+    BrokenPool,
+    LostThreadError,
+    PoolWatch,
+    release_writer,
+    remake_of,
+)
 from dftracer.asyncflow.errors import let_out, text_of_error
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
@@ -22,6 +28,9 @@ from dftracer.utils.default import threads_of_environment
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+
+LOOK_S = 1.0
+"""How often a pool of processes is looked after while it has calls."""
 
 BREAKS_IN_A_ROW = 3
 """After how many broken pools in which no task has begun those that wait fail."""
@@ -77,6 +86,8 @@ class LocalExecutionBackend(HostExecutionBackend):
         self.executor: Executor = _new_pool() if executor is None else executor
         """Where functions run. Another one after a worker process has died."""
         self._remake = remake_of(self.executor)
+        self._watch = PoolWatch(self.executor)
+        self._next_look: asyncio.TimerHandle | None = None
         self._lost: deque[Call] = deque()
         """The calls that a broken pool held, and those that wait for the next. Filled by any
         thread."""
@@ -108,9 +119,13 @@ class LocalExecutionBackend(HostExecutionBackend):
         # Both wait for their workers; not in the event loop's thread.
         if self._runtime is not None:
             await asyncio.to_thread(self._runtime.shutdown)
-        await asyncio.to_thread(self.executor.shutdown)
+        await asyncio.to_thread(self._watch.shut_down)
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
         if self._owns_executor:
             self.executor = _new_pool()
+            self._watch = PoolWatch(self.executor)
         self._is_spent = not self._owns_executor
         self._notes = Notes()
 
@@ -134,6 +149,7 @@ class LocalExecutionBackend(HostExecutionBackend):
                 continue
             if timeout is not None:
                 self._limit(task, timeout, call.begun)
+        self._look_later()
 
     def _hand_over(self, call: Call) -> None:
         """Give a call to the executor, or let it wait for the next if that has broken."""
@@ -142,6 +158,9 @@ class LocalExecutionBackend(HostExecutionBackend):
             self._recover()
             return
         try:
+            if self._watch.would_lose_calls():
+                raise LostThreadError
+            self._watch.trim_idle()
             future = call.begin(self.executor)
         except BrokenExecutor as error:
             if self._remake is None:
@@ -151,15 +170,58 @@ class LocalExecutionBackend(HostExecutionBackend):
             return
         future.add_done_callback(functools.partial(self._note_end, call))
 
+    def _look_later(self) -> None:
+        if self._next_look is None and self._watch.is_possible:
+            assert self._loop is not None
+            self._next_look = self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """See that the calls that the pool has will end. While there are some, again and again."""
+        self._next_look = None
+        if not self._unfinished and not self._late:
+            return
+        self._look_later()
+        if self._recovering is not None:
+            return
+        if not self._watch.has_lost_its_thread():
+            self._watch.look()
+            return
+        error = LostThreadError()
+        for call in self._calls_of(self.executor):
+            if self._remake is not None:
+                self._note_break(call, error)
+            else:
+                call.fail_lost(error)
+                self._ended.append(call)
+        if self._lost or self._ended:
+            self._report_ended()
+
+    def _calls_of(self, executor: Executor) -> list[Call]:
+        """Return the calls whose ends the executor still owes."""
+        entries = [*self._unfinished.values(), *self._late.values()]
+        return [
+            call
+            for _, call in entries
+            if isinstance(call, Call)
+            and call.executor is executor
+            and call.future is not None
+            and not call.future.done()
+        ]
+
     def _note_break(self, call: Call, error: BrokenExecutor) -> None:
         """See what has died, before the executor stops the others. Called in any thread."""
         with self._lock:
             if self._broken is None:
-                self._broken = BrokenPool(self.executor, error)
+                stop = isinstance(error, LostThreadError)
+                self._broken = BrokenPool(self.executor, error, stop)
+        call.executor = call.future = None  # from which nothing is expected any more
         self._lost.append(call)
 
     def _note_end(self, call: Call, future: Future[Any]) -> None:
         """Pass the end of a call on to the event loop. Called in any thread."""
+        if call.future is not future:
+            return  # lost before, and the executor has found its voice again
+        self._watch.trim_idle()
         error = None if future.cancelled() else future.exception()
         if isinstance(error, BrokenExecutor) and self._remake is not None:
             self._note_break(call, error)
@@ -201,20 +263,28 @@ class LocalExecutionBackend(HostExecutionBackend):
         broken, remake = self._broken, self._remake
         assert broken is not None
         assert remake is not None
-        # Then its workers have ended, and all that it held is known to be lost.
-        await asyncio.to_thread(broken.executor.shutdown)
         failure: BaseException | None = None
         try:
+            # Then its workers have ended, and all that it held is known to be lost.
+            await asyncio.to_thread(broken.close)
             self.executor = remake()
             self._remake = remake_of(self.executor)
+            self._watch = PoolWatch(self.executor)
         except BaseException as error:
             let_out(error)
             failure = error
+        # Those too that the pool took in while it broke, and forgot.
+        self._lost.extend(self._calls_of(broken.executor))
         self._broken = self._recovering = None
         lost = [self._lost.popleft() for _ in range(len(self._lost))]
         waiting = []
         for call in lost:
-            if call.finish_lost(broken):
+            try:
+                has_ended = call.finish_lost(broken)
+            except BaseException as error:
+                call.end = ("failed", error)
+                has_ended = True
+            if has_ended:
                 self._ended.append(call)
             else:
                 waiting.append(call)
@@ -234,11 +304,13 @@ class LocalExecutionBackend(HostExecutionBackend):
                 except BaseException as error:
                     call.end = ("failed", error)
                     self._ended.append(call)
+        self._look_later()
         self._report_ended()
 
     def _fail_all(self, calls: list[Call], broken: BrokenPool, why: str) -> None:
+        reason = f"a worker process died ({broken.death})" if broken.deaths else broken.death
         for call in calls:
-            what = f"cannot begin: a worker process died ({broken.death}), and {why}"
+            what = f"cannot begin: {reason}, and {why}"
             call.fail(what, broken.cause)
         self._ended.extend(calls)
 

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
 
+from dftracer.asyncflow.errors import text_of_error
+
 _REAP_S = 1.0
 """How long the exit code of a process that has closed its files may take to be known."""
+_CLOSE_S = 5.0
+"""How long a broken executor, and each of its dying workers, may take to end."""
+_PATIENCE_LOOKS = 3
+"""So often in a row a worker must be seen dead before its executor's thread counts as stuck."""
+_FILLER = bytes(65536)
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 
 def remake_of(executor: Executor) -> Callable[[], Executor] | None:
@@ -46,33 +58,183 @@ def remake_of(executor: Executor) -> Callable[[], Executor] | None:
     )
 
 
+class LostThreadError(BrokenExecutor):
+    """The executor's own thread has ended, and its calls have not."""
+
+    def __init__(self) -> None:
+        super().__init__("the executor's own thread has died")
+
+
 class BrokenPool:
     """What has become of the workers of a pool that has broken.
 
     To be made before the executor ends those that are left: in the callback of a future of it.
     """
 
-    def __init__(self, executor: Any, cause: BaseException) -> None:
+    def __init__(self, executor: Any, cause: BaseException, stop: bool = False) -> None:
+        """Look which workers are dead; with ``stop``, or where the executor may wait for ever for
+        the others, kill those."""
         self.executor: Executor = executor
         self.cause = cause
         self.deaths: dict[int, str] = {}
         """How the processes ended that were dead, by their identifiers."""
-        processes = dict(executor._processes or {})
-        gone = wait([process.sentinel for process in processes.values()], 0)
-        for pid, process in processes.items():
+        self._processes: dict[int, Any] = {}
+        # Whatever cannot be seen of somebody else's workers, the pool has broken.
+        with contextlib.suppress(Exception):
+            self._processes.update(executor._processes or {})
+            self._look()
+        if stop or type(executor) is ProcessPoolExecutor:
+            # It would ask them to end, which a body may ignore, and wait for ever.
+            for pid in self._processes.keys() - self.deaths.keys():
+                _kill(self._processes[pid])
+
+    def _look(self) -> None:
+        gone = wait([process.sentinel for process in self._processes.values()], 0)
+        for pid, process in self._processes.items():
             if process.sentinel in gone:
                 process.join(_REAP_S)
                 self.deaths[pid] = _end_of(process.exitcode)
-        if type(executor) is ProcessPoolExecutor:
-            # It would ask them to end, which a body may ignore, and wait for ever.
-            for pid in processes.keys() - self.deaths.keys():
-                with contextlib.suppress(OSError):
-                    processes[pid].kill()
 
     @property
     def death(self) -> str:
         """How its workers have died, or what the executor says if none has."""
-        return ", ".join(self.deaths.values()) or str(self.cause)
+        return ", ".join(self.deaths.values()) or text_of_error(self.cause)
+
+    def close(self) -> None:
+        """Wait until the executor and its workers have ended, but not for ever. Blocks."""
+        # It waits for its own thread, which may be stuck.
+        closing = threading.Thread(target=self.executor.shutdown, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+        _end_all(self._processes)
+
+
+class PoolWatch:
+    """Notices when a pool of processes cannot end its calls and does not say so.
+
+    It looks into the standard library's pools and loky's, for what these do not look after: their
+    own thread, which may have died; that some process is left; that the thread does not wait for
+    the rest of what a worker wrote before it died. Of other executors it sees nothing.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self.is_possible = hasattr(executor, "_executor_manager_thread")
+        self._executor = executor
+        self._thread: threading.Thread | None = None
+        """The executor's own, of which that keeps no trace when it is shut down."""
+        self._unnoticed = 0
+        """How many looks in a row have found the same workers dead, and still known."""
+        self._has_warned = False
+        self._loses_workers = getattr(executor, "_max_tasks_per_child", None) is not None
+
+    def has_lost_its_thread(self) -> bool:
+        """Tell whether nobody will end the calls of the executor that have not ended."""
+        if self._thread is None:
+            self._thread = getattr(self._executor, "_executor_manager_thread", None)
+            if self._thread is None:
+                return False
+        if self._thread.is_alive():
+            return False
+        with self._executor._shutdown_lock:  # another thread may just be starting it
+            return not self._thread.is_alive()
+
+    def would_lose_calls(self) -> bool:
+        """Tell whether the executor takes calls that nobody would end."""
+        if not self.has_lost_its_thread():
+            return False
+        flags = getattr(self._executor, "_flags", None)
+        is_shut = self._executor._shutdown_thread if flags is None else flags.shutdown
+        return not is_shut  # then it refuses them itself
+
+    def shut_down(self) -> None:
+        """Shut the executor down, and end the workers that it has left behind. Blocks."""
+        processes = dict(getattr(self._executor, "_processes", None) or {})
+        self._executor.shutdown()
+        if self.has_lost_its_thread():  # which would have seen to that
+            _end_all(processes)
+
+    def trim_idle(self) -> None:
+        """Count no worker as idle that is not, before something is submitted or has ended.
+
+        Where workers end after a number of calls, CPython counts them as idle after each, whatever
+        waits, and starts no others in the place of those that it believes idle (gh-115634).
+        """
+        if self._loses_workers:
+            with contextlib.suppress(Exception):  # another version, which has no such count
+                executor = self._executor
+                idle = len(executor._processes) - len(executor._pending_work_items)
+                count = executor._idle_worker_semaphore
+                while count._value > max(idle, 0) and count.acquire(blocking=False):
+                    pass
+
+    def look(self) -> None:
+        """Help the executor on where it is stuck. To be called again and again."""
+        try:
+            self._look(self._executor)
+        except Exception as error:
+            if not self._has_warned:
+                self._has_warned = True
+                kind, why = type(self._executor).__name__, text_of_error(error)
+                _log.warning("%s has no worker process, and none can be started: %s", kind, why)
+
+    def _look(self, executor: Any) -> None:
+        processes = dict(executor._processes or {})
+        # With exit code 0 they may have ended as they should.
+        dead = [process for process in processes.values() if process.exitcode]
+        self._unnoticed = self._unnoticed + 1 if dead else 0
+        if self._unnoticed == _PATIENCE_LOOKS:
+            for process in processes.values():
+                _kill(process)
+            threading.Thread(target=self._release_reader, args=(executor,), daemon=True).start()
+            return
+        waiting = len(executor._pending_work_items)
+        least = min(waiting, executor._max_workers if self._loses_workers else 1)
+        if len(processes) < least:
+            self.trim_idle()
+            with _lock_of(executor):
+                executor._adjust_process_count()
+            with executor._shutdown_lock:
+                executor._executor_manager_thread_wakeup.wakeup()
+
+    def _release_reader(self, executor: Any) -> None:
+        """Let the executor's thread go on, which reads what a dead worker has left unfinished.
+
+        No end of that is to be seen where processes forked since have the pipe too. With what is
+        written here it makes no sense, and the pool has broken.
+        """
+        assert self._thread is not None
+        with contextlib.suppress(Exception):  # closed, as by the end of that thread
+            pipe = executor._result_queue._writer.fileno()
+            os.set_blocking(pipe, False)
+            while self._thread.is_alive() and not _is_broken(executor):
+                try:
+                    os.write(pipe, _FILLER)
+                except BlockingIOError:
+                    self._thread.join(0.01)
+
+
+def _kill(process: Any) -> None:
+    with contextlib.suppress(Exception):  # it has ended, or is another's
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _end_all(processes: dict[int, Any]) -> None:
+    for process in processes.values():
+        _kill(process)
+    for process in processes.values():
+        with contextlib.suppress(Exception):
+            process.join(_CLOSE_S)
+
+
+def _is_broken(executor: Any) -> bool:
+    broken = executor._flags.broken if hasattr(executor, "_flags") else executor._broken
+    return bool(broken)
+
+
+def _lock_of(executor: Any) -> Any:
+    """Return the lock under which an executor starts processes."""
+    return getattr(executor, "_processes_management_lock", None) or executor._shutdown_lock
 
 
 def release_writer(executor: Any) -> None:
