@@ -159,7 +159,7 @@ def targets(session: nox.Session) -> None:
 
 def interpreter_config(session: nox.Session, version: str, flags: str = "") -> str:
     """Describe an interpreter that is not here to PyO3."""
-    path = Path(session.create_tmp()) / f"cpython-{version}{flags and '-' + flags}.txt"
+    path = Path(session.create_tmp()).resolve() / f"cpython-{version}{flags and '-' + flags}.txt"
     path.write_text(
         f"implementation=CPython\nversion={version}\nshared=true\nabi3=false\npointer_width=64\n"
         f"build_flags={flags}\nsuppress_build_script_link_lines=true\n",

@@ -82,16 +82,17 @@ class _Copies:
         """Make an exception as the built-in class does that its class comes from."""
         base: Any = next(each for each in kind.__mro__ if each.__module__ == "builtins")
         if isinstance(error, _GROUP):
-            members = [self._of_other(each) for each in error.exceptions]
+            given_group: Any = error
+            members = [self._of_other(each) for each in given_group.exceptions]
             group: BaseException = base.__new__(
-                kind, error.message, [each for each in members if each is not None]
+                kind, given_group.message, [each for each in members if each is not None]
             )
             return group
         given = arguments
         if base not in (Exception, BaseException):
             # Some keep arguments elsewhere, such as the name of a file, and say how to get it back.
             given = tuple([self._of_value(value) for value in base.__reduce__(error)[1]])
-        copy: BaseException = base.__new__(kind, *given)
+        copy: Any = base.__new__(kind, *given)
         base.__init__(copy, *given)
         copy.args = arguments
         if isinstance(error, (ImportError, NameError)):

@@ -36,13 +36,14 @@ def dumps(value: Any, protocol: int | None = None, buffer_callback: Any = None) 
     Some cloudpickles leave these out, and then tracebacks have neither file nor source text.
     """
     file = io.BytesIO()
-    pickler = cloudpickle.Pickler(file, protocol, buffer_callback)
+    pickler: Any = cloudpickle.Pickler(file, protocol, buffer_callback)
     reduce_others = pickler.reducer_override
 
     def reduce(part: Any) -> Any:
         if type(part) is not CodeType:
             return reduce_others(part)
-        make, args = cloudpickle.Pickler.dispatch_table[CodeType](part)
+        reduction: Any = cloudpickle.Pickler.dispatch_table[CodeType](part)
+        make, args = reduction
         if make is CodeType:
             args = (*args[:FILENAME], part.co_filename, *args[FILENAME + 1 :])
         return make, args
