@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import gc
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -258,6 +259,39 @@ async def test_results_go_from_worker_to_worker_when_tasks_depend_on_them(dask_c
         with pytest.raises(RuntimeError, match="it came through here"):
             await made
         assert await flow.function_task(identity)(1) == 1
+
+
+async def test_the_body_gets_the_value_when_an_argument_is_a_dask_future(dask_client):
+    def look(first: Any, box: Any, **others: Any) -> Any:
+        return first, len(box.content["data"]), others
+
+    address = dask_client.cluster.scheduler_address
+    async with engine(dask_client) as flow:
+        data = await asyncio.to_thread(dask_client.scatter, b"x" * 1_000_000)
+        number = dask_client.submit(pow, 2, 5, pure=False)
+        ours = flow.function_task(identity)("ours")
+        with Client(address, set_as_default=False) as other:
+            theirs = await asyncio.to_thread(other.scatter, "theirs")
+            future = flow.function_task(look)(number, Box({"data": data}), a=ours, b=[theirs])
+            assert await future == (32, 1_000_000, {"a": "ours", "b": ["theirs"]})
+        sizes = [flow.function_task(len)(data) for _ in range(3)]
+        assert await asyncio.gather(*sizes) == [1_000_000] * 3
+
+
+async def test_the_task_fails_when_the_dask_future_among_its_arguments_does(dask_client):
+    async with engine(dask_client) as flow:
+        failed = dask_client.submit(int, "x", pure=False)
+        with pytest.raises(ValueError, match="invalid literal"):
+            await flow.function_task(identity)(failed)
+
+
+async def test_the_task_fails_by_name_when_a_dask_future_is_of_another_cluster(dask_client):
+    cluster = LocalCluster(n_workers=1, processes=False, dashboard_address=":0")
+    with cluster, Client(cluster, set_as_default=False) as other:
+        foreign = await asyncio.to_thread(other.scatter, 1)
+        async with engine(dask_client) as flow:
+            with pytest.raises(pickle.PicklingError, match=r"'value'.* Dask future of .*await it"):
+                await flow.function_task(identity)(foreign)
 
 
 async def test_values_are_fetched_when_bodies_at_home_need_them(dask_client):

@@ -191,7 +191,7 @@ class DaskExecutionBackend(ExecutionBackend):
         pickled: dict[int, bytes] = {}
         for task in tasks:
             try:
-                job = pack(self, task, self._token, telling, pickled)
+                job = pack(self, task, client, self._token, telling, pickled)
             except BaseException as error:
                 self._fail(task, error)
                 let_out(error)

@@ -6,11 +6,11 @@ import contextlib
 import inspect
 import pickle
 from collections.abc import Awaitable
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dask.base import tokenize
+from distributed import Client, Future
 
 from dftracer.asyncflow.backends import dask_worker
 from dftracer.asyncflow.backends.base import RemoteValue, Task
@@ -19,12 +19,41 @@ from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, argv_of, name_
 from dftracer.asyncflow.errors import text_of_error
 
 if TYPE_CHECKING:
-    from distributed import Future
-
     from dftracer.asyncflow.backends.dask import DaskExecutionBackend
 
-_found: ContextVar[list[DaskValue] | None] = ContextVar("dftracer.dask.found", default=None)
-"""The results on the cluster that are among the arguments that are being pickled."""
+
+class _Inputs(dask_worker.Inputs):
+    """The results on the cluster that are among the arguments that are being pickled."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+
+    def replace(self, part: Any) -> Any:
+        if type(part) is DaskValue:
+            future = part.future
+        elif isinstance(part, Future):
+            future = self._of_our_client(part)
+        else:
+            return NotImplemented
+        self.append(future)
+        return dask_worker.value_here, (len(self) - 1,)
+
+    def _of_our_client(self, future: Future) -> Future:
+        if future.client is self._client:
+            return future
+        addresses = [_scheduler_of(client) for client in (future.client, self._client)]
+        if addresses[0] is None or addresses[0] != addresses[1]:
+            raise ValueError(
+                f"{future!r} is a Dask future of {addresses[0] or 'no client'}, and this backend's "
+                f"scheduler is at {addresses[1]}: await it, and give its result"
+            )
+        return Future(future.key, self._client)
+
+
+def _scheduler_of(client: Client | None) -> str | None:
+    address: str | None = getattr(getattr(client, "scheduler", None), "address", None)
+    return address
 
 
 class DaskValue(RemoteValue):
@@ -54,11 +83,7 @@ class DaskValue(RemoteValue):
         return value.stdout
 
     def __reduce__(self) -> tuple[Any, ...]:
-        found = _found.get()
-        if found is None:
-            raise TypeError("the result of a Dask task can only be sent to Dask tasks")
-        found.append(self)
-        return dask_worker.value_here, (len(found) - 1,)
+        raise TypeError("the result of a Dask task can only be sent to Dask tasks")
 
 
 def label_of(task: Task) -> str:
@@ -87,6 +112,7 @@ class Job:
 def pack(
     backend: DaskExecutionBackend,
     task: Task,
+    client: Client,
     token: str,
     telling: dask_worker.Telling,
     pickled: dict[int, bytes],
@@ -95,6 +121,8 @@ def pack(
 
     Parameters
     ----------
+    client:
+        To whose futures the inputs belong.
     token:
         Makes keys of this engine's tasks differ from others'.
     telling:
@@ -117,7 +145,7 @@ def pack(
         raise ValueError(f"{label}: Dask cannot take {key!a} as a key: {error}") from error
     order: dask_worker.Call | dask_worker.Program
     if task.get("function") is not None:
-        function, arguments, inputs = _pickle_call(label, task, pickled)
+        function, arguments, inputs = _pickle_call(label, task, pickled, client)
         if options.pure and not options.key:
             key = f"{name}-{tokenize(function, arguments, [future.key for future in inputs])}"
         is_async = inspect.iscoroutinefunction(task["function"])
@@ -136,24 +164,19 @@ def pack(
 
 
 def _pickle_call(
-    label: str, task: Task, pickled: dict[int, bytes]
+    label: str, task: Task, pickled: dict[int, bytes], client: Client
 ) -> tuple[bytes, bytes, list[Future]]:
     """Return function and arguments as bytes, and the results that are among the arguments."""
-    function = task["function"]
-    found: list[DaskValue] = []
-    token = _found.set(found)
+    function, inputs = task["function"], _Inputs(client)
+    if id(function) not in pickled:
+        pickled[id(function)] = _dumps(label, "function", function)
     try:
-        if id(function) not in pickled:
-            pickled[id(function)] = _dumps(label, "function", function)
-        try:
-            arguments = dask_worker.dumps((task["args"], task["kwargs"]))
-        except BaseException:
-            for argument, value in _arguments_of(task).items():
-                _dumps(label, f"argument {argument}", value)
-            raise
-    finally:
-        _found.reset(token)
-    return pickled[id(function)], arguments, [value.future for value in found]
+        arguments = dask_worker.dumps((task["args"], task["kwargs"]), inputs)
+    except BaseException:
+        for argument, value in _arguments_of(task).items():
+            _dumps(label, f"argument {argument}", value, inputs)
+        raise
+    return pickled[id(function)], arguments, list(inputs)
 
 
 def _pickle_program(label: str, task: Task, work_dir: str) -> bytes:
@@ -170,9 +193,9 @@ def _pickle_program(label: str, task: Task, work_dir: str) -> bytes:
     return _dumps(label, "task_description", (description, work_dir))
 
 
-def _dumps(label: str, what: str, value: Any) -> bytes:
+def _dumps(label: str, what: str, value: Any, inputs: _Inputs | None = None) -> bytes:
     try:
-        return dask_worker.dumps(value)
+        return dask_worker.dumps(value, inputs)
     except BaseException as error:
         raise pickle.PicklingError(
             f"{label}: its {what}, of type {type(value).__name__}, cannot be pickled, so it cannot "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import io
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -54,18 +55,42 @@ class BodyCancelledError(Exception):
     """A body has ended with :class:`asyncio.CancelledError`, and nobody had asked for that."""
 
 
-def dumps(value: Any) -> bytes:
+class Inputs(list[Any]):
+    """The futures of Dask that are found among arguments while these are pickled."""
+
+    def replace(self, part: Any) -> Any:
+        """Let a future stand for its value; called with each object that is pickled."""
+        raise NotImplementedError
+
+
+class _Pickler(pickle.Pickler):
+    """Its ``reducer_override`` is that of an object."""
+
+
+def dumps(value: Any, inputs: Inputs | None = None) -> bytes:
     """Pickle ``value`` for another process, which does not know our ``__main__``."""
-    data: bytes
+    replace = None if inputs is None else inputs.replace
     try:
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        data = _dumps_by_reference(value, inputs)
     except Exception:
-        data = remote.dumps(value)
+        pass  # cloudpickle may know how
     else:
         by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
-        if any(module.encode() in data for module in by_value):
-            data = remote.dumps(value)
-    return data
+        if not any(module.encode() in data for module in by_value):
+            return data
+    if inputs is not None:
+        inputs.clear()
+    return remote.dumps(value, replace=replace)
+
+
+def _dumps_by_reference(value: Any, inputs: Inputs | None) -> bytes:
+    if inputs is None:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    file = io.BytesIO()
+    pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
+    pickler.reducer_override = inputs.replace  # type: ignore[method-assign]
+    pickler.dump(value)
+    return file.getvalue()
 
 
 def value_here(index: int) -> Any:

@@ -30,10 +30,13 @@ FILENAME = 10
 """The position of ``co_filename`` among the arguments of :class:`~types.CodeType`."""
 
 
-def dumps(value: Any, protocol: int | None = None, buffer_callback: Any = None) -> bytes:
+def dumps(
+    value: Any, protocol: int | None = None, buffer_callback: Any = None, replace: Any = None
+) -> bytes:
     """Pickle as ``cloudpickle.dumps`` does; functions by value keep the names of their files.
 
     Some cloudpickles leave these out, and then tracebacks have neither file nor source text.
+    ``replace`` may reduce an object in another way, or return ``NotImplemented``.
     """
     file = io.BytesIO()
     pickler: Any = cloudpickle.Pickler(file, protocol, buffer_callback)
@@ -41,7 +44,8 @@ def dumps(value: Any, protocol: int | None = None, buffer_callback: Any = None) 
 
     def reduce(part: Any) -> Any:
         if type(part) is not CodeType:
-            return reduce_others(part)
+            reduced = NotImplemented if replace is None else replace(part)
+            return reduce_others(part) if reduced is NotImplemented else reduced
         reduction: Any = cloudpickle.Pickler.dispatch_table[CodeType](part)
         make, args = reduction
         if make is CodeType:
