@@ -6,13 +6,16 @@ test is for a real one: it runs if ``DFTRACER_PROMPT_SERVER`` is its URL, and
 """
 
 import asyncio
+import base64
 import logging
 import os
 import pickle
 import socket
 import traceback
+import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +31,7 @@ from dftracer.asyncflow import (
 )
 from dftracer.utils import TaskTimeoutError
 
-KEY = "sk-never-to-be-seen"
+KEY = "sk-never'to\"be\\seen"
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +183,7 @@ async def test_functions_and_programs_fail_when_sent_to_a_model() -> None:
     [
         ({"base_url": "localhost:8000"}, "base_url must be a URL"),
         ({"base_url": f"http://me:{KEY}@localhost"}, "base_url must not hold"),
+        ({"base_url": f"http://localhost/v1?key={KEY}"}, "base_url must not hold"),
         ({"model": ""}, "model must be the name"),
         ({"max_concurrency": 0}, "max_concurrency must be 1 or more"),
         ({"max_retries": True}, "max_retries must be 0 or more"),
@@ -333,6 +337,41 @@ async def test_key_is_sent_and_seen_nowhere_else_when_a_server_repeats_it(
             seen += [repr(fault), str(vars(fault)), "".join(traceback.format_exception(fault))]
         assert [text for text in seen if KEY in text] == []
         assert "HTTP Request" in caplog.text, "nothing was logged at all"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "x" * (501 - len(KEY)) + KEY,  # of which less than the key is shown
+        f"quoted {KEY!r}",
+        f"url {urllib.parse.quote(KEY)}",
+        f"auth {base64.b64encode(b':' + KEY.encode()).decode()}",
+        f"cut {KEY[:-3]}",
+    ],
+    ids=["at the limit", "quoted", "url", "auth", "cut"],
+)
+async def test_no_part_of_the_key_is_seen_when_a_server_repeats_it_in_its_own_way(
+    message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    async with PromptServer() as server:
+        backend, trace = OpenAIBackend(server.url, "small"), tmp_path / "t.pfw"
+        async with await WorkflowEngine.create(backend, trace=trace) as flow:
+            server.plan.append(error(400, message, x_echo=message))
+            failed = await failure_of(flow)
+    seen = (str(failed), repr(failed), caplog.text, trace.read_text())
+    parts = [KEY[at : at + 8] for at in range(len(KEY) - 7)]
+    parts.append(base64.b64encode(b":" + KEY.encode()).decode()[4:12])
+    assert [part for part in parts for text in seen if part in text] == []
+    assert "***" in str(failed)
+    assert "x-echo" in caplog.text, "the header of the answer was logged"
+
+
+def test_backend_is_refused_without_showing_it_when_the_key_is_given_for_its_name() -> None:
+    with pytest.raises(ValueError, match="the name of an environment variable") as caught:
+        OpenAIBackend("http://localhost/v1", "small", api_key_env=KEY)
+    assert KEY not in str(caught.value)
 
 
 async def test_no_key_is_sent_when_the_environment_has_none() -> None:

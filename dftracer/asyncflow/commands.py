@@ -93,10 +93,12 @@ def _split(task: str, command: str, shell: bool | None) -> list[str]:
         words = shlex.split(command)
     except ValueError as error:
         raise CommandError(
-            f"executable task '{task}': {error}: check the quotes in {command!r}"
+            f"executable task '{task}': {error}: check the quotes in {text_of(command)}"
         ) from None
     if not words[0]:
-        raise CommandError(f"executable task '{task}': the program's name is empty in {command!r}")
+        raise CommandError(
+            f"executable task '{task}': the program's name is empty in {text_of(command)}"
+        )
     if shell is None and words[0] in _SHELL_WORDS:
         return [SHELL, "-c", command]
     return words

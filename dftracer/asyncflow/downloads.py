@@ -7,14 +7,17 @@ import concurrent.futures
 import itertools
 import logging
 import os
+import re
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from dftracer.asyncflow.errors import DataError, text_of_error
 from dftracer.utils import Runtime
+from dftracer.utils.redaction import hide, hide_in_logs, keep
 
 _log = logging.getLogger("dftracer.asyncflow")
 
@@ -25,6 +28,8 @@ _CHUNK = 1 << 20
 _TELL_EVERY_S = 5
 _STALLED_AFTER_S = 60
 """How long a server may send nothing."""
+_SIGNATURE = 16
+"""How long the values in the query of a URL are that may be signatures or keys."""
 _INTERRUPTED_WITHIN_S = 0.2
 """How soon a thread that waits heeds a cancellation, which it cannot while it is asleep."""
 
@@ -60,30 +65,45 @@ def download(url: str, directory: str | os.PathLike[str]) -> Path:
     """
     target = Path(directory).resolve() / name_in(url)
     shown = _without_secrets(url)
+    for secret in _secrets_in(url):
+        keep(secret)
+    hide_in_logs("fsspec", "fsspec.http")
     if os.path.lexists(target):
         raise DataError(f"cannot download {shown}: {target} exists already: move it away first")
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     progress = _Progress(shown)
     target.parent.mkdir(parents=True, exist_ok=True)
+    failed: Exception | None = None
+    cause: Exception | None = None
     try:
         _fetch(url, partial, progress)
         os.link(partial, target)  # unlike a rename, it refuses to replace what is there
-    except ImportError as error:
-        raise ImportError(
-            f"cannot download {shown}: {error}; 'pip install dftracer-asyncflow[remote]' brings "
-            "what http, https, ftp, file and data URLs take, other kinds take one package more"
-        ) from error
-    except FileExistsError as error:
-        raise DataError(f"cannot download {shown}: {target} has appeared meanwhile") from error
     except Exception as error:
-        raise DataError(
-            f"cannot download {shown}: {_reason(url, error)}: check the URL, and that this machine "
-            "may reach it"
-        ) from error
+        cause, failed = error, _failure(url, shown, target, error)
     finally:
         partial.unlink(missing_ok=True)
+    if failed is not None:
+        # Raised here, where it does not become part of an error that may show the whole URL.
+        try:
+            raise failed from (None if any(_secrets_in(url)) else cause)
+        finally:
+            del failed, cause  # which hold this frame
     progress.tell("downloaded")
     return target
+
+
+def _failure(url: str, shown: str, target: Path, error: Exception) -> Exception:
+    if isinstance(error, ImportError):
+        return ImportError(
+            f"cannot download {shown}: {error}; 'pip install dftracer-asyncflow[remote]' brings "
+            "what http, https, ftp, file and data URLs take, other kinds take one package more"
+        )
+    if isinstance(error, FileExistsError):
+        return DataError(f"cannot download {shown}: {target} has appeared meanwhile")
+    return DataError(
+        f"cannot download {shown}: {_reason(url, error)}: check the URL, and that this machine "
+        "may reach it"
+    )
 
 
 def _fetch(url: str, partial: Path, progress: _Progress) -> None:
@@ -153,11 +173,25 @@ class _Progress:
 
 
 def _without_secrets(url: str) -> str:
-    """Return what messages show of a URL: neither passwords nor signatures."""
-    parts = urlsplit(url)
-    if parts.scheme == "data":
+    """Return what messages show of a URL: neither names and passwords nor signatures."""
+    if url.partition(":")[0].lower() == "data":
         return "a data URL"
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return re.split(r"[?#]", hide(url).replace("://***@", "://", 1), maxsplit=1)[0]
+
+
+def _secrets_in(url: str) -> Iterator[str]:
+    """Yield the password in a URL and the values of its query, which may be signatures."""
+    if url.partition(":")[0].lower() == "data":
+        return
+    _, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    login, _, _ = rest.rpartition("@")
+    name, colon, password = login.partition(":")
+    yield from (password, unquote(password)) if colon else (name,)
+    for part in query.split("&"):
+        value = part.partition("=")[2]
+        if len(value) >= _SIGNATURE:
+            yield from (value, unquote(value))
 
 
 def _reason(url: str, error: Exception) -> str:

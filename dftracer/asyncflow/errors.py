@@ -6,6 +6,8 @@ import signal
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
+from dftracer.utils.redaction import hide, hide_before_end
+
 _TAIL = 2_000
 """How many characters of a program's output an error repeats."""
 
@@ -54,6 +56,11 @@ class ExecutableError(RuntimeError):
         The signal that ended it.
     stdout, stderr : str
         All that it wrote, or the end of it if that went to files; the message repeats the end.
+
+    Notes
+    -----
+    Message and ``repr`` show no passwords and keys that they can be known by: see
+    ``docs/lifecycle.md``. The attributes hold what was written as it is.
     """
 
     def __init__(
@@ -73,17 +80,20 @@ class ExecutableError(RuntimeError):
         self.stdout = stdout
         self.stderr = stderr
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __str__(self) -> str:
         end = (
             f"was ended by signal {self.signal}"
             if self.exit_code is None
             else f"exited with code {self.exit_code}"
         )
-        lines = [f"task '{self.task}': command {end}: {self.command}"]
+        lines = [f"task '{self.task}': command {end}: {hide(self.command)}"]
         for name, text in (("stderr", self.stderr), ("stdout", self.stdout)):
             if text.strip():
                 cut = "... " if len(text) > _TAIL else ""
-                lines.append(f"{name}: {cut}{text[-_TAIL:].rstrip()}")
+                lines.append(f"{name}: {cut}{hide_before_end(text, _TAIL).rstrip()}")
         return "\n".join(lines)
 
 
@@ -124,19 +134,19 @@ class EngineShutdownError(RuntimeError):
 
 
 def text_of(value: object) -> str:
-    """Return ``repr(value)``, or what can be said of a value whose ``__repr__`` raises."""
+    """Return ``repr(value)`` without secrets, or what can be said if it raises."""
     try:
-        return repr(value)
+        return hide(repr(value))
     except BaseException as fault:
         let_out(fault)
         return f"<{type(value).__name__} without a text>"
 
 
 def text_of_error(error: BaseException | None) -> str:
-    """Return type and text of an error, or its type alone if its ``__str__`` raises."""
+    """Return type and text of an error without secrets, or its type alone if ``str()`` raises."""
     name = type(error).__name__
     try:
-        return f"{name}: {error}"
+        return f"{name}: {hide(str(error))}"
     except BaseException as fault:
         let_out(fault)
         return name

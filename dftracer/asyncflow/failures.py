@@ -14,6 +14,7 @@ from dftracer.asyncflow.errors import (
     text_of,
     text_of_error,
 )
+from dftracer.utils.redaction import keep_environment
 
 
 def label_of(future: asyncio.Future[Any]) -> str:
@@ -107,6 +108,7 @@ def failure_on_backend(component: Component[Any], record: Mapping[str, Any]) -> 
     description = component._describe()
     command = to_text([description["executable"], *description["arguments"]])
     signal = -exit_code if exit_code < 0 else None  # as in `subprocess`
+    keep_environment()
     return ExecutableError(
         component.name, command, None if signal else exit_code, signal, stdout, stderr
     )

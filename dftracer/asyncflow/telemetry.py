@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dftracer.asyncflow.commands import SHELL
 from dftracer.asyncflow.components import Block, Component
 from dftracer.asyncflow.errors import EngineShutdownError
+from dftracer.utils.redaction import hide
 
 try:
     from opentelemetry import context as otel_context
@@ -275,7 +276,7 @@ def _program_of(component: Component[Any]) -> str | None:
     program: str | None = description.get("executable")
     if program == SHELL and description["arguments"][:1] == ["-c"]:
         words = description["arguments"][1].split(None, 1)
-        return words[0] if words else program
+        return hide(words[0]) if words else program
     return program
 
 

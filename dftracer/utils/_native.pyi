@@ -34,6 +34,8 @@ __all__ = [
     "available_cpus",
     "bare_frame",
     "before_fork",
+    "hide_secrets",
+    "keep_secret",
     "running_task",
     "shutdown_all",
     "track_all",
@@ -71,6 +73,15 @@ def shutdown_all(patience: float) -> tuple[list[str], BaseException | None]:
     tuple[list[str], BaseException | None]
         The names of the tasks that were cancelled, and what the signal's handler has raised.
     """
+
+def keep_secret(forms: Sequence[str]) -> None:
+    """Hide a secret in these forms from now on: in traces, and where :func:`hide_secrets` is asked.
+
+    Of very many, those that were not said lately are forgotten.
+    """
+
+def hide_secrets(text: str) -> str:
+    """Return ``text`` with ``***`` for each known secret, each piece of one, and logins in URLs."""
 
 def untrack(future: asyncio.Future[Any], /) -> None:
     """Take an unfinished asyncio future off the list that the garbage collector looks through.

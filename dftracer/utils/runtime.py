@@ -23,6 +23,7 @@ from dftracer.utils import (
 from dftracer.utils._native import ProcessResult, TaskHandle
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
+from dftracer.utils.redaction import hide, keep_environment
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -195,6 +196,8 @@ class Runtime(_native.Runtime):
             if shell:
                 raise TypeError("a command for a shell must be a string")
             argv = command
+        if env:
+            keep_environment(env)
         return self.start_process(
             [os.fsdecode(word) for word in argv],
             cwd=cwd,
@@ -203,7 +206,7 @@ class Runtime(_native.Runtime):
             stdout=stdout,
             stderr=stderr,
             timeout=timeout,
-            name=name if name is not None or not isinstance(command, str) else command,
+            name=name if name is not None or not isinstance(command, str) else hide(command),
         )
 
     def map(

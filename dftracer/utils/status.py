@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dftracer.utils.progress import Row, RuntimeRows, Ticker
+from dftracer.utils.redaction import hide
 
 if TYPE_CHECKING:
     from dftracer.utils.runtime import Runtime
@@ -116,7 +117,7 @@ class _Writer:
         self._told = {
             "pid": self._pid,
             "began": _beginning_of(self._pid),
-            "command": " ".join(getattr(sys, "orig_argv", sys.argv)[1:]),
+            "command": hide(" ".join(getattr(sys, "orig_argv", sys.argv)[1:])),
         }
         self._write([])
         self._ticker = Ticker(self._look, _INTERVAL_S, "dft-status")

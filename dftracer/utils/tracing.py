@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dftracer.utils._native import Trace as Trace
+from dftracer.utils.redaction import keep_environment
 
 ENVIRONMENT = "DFTRACER_TRACE"
 """Where the default runtime and engines write a trace, unless they are told otherwise."""
@@ -76,6 +77,7 @@ def trace_of_environment() -> Trace | None:
 
 def _begin(name: str) -> Trace:
     """Open the file that stands for ``name``; that with the process's number if it is another's."""
+    keep_environment()  # which programs may repeat in what the trace says of them
     process = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     host = socket.gethostname()
     if name in _begun:

@@ -12,6 +12,7 @@ from dftracer.asyncflow.commands import to_text
 from dftracer.asyncflow.errors import ExecutableError, text_of
 from dftracer.utils import ProcessResult, Runtime, TaskHandle, TaskTimeoutError
 from dftracer.utils.primitives import Mailbox
+from dftracer.utils.redaction import keep_environment
 
 PROGRAM_OPTIONS = frozenset({"cwd", "env", "stdin", "timeout"})
 """What a program's ``task_backend_specific_kwargs`` may say."""
@@ -74,7 +75,9 @@ def start_program(
     _check(task, "stdin", stdin, (bytes, str, os.PathLike), "bytes or the path of a file")
     _check(task, "env", env, Mapping, "a dict of texts")
     for name, value in (env or {}).items():
-        _check(task, f"env[{name!r}]", value, str, "a text")
+        _check(task, f"env[{text_of(name)}]", value, str, "a text")
+    if env:
+        keep_environment(env)
     stdout = stderr = None
     if task.get("capture_stdio"):
         os.makedirs(work_dir, exist_ok=True)
@@ -97,9 +100,11 @@ def start_program(
 
 def _check(task: Task, option: str, value: Any, kinds: Any, what: str) -> None:
     if value is not None and not isinstance(value, kinds):
+        # What an environment holds is nobody else's business, unless it is but a number.
+        is_secret = option.startswith("env") and not isinstance(value, (int, float))
+        shown = "" if is_secret else f" {text_of(value)}"
         raise TypeError(
-            f"task '{name_of(task)}': {option} must be {what}, not {type(value).__name__} "
-            f"{text_of(value)}"
+            f"task '{name_of(task)}': {option} must be {what}, not {type(value).__name__}{shown}"
         )
 
 
@@ -108,6 +113,7 @@ def record_program(task: Task, result: ProcessResult, work_dir: str) -> str:
     stdout, stderr = _record_output(task, result, work_dir)
     if result.exit_code == 0:
         return TaskStates.DONE
+    keep_environment()
     task["exception"] = ExecutableError(
         name_of(task), to_text(argv_of(task)), result.exit_code, result.signal, stdout, stderr
     )

@@ -7,13 +7,13 @@ import functools
 import os
 from collections.abc import Generator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Omit
 
 from dftracer.asyncflow.backends.base import Callback, ExecutionBackend, Task, TaskStates
 from dftracer.asyncflow.errors import PromptError, let_out, text_of, text_of_error
 from dftracer.utils import TaskTimeoutError
+from dftracer.utils.redaction import hide, hide_in_logs, keep
 
 _REQUEST_KEYS = frozenset(
     """extra_body frequency_penalty max_completion_tokens max_tokens model presence_penalty
@@ -31,6 +31,20 @@ _ADVICE = {
     429: "the server is too busy even after {retries} retries: lower max_concurrency or raise "
     "max_retries",
 }
+
+
+_REASON = 500
+"""How many characters of a server's reason an error repeats."""
+
+_LOGGERS = (
+    *("httpx", "httpx2", "openai", "openai._base_client", "openai._legacy_response"),
+    *(
+        f"{library}.{part}"
+        for library in ("httpcore", "httpcore2")
+        for part in ("connection", "http11", "http2", "proxy", "socks")
+    ),
+)
+"""Those of the client, which repeat what a server sends when they are at level ``DEBUG``."""
 
 
 class OpenAIBackend(ExecutionBackend):
@@ -88,10 +102,16 @@ class OpenAIBackend(ExecutionBackend):
                 "base_url must be a URL such as 'http://localhost:8000/v1', not "
                 f"{text_of(base_url)}"
             )
-        if urlsplit(base_url).username is not None:
+        if not isinstance(api_key_env, str) or not api_key_env.isidentifier():
+            # Not shown: it may be the key itself.
             raise ValueError(
-                "base_url must not hold a user name or password, which would get into logs: put "
-                f"an API key into {api_key_env} in the environment"
+                "api_key_env must be the name of an environment variable such as OPENAI_API_KEY, "
+                "not the key itself"
+            )
+        if "@" in base_url or "?" in base_url or "#" in base_url:
+            raise ValueError(
+                "base_url must not hold a user name or password, nor a query, which would get into "
+                f"logs: put an API key into {api_key_env} in the environment"
             )
         if not isinstance(model, str) or not model:
             raise ValueError(f"model must be the name of a model, not {text_of(model)}")
@@ -142,6 +162,8 @@ class OpenAIBackend(ExecutionBackend):
                     "it has characters that cannot be sent"
                 )
             self._has_key = bool(key)
+            keep(key)
+            hide_in_logs(*_LOGGERS)
             self._client = AsyncOpenAI(
                 base_url=self._base_url,
                 api_key=key or "none",
@@ -253,8 +275,6 @@ class OpenAIBackend(ExecutionBackend):
                 f"{who}: no answer within {timeout:g} seconds: allow more, with timeout in "
                 "task_description, or lower max_concurrency"
             )
-        if self._has_key:
-            said = said.replace(client.api_key, "***")
         raise PromptError(f"{who}: {said}", task["name"], self.name, model, status)
 
     def _advice(self, status: int) -> str:
@@ -304,7 +324,7 @@ def _read(response: Any) -> dict[str, Any]:
     choice = response["choices"][0]
     text = choice["message"]["content"]
     if not isinstance(text, str):
-        raise ValueError(f"no text, finish_reason {choice.get('finish_reason')!r}")
+        raise ValueError(f"no text, finish_reason {text_of(choice.get('finish_reason'))}")
     return {
         "stdout": text,
         "model": response.get("model"),
@@ -319,7 +339,7 @@ def _reason(error: APIStatusError) -> str:
     body: Any = error.body
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body
-    return repr(str(body)[:500]) if body else "without a reason"
+    return repr(hide(str(body), _REASON)) if body else "without a reason"
 
 
 def _first_cause(error: BaseException) -> str:

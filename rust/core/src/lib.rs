@@ -17,6 +17,7 @@ pub mod notify;
 pub mod park;
 pub mod patience;
 pub mod process;
+pub mod redact;
 pub mod running;
 pub mod sizes;
 mod sync;

@@ -1,15 +1,20 @@
 //! Why a task has failed, as its trace tells it.
 
 use dftracer_core::process::ProcessOutcome;
+use dftracer_core::redact::{head, tail};
 use dftracer_core::trace::Failure;
 use pyo3::prelude::*;
 use pyo3::types::PyTraceback;
 
 use crate::handle::TaskHandle;
 use crate::native::NativeOutcome;
+use crate::redact::hide;
 
 /// How many frames of a traceback are told, the innermost ones.
 const MAX_FRAMES: usize = 30;
+
+/// How much of a text is looked through for secrets before it is cut.
+const MAX_TEXT: usize = 64 << 10;
 
 /// How much of what a failed program has written to its standard error is told: the end.
 const MAX_STDERR: usize = 1_000;
@@ -36,7 +41,10 @@ pub(crate) fn describe(
 ) -> Failure {
     let kind = error.get_type().qualname().map_or_else(|_| "error".into(), |kind| kind.to_string());
     let message = match error.str() {
-        Ok(text) => text.to_string_lossy().into_owned(),
+        Ok(text) => {
+            let text = text.to_string_lossy();
+            hide(head(&text, MAX_TEXT))
+        }
         Err(_) => "(no text)".to_owned(),
     };
     let mut frames = Vec::new();
@@ -71,10 +79,9 @@ fn native_failure(outcome: &NativeOutcome) -> Option<Failure> {
             if output.exit_code == Some(0) {
                 return None;
             }
-            let stderr = &output.stderr[output.stderr.len().saturating_sub(MAX_STDERR)..];
             let message = match output.signal {
                 Some(signal) => format!("killed by signal {signal}"),
-                None => String::from_utf8_lossy(stderr).trim().to_owned(),
+                None => end_of(&output.stderr),
             };
             let exit_code = output.exit_code.or(output.signal.map(|signal| -signal));
             Some(Failure { exit_code, ..of("exit code", message) })
@@ -91,4 +98,11 @@ fn native_failure(outcome: &NativeOutcome) -> Option<Failure> {
         NativeOutcome::Panicked(text) => Some(of("panic", text.clone())),
         _ => None,
     }
+}
+
+/// The end of what a program has written, without secrets.
+fn end_of(written: &[u8]) -> String {
+    let end = &written[written.len().saturating_sub(MAX_TEXT)..];
+    let text = hide(&String::from_utf8_lossy(end));
+    tail(&text, MAX_STDERR).trim().to_owned()
 }

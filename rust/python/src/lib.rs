@@ -21,6 +21,7 @@ mod native;
 mod origin;
 mod process;
 mod progress;
+mod redact;
 mod results;
 mod runtime;
 mod shared;
@@ -53,6 +54,8 @@ mod _native {
     use crate::mailbox::Mailbox;
     #[pymodule_export]
     use crate::process::ProcessResult;
+    #[pymodule_export]
+    use crate::redact::{hide_secrets, keep_secret};
     #[pymodule_export]
     use crate::results::Results;
     #[pymodule_export]

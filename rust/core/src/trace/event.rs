@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{End, Failure, Kind, Note, OWN_NAME, Record, Setup};
+use crate::redact::head;
 
 /// The rows of tasks that have no thread to themselves are numbered from here on, each kind from
 /// another multiple: above all numbers that the system gives to threads.
@@ -179,7 +180,7 @@ impl Encoder {
         ] {
             if !text.is_empty() {
                 self.put(key);
-                quote(&mut self.text, cut(text));
+                quote(&mut self.text, head(text, MAX_TEXT));
             }
         }
         if let Some(code) = failure.exit_code {
@@ -238,13 +239,6 @@ impl Encoder {
     fn micros(&self, time: u64) -> u64 {
         time.saturating_add_signed(self.offset) / 1_000
     }
-}
-
-/// The beginning of a text, at most so long.
-pub(super) fn cut(text: &str) -> &str {
-    let is_boundary = |end: &usize| text.is_char_boundary(*end);
-    let end = (0..=MAX_TEXT.min(text.len())).rev().find(is_boundary);
-    &text[..end.unwrap_or_default()]
 }
 
 /// A string as JSON has it.

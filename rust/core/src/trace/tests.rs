@@ -3,8 +3,9 @@ use std::path::PathBuf;
 
 use flate2::read::MultiGzDecoder;
 
-use super::event::{MAX_TEXT, Rows, cut, quote};
+use super::event::{MAX_TEXT, Rows, quote};
 use super::*;
+use crate::redact::head;
 
 /// A file of its own for each test, deleted in the end.
 struct Scratch(PathBuf);
@@ -109,7 +110,7 @@ fn strings_are_quoted_and_long_texts_cut() {
     let mut text = Vec::new();
     quote(&mut text, "a\"b\\c\nd\u{1}é");
     assert_eq!(String::from_utf8(text).expect("text"), "\"a\\\"b\\\\c\\nd\\u0001é\"");
-    assert_eq!(cut(&"é".repeat(10_000)).len(), MAX_TEXT);
+    assert_eq!(head(&"é".repeat(10_000), MAX_TEXT).len(), MAX_TEXT);
 }
 
 #[test]
