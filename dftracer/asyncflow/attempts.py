@@ -8,6 +8,7 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -255,10 +256,9 @@ class Attempts:
     def _call_later(
         self, delay: float, callback: Callable[..., object], *args: Any
     ) -> asyncio.TimerHandle:
-        # A loop may keep a cancelled timer, with its context, until it is due. In the present one
-        # there may be more than in that of the call: the component itself.
-        loop = self._component.get_loop()
-        return loop.call_later(delay, callback, *args, context=self._context)
+        # A loop may keep a cancelled timer until it is due: its context, but not what it calls.
+        run = self._context.copy().run
+        return self._component.get_loop().call_later(delay, run, callback, *args, context=Context())
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

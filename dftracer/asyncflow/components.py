@@ -220,6 +220,23 @@ class Component(asyncio.Future[T], Generic[T]):
         if self._description is not None:
             self._description.update(args=args, kwargs=self._own_kwargs())
 
+    def _release_arguments(self, *, is_description_shared: bool) -> None:
+        """Let go of what an ended call was given, so that its future keeps the result alone.
+
+        A backend that may still run the call has the same description: then the future gets
+        another, and the backend's stays as it is.
+        """
+        if self._files:
+            self._describe()  # with their names
+            self._files = ()
+        if self._producers:
+            self._producers = ()
+        self._args, self._kwargs = (), None
+        if self._description is not None:
+            if is_description_shared:
+                self._description = dict(self._description)
+            self._description.update(args=(), kwargs={}, context=None)
+
     def _names_of_dependencies(self) -> Sequence[tuple[str, str]]:
         calls = iter(self._depended_on or self._calls_depended_on())
         return [

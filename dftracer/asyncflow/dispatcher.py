@@ -38,6 +38,7 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 _ON_BACKEND = frozenset({"LAUNCHED", "RUNNING"})
+_LAST = frozenset({TaskStates.DONE, TaskStates.FAILED})
 
 
 class Dispatcher:
@@ -264,6 +265,8 @@ class Dispatcher:
                 self._fail_here(component, error)
             if component.done():
                 return
+        if outcome in _LAST and not component._files:
+            component._stage = "REPORTED"  # the backend is done with its description
         if outcome == TaskStates.DONE:
             if component._files and component._describe().get("directory") is not None:
                 self._bodies.run_in_background(self._check_outputs(component, record))
@@ -284,6 +287,7 @@ class Dispatcher:
         """End a task that has ended well, unless it has not written what it declares to write."""
         try:
             await component._template.backend.check_outputs(component._describe())
+            component._stage = "REPORTED"
         except BaseException as error:
             self._fail_here(component, error)
         else:
@@ -302,18 +306,18 @@ class Dispatcher:
         if component._number not in self._unfinished:
             return  # it has ended, maybe while this was on its way from another thread
         self._settle(component, result, error=error)
-        if component._number in self._bodies or (serves_on and _is_on_backend(component)):
+        if component._number in self._bodies or (serves_on and is_on_backend(component)):
             self._services[component._number] = component
 
     def _body_ended(self, number: int) -> None:
         service = self._services.get(number)
-        if service is not None and not _is_on_backend(service):
+        if service is not None and not is_on_backend(service):
             del self._services[number]
 
     def _stop(self, component: Component[Any], msg: Any | None = None) -> None:
         """Cancel what runs of a component, here or on its backend."""
         self._bodies.cancel(component._number, msg)
-        if _is_on_backend(component):
+        if is_on_backend(component):
             self._cancel_on_backend(component)
 
     def _cancel_on_backend(self, component: Component[Any]) -> None:
@@ -367,6 +371,6 @@ def _as_calls(components: list[Component[Any]]) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _is_on_backend(component: Component[Any]) -> bool:
+def is_on_backend(component: Component[Any]) -> bool:
     """Tell whether a backend has been given the component, which has not ended or is a service."""
     return component._stage in _ON_BACKEND and isinstance(component, Task)

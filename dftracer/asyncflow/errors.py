@@ -163,10 +163,13 @@ def let_out(error: BaseException) -> None:
 
 def _is_of_a_signal(error: BaseException) -> bool:
     """Tell whether the handler of a signal is among those that ``error`` has come through."""
+    if hasattr(error, "_is_of_a_signal"):  # its traceback may have lost its frames since
+        return True
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     entry = error.__traceback__
     while entry is not None:
         if entry.tb_frame.f_code in handlers:
+            error._is_of_a_signal = True  # type: ignore[attr-defined]
             return True
         entry = entry.tb_next
     return False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import CodeType
 from typing import Any
 
 from dftracer.asyncflow.commands import to_text
@@ -80,6 +81,15 @@ def fit_for_future(component: Component[Any], error: Any) -> Exception:
     stand_in = RuntimeError(f"task '{component.name}' raised {text_of_error(error)}")
     stand_in.__cause__ = error
     return stand_in
+
+
+def without_frames_of(error: BaseException, codes: Collection[CodeType]) -> None:
+    """Take off the traceback of ``error`` those of its first frames that run these codes."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_code in codes:
+        entry = entry.tb_next
+    if entry is not None:
+        error.__traceback__ = entry
 
 
 def result_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:

@@ -35,9 +35,9 @@ from dftracer.asyncflow.commands import to_argv, to_prompt
 from dftracer.asyncflow.components import EMPTY, Component, RemoteTask, Task, new_component
 from dftracer.asyncflow.decorators import Template
 from dftracer.asyncflow.dependencies import LEAVES
-from dftracer.asyncflow.dispatcher import Dispatcher
+from dftracer.asyncflow.dispatcher import Dispatcher, is_on_backend
 from dftracer.asyncflow.downloads import Downloads
-from dftracer.asyncflow.errors import EngineShutdownError, let_out
+from dftracer.asyncflow.errors import DependencyFailureError, EngineShutdownError, let_out
 from dftracer.asyncflow.failures import (
     all_failed,
     dependency_failure,
@@ -45,9 +45,11 @@ from dftracer.asyncflow.failures import (
     fit_for_future,
     label_of,
     root_of,
+    without_frames_of,
 )
 from dftracer.asyncflow.inspection import HISTORY_SIZE, History
 from dftracer.asyncflow.tallies import Tallies
+from dftracer.utils.failures import release_variables
 from dftracer.utils.primitives import Graph, track_all, untrack
 
 _set_result = asyncio.Future.set_result
@@ -57,7 +59,8 @@ _set_result = asyncio.Future.set_result
 class Scope(NamedTuple):
     """Where a call is made: in whose body, and under which workflow's name."""
 
-    owner: Component[Any] | None
+    owner: weakref.ref[Component[Any]] | None
+    """Contexts hold it, those of what a body leaves running too: they keep no component."""
     workflow_id: str | None
 
 
@@ -159,7 +162,7 @@ class Scheduler(Dispatcher):
     def _take_in(self, component: Component[Any], scope: Scope) -> None:
         """Note in whose body and for which workflow a call was made."""
         component._workflow_id = scope.workflow_id
-        owner = scope.owner
+        owner = None if scope.owner is None else scope.owner()
         if owner is not None and not owner.done():
             component._owner = owner._number
             component._tally = self._tallies.inside(owner._tally, component._tally)
@@ -404,7 +407,7 @@ class Scheduler(Dispatcher):
         """See to the files of a task, ask what it runs if it is no function, and submit it."""
         template, attempts, order = component._template, component._attempts, None
         # In this task's own copy of the context, so never to be reset.
-        self._scope.set(Scope(component, component._workflow_id))
+        self._scope.set(Scope(weakref.ref(component), component._workflow_id))
         try:
             if component._files or component._producers:
                 await self._link_files(component)
@@ -462,7 +465,7 @@ class Scheduler(Dispatcher):
         if self._trace is not None:
             self._trace.began(block)
         # In this task's own copy of the context, so never to be reset.
-        self._scope.set(Scope(block, block.uid))
+        self._scope.set(Scope(weakref.ref(block), block.uid))
         telemetry = self._telemetry
         try:
             with telemetry.scope("block", block.uid) if telemetry is not None else nullcontext():
@@ -479,6 +482,8 @@ class Scheduler(Dispatcher):
         """End an attempt whose body, in the event loop, has raised ``error``."""
         if isinstance(error, GeneratorExit) and not self._is_loop_running():
             raise error  # the loop has been given up, and its unfinished bodies are closed
+        # They have the arguments too, and the component, which gets the error.
+        without_frames_of(error, _DRIVERS)
         self._fail_here(component, error)
 
     # --- an outcome -----------------------------------------------------------------------------
@@ -501,7 +506,12 @@ class Scheduler(Dispatcher):
             return
         verdicts = self._finish_node(component, error is None) if component._is_node else None
         if error is not None:
-            asyncio.Future.set_exception(component, fit_for_future(component, error))
+            failure = fit_for_future(component, error)
+            # The cause of a failed dependency has lost its variables by itself.
+            is_caused = type(failure) is DependencyFailureError and failure.__traceback__ is None
+            if not is_caused and not self.loop.get_debug():
+                release_variables(failure)
+            asyncio.Future.set_exception(component, failure)
         elif isinstance(result, RemoteValue):
             self._leave(component, result)
         else:
@@ -546,10 +556,9 @@ class Scheduler(Dispatcher):
         component._context = None
         if component._attempts is not None:
             component._attempts.end()
-        if component._description is not None:
-            component._description["context"] = None
         if component._dependencies:
             component._release_dependencies()
+        component._release_arguments(is_description_shared=is_on_backend(component))
         if self._members:
             self._members.pop(number, None)
             if component._owner in self._members:
@@ -644,6 +653,7 @@ class Scheduler(Dispatcher):
                     self._take_outcome(component, end, value)
                 else:
                     _set_result(component, value)
+                    component._args, component._kwargs = (), None
                     del unfinished[component._number]
                     done.append(component)
         finally:  # a signal's handler may have raised
@@ -707,6 +717,17 @@ class _Launch:
         # the engine for ever.
         if self._engine is not None:
             track_all(self._engine._ready)
+
+
+_DRIVERS = frozenset(
+    {
+        Scheduler._prepare.__code__,
+        Scheduler._run_block.__code__,
+        Scheduler._run_body.__code__,
+        Attempts.limit.__code__,
+    }
+)
+"""What runs bodies in the event loop."""
 
 
 def _can_stay(task: Component[Any], asker: Component[Any]) -> bool:

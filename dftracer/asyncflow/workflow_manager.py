@@ -388,7 +388,7 @@ class WorkflowEngine(Scheduler):
         if not self._is_closed:
             self._close()
         scope = self._scope.get()
-        self._bodies.release(scope.owner if scope is not None else None)
+        self._bodies.release(None if scope is None or scope.owner is None else scope.owner())
         closing = self._closing
         if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
             closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))

@@ -40,6 +40,22 @@ def stand_in(failure: tuple[BaseException, TracebackType | None]) -> BaseExcepti
     return _Copies().of(error, traceback)
 
 
+def release_variables(error: BaseException) -> None:
+    """Put empty frames in the place of those that an exception, and those that it leads to, have
+    passed: the same functions and lines, without the variables."""
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors and len(seen) <= _MOST_CAUSES:
+        each = errors.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if each.__traceback__ is not None:
+            each.__traceback__ = _without_frames(each.__traceback__)
+        members = each.exceptions if isinstance(each, _GROUP) else ()
+        errors += (*members, each.__context__, each.__cause__)
+
+
 class _Copies:
     """The copies of one exception and of those that it leads to."""
 

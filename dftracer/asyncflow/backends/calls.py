@@ -183,6 +183,7 @@ class Call:
         """
         task, end, self.task, self.end, self.future = self.task, self.end, None, None, None
         self.executor = None
+        self._function, self._args, self._kwargs, self._context = None, (), {}, None
         assert task is not None
         assert end is not None
         return task, *end

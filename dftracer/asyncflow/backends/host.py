@@ -10,6 +10,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dftracer.asyncflow.backends.base import (
@@ -340,7 +341,10 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         """
         assert self._loop is not None
         wait = timeout if after is None else after
-        deadline = self._loop.call_later(wait, self._check_deadline, task, timeout, begun)
+        # The loop may keep the context of a cancelled timer until that is due.
+        deadline = self._loop.call_later(
+            wait, self._check_deadline, task, timeout, begun, context=Context()
+        )
         self._deadlines[id(task)] = deadline
 
     def _check_deadline(self, task: Task, timeout: float, begun: Begun) -> None:
