@@ -84,7 +84,7 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
             [sys.executable, "-W", "ignore", str(script), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
         )
@@ -102,6 +102,11 @@ def next_line(process: "subprocess.Popen[str]") -> str:
     line = process.stdout.readline()
     assert line, process.communicate()
     return line.strip()
+
+
+def code_of(signum: signal.Signals) -> int:
+    """Return what a program ends with that a signal stops: a shell shows 128 and its number."""
+    return -signum if signum == signal.SIGINT else 128 + signum
 
 
 def is_gone(pid: int) -> bool:
@@ -187,7 +192,7 @@ def test_everything_is_cancelled_and_killed_when_a_signal_arrives(
 
 
 @each_signal
-def test_program_ends_with_a_cancellation_when_it_awaits_a_task_and_catches_nothing(
+def test_program_ends_with_the_code_of_the_signal_when_it_awaits_a_task_and_catches_nothing(
     start_script: StartScript, signum: signal.Signals
 ) -> None:
     source = """
@@ -205,8 +210,8 @@ def test_program_ends_with_a_cancellation_when_it_awaits_a_task_and_catches_noth
     assert next_line(process) == "begun"
     process.send_signal(signum)
     _, err = process.communicate(timeout=GUARD_S)
-    assert process.returncode == 1
-    assert "CancelledError" in err.splitlines()[-1]
+    assert process.returncode == code_of(signum)
+    assert signum.name in err.splitlines()[-1]
 
 
 @each_signal
@@ -276,9 +281,9 @@ async def test_block_is_waited_for_when_the_signal_arrives_in_its_body() -> None
             cleaned.append(signal.getsignal(signal.SIGTERM))
 
     future = block()
-    await asyncio.wait([future])
-    assert future.cancelled()
+    await flow.run()
     await flow.shutdown()
+    assert future.cancelled()
     assert len(cleaned) == 1, "the shutdown had not waited for the body"
     assert cleaned[0] is not signal.SIG_DFL
 
@@ -295,8 +300,9 @@ async def test_failure_is_logged_when_an_engine_cannot_be_shut_down(
     monkeypatch.setattr(
         signals.log, "error", lambda *_, exc_info=None: exc_info and logged.set_result(exc_info)
     )
-    await WorkflowEngine.create(Broken())
+    flow = await WorkflowEngine.create(Broken())
     signal.raise_signal(signal.SIGTERM)
+    await flow.run()
     assert str(await logged) == "broken"
 
 
@@ -326,8 +332,10 @@ STUCK = """
                 time.sleep(3600)
 
         future = stuck()
-        await asyncio.wait([future])
-        say("cancelled")
+        try:
+            await future
+        except asyncio.CancelledError:
+            say("cancelled")
         await flow.shutdown()
 
     run(main())
@@ -391,18 +399,311 @@ async def test_previous_handler_gets_the_second_signal_when_a_shutdown_is_under_
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-async def test_first_signal_waits_with_the_program_when_it_is_shutting_down_already() -> None:
-    flow = await WorkflowEngine.create()
-    began = threading.Event()
-    with Gate() as gate:
-        flow.function_task(gate.hold_firmly)(began)
-        await reached(began)
-        ending = asyncio.create_task(flow.shutdown())
-        await flow.run()
-        signal.raise_signal(signal.SIGTERM)  # or this process would be gone
-        await asyncio.sleep(0)
-        assert not ending.done()
-    await ending
+@each_signal
+def test_program_stops_after_the_shutdown_when_the_signal_arrives_in_it(
+    start_script: StartScript, signum: signal.Signals
+) -> None:
+    source = """
+        async def main():
+            flow = await WorkflowEngine.create()
+            began, go_on = threading.Event(), threading.Event()
+
+            @flow.function_task
+            def stuck():
+                try:
+                    began.set()
+                    go_on.wait()
+                finally:
+                    go_on.wait()
+
+            stuck()
+            await asyncio.to_thread(began.wait)
+            threading.Thread(target=lambda: (sys.stdin.read(1), go_on.set())).start()
+            ending = asyncio.create_task(flow.shutdown())
+            await flow.run()
+            signal.signal(signal.SIGUSR1, lambda *_: say("got it"))
+            say("shutting down")
+            await ending
+            say("shut down")
+            await asyncio.sleep(3600)
+
+        run(main())
+        """
+    process = start_script(program(source))
+    assert next_line(process) == "shutting down"
+    process.send_signal(signum)
+    process.send_signal(signal.SIGUSR1)
+    assert next_line(process) == "got it"
+    out, err = process.communicate("x", timeout=GUARD_S)
+    assert out == "shut down\n"
+    assert process.returncode == code_of(signum)
+    assert signum.name in err.splitlines()[-1]
+
+
+# --- the program stops -------------------------------------------------------------------------
+
+KINDS_OF_LOOP = ["asyncio", "uvloop"]
+
+
+def need(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+
+
+@each_signal
+@pytest.mark.parametrize("loop", KINDS_OF_LOOP)
+def test_program_stops_when_it_awaits_something_that_is_no_task(
+    start_script: StartScript, signum: signal.Signals, loop: str
+) -> None:
+    need(loop)
+    source = """
+        async def main():
+            async with await WorkflowEngine.create() as flow:
+                @flow.executable_task
+                def child():
+                    return "echo $$ > pid.tmp; mv pid.tmp pid; sleep 3600 & wait"
+
+                child()
+                while not os.path.exists("pid"):
+                    await asyncio.sleep(0.001)
+                say(open("pid").read().strip())
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    say("cleaned up")
+                say("goes on")
+
+        run(main())
+        """
+    process = start_script(program(source), loop)
+    child = int(next_line(process))
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=GUARD_S)
+    assert out == "cleaned up\n"
+    assert process.returncode == code_of(signum)
+    assert signum.name in err.splitlines()[-1]
+    assert is_gone(child)
+
+
+CATCHES = {
+    "cancellation": """
+        async def main():
+            flow = await WorkflowEngine.create()
+            say("begun")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                say(error)
+                return 7
+
+        code = asyncio.run(main())
+        sys.exit(code)
+        """,
+    "exits": """
+        async def main():
+            async with await WorkflowEngine.create():
+                say("begun")
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError as error:
+                    say(error)
+                    sys.exit(7)
+
+        asyncio.run(main())
+        """,
+    "outside": """
+        async def main():
+            async with await WorkflowEngine.create():
+                say("begun")
+                await asyncio.Event().wait()
+
+        try:
+            asyncio.run(main())
+        except (KeyboardInterrupt, SystemExit) as error:
+            say(type(error).__name__)
+            sys.exit(7)
+        """,
+    "handler": """
+        def handle(signum, frame):
+            say(signal.Signals(signum).name)
+            leave.set()
+
+        for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, handle)
+
+        async def main():
+            global leave
+            leave = asyncio.Event()
+            async with await WorkflowEngine.create():
+                say("begun")
+                await leave.wait()
+            return 7
+
+        sys.exit(asyncio.run(main()))
+        """,
+    "loop-handler": """
+        async def main():
+            leave = asyncio.Event()
+            for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(signum, leave.set)
+            async with await WorkflowEngine.create():
+                say("begun")
+                await leave.wait()
+            say("told")
+            return 7
+
+        sys.exit(asyncio.run(main()))
+        """,
+    "run": """
+        async def main():
+            flow = await WorkflowEngine.create()
+            say("begun")
+            await flow.run()
+            say("told")
+            return 7
+
+        sys.exit(asyncio.run(main()))
+        """,
+}
+
+
+@each_signal
+@pytest.mark.parametrize("way", CATCHES)
+def test_program_keeps_its_exit_code_when_it_catches_the_signal(
+    start_script: StartScript, signum: signal.Signals, way: str
+) -> None:
+    process = start_script(program(CATCHES[way]))
+    assert next_line(process) == "begun"
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=GUARD_S)
+    assert process.returncode == 7
+    usual = "KeyboardInterrupt" if signum == signal.SIGINT else "SystemExit"
+    assert out.strip() in (f"{signum.name} stops the program", signum.name, usual, "told")
+
+
+STUBBORN = {
+    "awaits": "await asyncio.sleep(3600)",
+    "blocks": "time.sleep(3600)",
+    "swallows": "await swallow()",
+}
+
+
+@each_signal
+@pytest.mark.parametrize("how", STUBBORN)
+@pytest.mark.parametrize("loop", KINDS_OF_LOOP)
+def test_program_ends_at_once_when_it_has_caught_the_first_signal_and_the_second_comes(
+    start_script: StartScript, signum: signal.Signals, how: str, loop: str
+) -> None:
+    need(loop)
+    source = f"""
+        async def swallow():
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    say("swallowed")
+
+        async def main():
+            flow = await WorkflowEngine.create()
+            say("begun")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                say("caught")
+                {STUBBORN[how]}
+
+        run(main())
+        """
+    process = start_script(program(source), loop)
+    assert next_line(process) == "begun"
+    process.send_signal(signum)
+    assert next_line(process) == "caught"
+    time.sleep(signals._ECHO_S)  # what comes sooner is the same signal
+    process.send_signal(signum)
+    if how == "swallows" and signum == signal.SIGINT:
+        # The run of the loop has ended; asyncio cancels what is left and waits for it.
+        assert next_line(process) == "swallowed"
+        process.send_signal(signum)
+    process.communicate(timeout=GUARD_S)
+    assert process.returncode == -signum
+
+
+@each_signal
+@pytest.mark.parametrize("where", ["main", "other"])
+@pytest.mark.parametrize("loop", KINDS_OF_LOOP)
+def test_one_signal_stops_the_program_when_the_loop_is_blocked(
+    start_script: StartScript, signum: signal.Signals, where: str, loop: str
+) -> None:
+    need(loop)
+    source = f"""
+        async def block():
+            say("blocked")
+            time.sleep(3600)
+            say("goes on")
+
+        async def main():
+            async with await WorkflowEngine.create() as flow:
+                @flow.executable_task
+                def child():
+                    return "echo $$ > pid.tmp; mv pid.tmp pid; sleep 3600 & wait"
+
+                child()
+                while not os.path.exists("pid"):
+                    await asyncio.sleep(0.001)
+                say(open("pid").read().strip())
+                if {where == "main"}:
+                    await block()
+                other = asyncio.create_task(block())
+                await asyncio.Event().wait()
+
+        run(main())
+        """
+    process = start_script(program(source), loop)
+    child = int(next_line(process))
+    assert next_line(process) == "blocked"
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=GUARD_S)
+    assert out == ""
+    assert process.returncode == code_of(signum)
+    assert signum.name in err
+    assert is_gone(child)
+
+
+@each_signal
+@pytest.mark.parametrize("loop", KINDS_OF_LOOP)
+def test_program_stops_when_its_loop_runs_for_ever(
+    start_script: StartScript, signum: signal.Signals, loop: str
+) -> None:
+    need(loop)
+    source = """
+        async def main():
+            flow = await WorkflowEngine.create()
+
+            @flow.function_task
+            async def endless():
+                say("begun")
+                await asyncio.sleep(3600)
+
+            endless()
+
+        if "uvloop" in sys.argv:
+            import uvloop
+            loop = uvloop.new_event_loop()
+        else:
+            loop = asyncio.new_event_loop()
+        serving = loop.create_task(main())
+        try:
+            loop.run_forever()
+        finally:
+            say("cleaned up")
+        """
+    process = start_script(program(source), loop)
+    assert next_line(process) == "begun"
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=GUARD_S)
+    assert out == "cleaned up\n"
+    assert process.returncode == code_of(signum)
+    assert signum.name in err
 
 
 # --- who has the handlers ----------------------------------------------------------------------

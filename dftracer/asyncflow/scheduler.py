@@ -683,11 +683,11 @@ class Scheduler(Dispatcher):
 
     # --- the end --------------------------------------------------------------------------------
 
-    def _close(self) -> None:
+    def _close(self, by: str = "") -> None:
         """Cancel all that is unfinished, and refuse calls from now on."""
         self._is_closed = True
         for component in list(self._unfinished.values()):
-            self._cancel(component, f"engine '{self.uid}' is shut down")
+            self._cancel(component, f"engine '{self.uid}' is shut down{by}")
         for service in self._services.values():
             self._stop(service)
         self._services.clear()

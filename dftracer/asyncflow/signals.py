@@ -1,4 +1,16 @@
-"""SIGHUP, SIGTERM and SIGINT shut down the engines of the main thread's event loop.
+"""SIGHUP, SIGTERM and SIGINT shut down the engines of the main thread's loop and stop the program.
+
+======================  ============================================================================
+a signal                what follows
+======================  ============================================================================
+the first               the engines are shut down; unless the program has a handler of its own, or
+                        waits in ``flow.run()``, its main task is cancelled, and where that ends as
+                        cancelled the program does so with the exit code of the signal
+the second              ends the program at once
+none is answered        after two seconds in which the loop has not come to it, the exception is
+                        raised in whatever keeps the loop from its turn
+SIGINT at a front end   is that one's: see ``_is_front_ends``
+======================  ============================================================================
 
 The handlers are plain ones of :mod:`signal`, not those of ``loop.add_signal_handler``: whatever was
 there before, of any kind and on any event loop, can be read, called and put back. A handler that
@@ -7,17 +19,23 @@ the program has given to its loop stays with the loop, and is called as well.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextlib
 import contextvars
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
+
+from dftracer.utils.runtime import hurry_at_exit
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.workflow_manager import WorkflowEngine
@@ -28,6 +46,9 @@ SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 _ECHO_S = 0.25
 """A signal that comes again within this time is the same one, sent to the process and its group."""
+
+_TURN_S = 2.0
+"""How long a signal waits for the loop to come to it."""
 
 Handler = Callable[[int, FrameType | None], Any] | int
 
@@ -44,14 +65,15 @@ def watch(engine: WorkflowEngine) -> None:
     if engine.loop not in _watchers:
         _watchers[engine.loop] = _Watcher()
         _watchers[engine.loop].install(engine.loop)
-    _watchers[engine.loop].engines.add(engine)
+    main = main_task(engine.loop)
+    _watchers[engine.loop].engines[engine] = ref(main) if main is not None else None
 
 
 def unwatch(engine: WorkflowEngine) -> None:
     """Forget ``engine``. With the last one of its loop, the handlers of before come back."""
     watcher = _watchers.get(engine.loop)
     if watcher is not None:
-        watcher.engines.discard(engine)
+        watcher.engines.pop(engine, None)
         if not watcher.engines:
             del _watchers[engine.loop]
             watcher.remove(engine.loop)
@@ -61,11 +83,22 @@ class _Watcher:
     """The signal handler for all engines of one event loop."""
 
     def __init__(self) -> None:
-        self.engines: WeakSet[WorkflowEngine] = WeakSet()
+        self.engines: WeakKeyDictionary[WorkflowEngine, ref[asyncio.Task[Any]] | None] = (
+            WeakKeyDictionary()
+        )
+        """Each with the main task of the loop's run in which it was made."""
         self._previous: dict[int, Handler] = {}
         self._process = os.getpid()
         self._first: tuple[int, float] | None = None
         """The signal that has begun a shutdown that goes on, and when it came."""
+        self._turn = _thread.allocate_lock()
+        """Held until the loop has come to the first signal."""
+        self._is_overdue = False
+        """Whether the next call is because it has not."""
+        self._is_raised = False
+        """Whether a signal has raised what ends the program."""
+        self._stopped: ref[asyncio.Task[Any]] | None = None
+        """The main task that was cancelled."""
         self._endings: set[asyncio.Task[None]] = set()
         self._pipe: tuple[int, int] | None = None
         """What wakes the loop for a signal that comes just as it goes to sleep."""
@@ -83,6 +116,8 @@ class _Watcher:
             loop.add_reader(read, os.read, read, 1_000)
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
         for signum in SIGNALS:
+            if signum == signal.SIGINT and _is_interactive():
+                continue
             previous = signal.getsignal(signum)
             # Ignored on purpose, as under nohup; or set by native code, which cannot be put back.
             if previous is not signal.SIG_IGN and previous is not None:
@@ -93,8 +128,9 @@ class _Watcher:
         if threading.current_thread() is not threading.main_thread():
             return  # the loop has moved; without engines, this passes everything on
         for signum, previous in self._previous.items():
+            following = self._after(previous, signum)
             if signal.getsignal(signum) is self:  # else somebody has taken over
-                signal.signal(signum, _in_use(previous, signum))
+                signal.signal(signum, following)
         if self._pipe is not None:
             read, write = self._pipe
             descriptor = signal.set_wakeup_fd(-1)
@@ -106,19 +142,53 @@ class _Watcher:
             os.close(write)
             self._pipe = None
 
+    def _after(self, previous: Handler, signum: int) -> Handler:
+        """Return what takes the place of this, so that the second signal ends the program."""
+        handler = _in_use(previous, signum)
+        stopped = self._stopped() if self._stopped is not None else None
+        if stopped is not None and not stopped.done() and _task_of(handler) is stopped:
+            # That of `asyncio.run` would begin anew, with a cancellation.
+            return signal.default_int_handler
+        return handler
+
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if self._is_overdue:
+            self._is_overdue = False
+            if self._turn.locked():
+                self._end_now(signum)
+            return
         if self._first is not None and self._first[0] == signum and now < self._first[1] + _ECHO_S:
             return
         engines = [engine for engine in self.engines if engine.loop.is_running()]
-        if self._first is not None or not engines or not self.is_here():
+        if not engines or not self.is_here():
+            self._pass_on(signum, frame)
+            return
+        previous: Handler = self
+        while isinstance(previous, _Watcher):  # of other loops
+            previous = _in_use(previous._previous[signum], signum)
+        is_own = _is_own(previous)
+        if self._first is not None:
+            if signum == signal.SIGINT and not is_own:
+                hurry_at_exit()
+                self._end_now(signum)
+            self._pass_on(signum, frame)
+            return
+        if signum == signal.SIGINT and self._is_front_ends(engines):
             self._pass_on(signum, frame)
             return
         self._first = (signum, now)
+        self._is_raised = False
         # In a context of its own, for this one may be that of a block's body.
         engines[0].loop.call_soon_threadsafe(
-            self._begin, engines, signum, context=contextvars.Context()
+            self._begin, engines, signum, is_own, context=contextvars.Context()
         )
+        if is_own and callable(previous):
+            previous(signum, frame)
+        elif self._turn.acquire(blocking=False):
+            # No `threading.Thread`: what is interrupted here may hold the locks that one needs.
+            with contextlib.suppress(RuntimeError):  # none is to be had
+                _thread.start_new_thread(self._insist, (signum, threading.get_ident()))
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
         previous = _in_use(self._previous[signum], signum)
@@ -128,13 +198,68 @@ class _Watcher:
             signal.signal(signum, previous)
             signal.raise_signal(signum)
 
-    def _begin(self, engines: list[WorkflowEngine], signum: int) -> None:
+    def _is_front_ends(self, engines: list[WorkflowEngine]) -> bool:
+        """Tell whether SIGINT is for the one who runs the loop again and again, not for engines.
+
+        As a notebook or a test runner does: each cell is a run of its own, which the signal ends,
+        and the engine is for the next cell too.
+        """
+        if _is_interactive():
+            return True
+        main = main_task(engines[0].loop)
+        homes = [self.engines[engine] for engine in engines]
+        return any((home() if home is not None else None) is not main for home in homes)
+
+    def _insist(self, signum: int, main_thread: int) -> None:
+        """See, in a thread of its own, that the loop comes to a signal."""
+        if not self._turn.acquire(timeout=_TURN_S):
+            self._is_overdue = True
+            signal.pthread_kill(main_thread, signum)
+        else:
+            self._turn.release()
+
+    def _end_now(self, signum: int) -> None:
+        self._is_raised = True
+        raise _ending_of(signum)
+
+    def _begin(self, engines: list[WorkflowEngine], signum: int, is_own: bool) -> None:
+        if self._turn.locked():
+            self._turn.release()
         name = signal.Signals(signum).name
         log.info("%s: shutting down %s", name, ", ".join(engine.uid for engine in engines))
+        loop = engines[0].loop
+        was_open = [engine for engine in engines if not engine._is_closed]
+        leaves_by_itself = is_own or self._is_raised or any(e._is_run for e in engines)
+        for engine in was_open:
+            engine._close(f" by {name}")
         for engine in engines:
-            ending = engine.loop.create_task(engine.shutdown())
+            ending = loop.create_task(engine.shutdown())
             self._endings.add(ending)
             ending.add_done_callback(self._ended)
+        if leaves_by_itself:
+            return
+        main = main_task(loop)
+        if main is None or not was_open:
+            # What has begun to shut down by itself is left to do so.
+            last = asyncio.gather(*self._endings, return_exceptions=True)
+            last.add_done_callback(functools.partial(self._stop_after, loop, signum))
+        else:
+            self._stop(main, signum)
+
+    def _stop_after(
+        self, loop: asyncio.AbstractEventLoop, signum: int, _: asyncio.Future[Any]
+    ) -> None:
+        main = main_task(loop)
+        if main is not None:
+            self._stop(main, signum)
+        else:
+            raise _ending_of(signum)
+
+    def _stop(self, main: asyncio.Task[Any], signum: int) -> None:
+        """Cancel the main task, and end the program if it ends as cancelled."""
+        self._stopped = ref(main)
+        main.add_done_callback(functools.partial(_end_with, signum))
+        main.cancel(f"{signal.Signals(signum).name} stops the program")
 
     def _ended(self, ending: asyncio.Task[None]) -> None:
         self._endings.discard(ending)
@@ -142,6 +267,42 @@ class _Watcher:
             self._first = None
         if not ending.cancelled() and (error := ending.exception()) is not None:
             log.error("an engine failed to shut down on a signal", exc_info=error)
+
+
+def _end_with(signum: int, main: asyncio.Task[Any]) -> None:
+    """End the program as a signal does, if that has cancelled its main task."""
+    try:
+        main.result()
+    except asyncio.CancelledError as cancellation:
+        # asyncio lets these two, and no other, end the run of its loop.
+        raise _ending_of(signum) from cancellation
+    except BaseException:  # the program's own
+        return
+
+
+def _ending_of(signum: int) -> BaseException:
+    name = signal.Signals(signum).name
+    if signum == signal.SIGINT:
+        return KeyboardInterrupt(f"{name} stops the program")
+    log.warning("%s stops the program, with exit code %d", name, 128 + signum)
+    return SystemExit(128 + signum)
+
+
+def main_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    """Return the task that a loop is run for, if it is run for one.
+
+    Every kind of loop knows it by the callback alone that stops the loop at its end.
+    """
+    for task in asyncio.all_tasks(loop):
+        for callback, _ in getattr(task, "_callbacks", None) or ():
+            if "run_until_complete" in getattr(callback, "__qualname__", ""):
+                return task
+    return None
+
+
+def _is_interactive() -> bool:
+    """Tell whether somebody types statements: at Python's prompt, or in IPython or a notebook."""
+    return hasattr(sys, "ps1")
 
 
 _watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
@@ -152,7 +313,19 @@ def _in_use(handler: Handler, signum: int) -> Handler:
     while isinstance(handler, _Watcher) and not handler.engines:
         handler = handler._previous[signum]
     # That of `asyncio.run`, which could not take it back itself at the end of its task.
-    task = getattr(handler, "keywords", {}).get("main_task")
-    if isinstance(task, asyncio.Task) and task.done():
+    task = _task_of(handler)
+    if task is not None and task.done():
         return signal.default_int_handler
     return handler
+
+
+def _task_of(handler: Handler) -> asyncio.Task[Any] | None:
+    """Return what a handler of `asyncio.run` cancels."""
+    task = getattr(handler, "keywords", {}).get("main_task")
+    return task if isinstance(task, asyncio.Task) else None
+
+
+def _is_own(handler: Handler) -> bool:
+    """Tell whether a handler is the program's own."""
+    is_usual = handler is signal.default_int_handler or _task_of(handler) is not None
+    return callable(handler) and not is_usual

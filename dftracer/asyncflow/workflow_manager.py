@@ -122,6 +122,7 @@ class WorkflowEngine(Scheduler):
         self.dependencies = Dependencies(self.components)
         """What each component depends on, by its ``uid``."""
         self._closing: asyncio.Task[None] | None = None
+        self._runs = 0
 
         self.function_task = make_decorator(self, "function")
         self.executable_task = make_decorator(self, "executable")
@@ -280,7 +281,16 @@ class WorkflowEngine(Scheduler):
 
     async def run(self) -> None:
         """Wait until the engine is shut down. It runs what is ready by itself."""
-        await self._shutdown_begun.wait()
+        self._runs += 1
+        try:
+            await self._shutdown_begun.wait()
+        finally:
+            self._runs -= 1
+
+    @property
+    def _is_run(self) -> bool:
+        """Whether somebody waits in :meth:`run`, and so leaves when the engine is shut down."""
+        return self._runs > 0
 
     async def submit(self, objects: Sequence[dict[str, Any]]) -> None:
         """Launch components at once, not in the event loop's next turn.

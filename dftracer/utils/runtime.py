@@ -332,7 +332,18 @@ class _Results(_native.Results[T]):
         self.close()
 
 
+_is_in_a_hurry = False
+
+
+def hurry_at_exit() -> None:
+    """Have the exit of the interpreter wait for no task: somebody has asked twice for the end."""
+    global _is_in_a_hurry
+    _is_in_a_hurry = True
+
+
 def _exit_patience_s() -> float:
+    if _is_in_a_hurry:
+        return 0.0
     try:
         return float(os.environ.get("DFTRACER_EXIT_PATIENCE_S", "3"))
     except ValueError:
