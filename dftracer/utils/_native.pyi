@@ -417,6 +417,9 @@ class Runtime:
         ``children``. ``workers`` holds the compute workers and those workers of the other lanes
         that have started; ``queue_depth`` is the number of tasks that wait in the worker's lane.
         ``errors`` holds the failures since :meth:`clear_failed`.
+
+        All numbers are of one moment. What is made of them takes microseconds for each task, and
+        lets other threads run meanwhile.
         """
 
     def is_responsive(self) -> bool:

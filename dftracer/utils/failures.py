@@ -115,7 +115,8 @@ class _Copies:
             for key in ("name", "path"):
                 if hasattr(error, key):
                     setattr(copy, key, getattr(error, key))
-        return copy
+        made: BaseException = copy
+        return made
 
     def _of_value(self, value: Any) -> Any:
         if isinstance(value, BaseException):

@@ -39,6 +39,12 @@ impl<T> Entries<T> {
     }
 }
 
+/// A time in which nobody reads a [`Ledger`], enters it or leaves it.
+#[must_use = "it ends when this is dropped"]
+pub struct Pause<'a, T> {
+    _entries: MutexGuard<'a, Entries<T>>,
+}
+
 /// A list that has once held more than this gives its memory back when it is empty.
 const KEPT_CAPACITY: usize = 1_024;
 
@@ -88,6 +94,21 @@ impl<T: Copy> Ledger<T> {
     /// could enter or leave.
     pub fn for_each(&self, read: impl FnMut(T)) {
         self.lock().places.iter().copied().flatten().for_each(read);
+    }
+
+    /// Reads every entry, and before them whatever `first` reads, with nobody between who has
+    /// [paused](Self::pause) readers.
+    pub fn read_all<R>(&self, first: impl FnOnce() -> R, read: impl FnMut(T)) -> R {
+        let entries = self.lock();
+        let result = first();
+        entries.places.iter().copied().flatten().for_each(read);
+        result
+    }
+
+    /// Lets no reader look for as long as the answer lives, which should be for a moment: what
+    /// changes in more than one place, and must be seen in all of them or in none, changes then.
+    pub fn pause(&self) -> Pause<'_, T> {
+        Pause { _entries: self.lock() }
     }
 
     /// The number of entries.

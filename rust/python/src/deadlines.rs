@@ -8,6 +8,7 @@ use dftracer_core::ledger::Entry;
 use dftracer_core::watchdog::{Alarm, Watchdog};
 use pyo3::prelude::*;
 
+use crate::batch::OUT_OF_TIME;
 use crate::handle::{Outcome, TaskHandle};
 use crate::process::timeout_error;
 use crate::shared::Shared;
@@ -165,9 +166,25 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
     });
 }
 
+/// After how many tasks others may have the interpreter.
+const SLICE: usize = 100;
+
 fn run_out_all(py: Python<'_>, shared: &Shared) {
-    for handle in shared.hold_unfinished(py) {
-        run_out(py, &handle, "the runtime's deadline has passed");
+    // Who is told of each failure gets a handle of each. Otherwise items of a batch that nobody has
+    // seen stay what they are.
+    let told_of_each = shared.tells_of_failures() || shared.tracing().is_some();
+    for batch in shared.batches() {
+        if told_of_each {
+            batch.show_unfinished(py);
+        } else {
+            batch.run_out(py);
+        }
+    }
+    for (index, handle) in shared.hold_all(py).iter().enumerate() {
+        run_out(py, handle, OUT_OF_TIME);
+        if index % SLICE == SLICE - 1 {
+            py.detach(|| ());
+        }
     }
 }
 

@@ -96,6 +96,7 @@ fn native_failure(outcome: &NativeOutcome) -> Option<Failure> {
             Some(of("OSError", format!("{}: {error}", path.display())))
         }
         NativeOutcome::Panicked(text) => Some(of("panic", text.clone())),
+        NativeOutcome::OutOfTime(what) => Some(of("TaskTimeoutError", (*what).to_owned())),
         _ => None,
     }
 }

@@ -20,6 +20,7 @@ use crate::call::call_one;
 use crate::failures::describe;
 use crate::handle::{Content, TaskHandle};
 use crate::native::NativeOutcome;
+use crate::progress;
 use crate::shared::Shared;
 
 /// How many failures are kept, the first ones; the others are counted.
@@ -27,9 +28,9 @@ pub(crate) const MOST: usize = 10_000;
 
 /// A task that has failed.
 pub(crate) struct Failure {
-    id: i64,
+    pub(crate) id: i64,
     entry: Option<Entry>,
-    name: Py<PyString>,
+    pub(crate) name: Py<PyString>,
     end: End,
 }
 
@@ -102,6 +103,16 @@ impl Failure {
         Bound::new(py, TaskHandle::of_failure(self.name.clone_ref(py), self.id, content))
     }
 
+    /// The class and text of its exception.
+    pub(crate) fn text(&self, py: Python<'_>, shared: &Shared) -> PyResult<String> {
+        Ok(match &self.end {
+            End::Error(exception) => progress::describe(exception.bind(py)),
+            End::Whole(_) | End::Native(_) => {
+                progress::describe(&self.handle(py, shared)?.getattr("exception")?)
+            }
+        })
+    }
+
     fn own_handle(&self, py: Python<'_>, shared: &Shared) -> Option<Py<TaskHandle>> {
         shared
             .ledger
@@ -146,6 +157,20 @@ impl NewFailure {
         let name = this.name_now(py).unbind();
         let failure = Failure { id: this.task_id, entry: this.entry(), name, end };
         Self(Some([failure.clone_ref(py), failure]))
+    }
+
+    /// Of an item of a batch that has no handle.
+    pub(crate) fn of_item(
+        id: i64,
+        name: &Bound<'_, PyString>,
+        outcome: &Arc<NativeOutcome>,
+        has_room: bool,
+    ) -> Self {
+        let failure = || {
+            let end = End::Native(outcome.clone());
+            Failure { id, entry: None, name: name.clone().unbind(), end }
+        };
+        Self(has_room.then(|| [failure(), failure()]))
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum NativeOutcome {
     Staged(Result<PathBuf, (PathBuf, std::io::Error)>),
     /// The job panicked.
     Panicked(String),
+    /// Its deadline has passed before anybody wanted to see it as a task.
+    OutOfTime(&'static str),
 }
 
 impl NativeOutcome {
@@ -26,7 +28,10 @@ impl NativeOutcome {
         match self {
             Self::Process(outcome) => process::terminal_state(outcome),
             Self::Digests(Ok(_)) | Self::Staged(Ok(_)) => state::DONE,
-            Self::Digests(Err(_)) | Self::Staged(Err(_)) | Self::Panicked(_) => state::FAILED,
+            Self::Digests(Err(_))
+            | Self::Staged(Err(_))
+            | Self::Panicked(_)
+            | Self::OutOfTime(_) => state::FAILED,
         }
     }
 
@@ -46,6 +51,7 @@ impl NativeOutcome {
                 Err(os_error(py, error, path.as_os_str()))
             }
             Self::Panicked(text) => Err(crate::call::panic_error(text)),
+            Self::OutOfTime(what) => Err(process::timeout_error(py, handle, what)?),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dftracer_core::running::{IDLE, Running};
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
@@ -236,11 +237,20 @@ impl Row {
         }
     }
 
+    /// Lets go of what it holds.
+    fn empty(&mut self) {
+        (self.look.name, self.look.callable, self.origin) = (None, None, None);
+    }
+
     fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
         self.look.name(py, self.origin.as_ref())
     }
 
-    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn to_dict<'py>(
+        &self,
+        py: Python<'py>,
+        locations: &mut Locations<'py>,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let millis = |nanos: u64| nanos as f64 / 1e6;
         let (total, completed) = self.children;
         let percent = match (self.state >= state::DONE, total) {
@@ -249,50 +259,67 @@ impl Row {
             (false, total) => 100.0 * f64::from(completed) / f64::from(total),
         };
         let dict = PyDict::new(py);
-        dict.set_item("task_id", self.id)?;
-        dict.set_item("name", self.name(py))?;
-        dict.set_item("state", self.state_name)?;
-        dict.set_item("queued_duration_ms", millis(self.queued_ns))?;
-        dict.set_item("execution_duration_ms", millis(self.running_ns))?;
-        dict.set_item("total_subtasks", total)?;
-        dict.set_item("completed_subtasks", completed)?;
-        dict.set_item("progress_pct", percent)?;
-        dict.set_item(
-            "location",
-            location(self.origin.as_ref().map(|origin| origin.get().code.bind(py))),
-        )?;
-        dict.set_item("children", PyList::empty(py))?;
+        dict.set_item(intern!(py, "task_id"), self.id)?;
+        dict.set_item(intern!(py, "name"), self.name(py))?;
+        dict.set_item(intern!(py, "state"), self.state_name)?;
+        dict.set_item(intern!(py, "queued_duration_ms"), millis(self.queued_ns))?;
+        dict.set_item(intern!(py, "execution_duration_ms"), millis(self.running_ns))?;
+        dict.set_item(intern!(py, "total_subtasks"), total)?;
+        dict.set_item(intern!(py, "completed_subtasks"), completed)?;
+        dict.set_item(intern!(py, "progress_pct"), percent)?;
+        dict.set_item(intern!(py, "location"), locations.of(py, self.origin.as_ref()))?;
+        dict.set_item(intern!(py, "children"), PyList::empty(py))?;
         Ok(dict)
     }
 }
 
-/// How often a report is begun again because tasks have ended meanwhile.
-const MAX_LOOKS: usize = 100;
+/// The locations of the functions that tasks call: few, many times.
+#[derive(Default)]
+struct Locations<'py>(HashMap<usize, Bound<'py, PyString>>);
+
+impl<'py> Locations<'py> {
+    fn of(&mut self, py: Python<'py>, origin: Option<&Py<Origin>>) -> Bound<'py, PyString> {
+        // The rows hold the origins, so no other comes to have one's address.
+        let key = origin.map_or(0, |origin| origin.as_ptr() as usize);
+        let make = || PyString::new(py, &location(origin.map(|origin| origin.get().code.bind(py))));
+        self.0.entry(key).or_insert_with(make).clone()
+    }
+}
+
+/// After how many tasks others may have the interpreter: some milliseconds, as Python's own threads
+/// have it at a time.
+const SLICE: usize = 1_000;
+
+/// Between two slices of long work: lets other threads have the interpreter, and signals be heard.
+pub(crate) fn share(py: Python<'_>) -> PyResult<()> {
+    // Who waits for the interpreter has asked for it; then this gives it away before it comes back.
+    py.detach(|| ());
+    py.check_signals()
+}
 
 /// The whole of `get_progress()`.
 pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyDict>> {
-    // Native tasks end without the interpreter, so also meanwhile. Each is counted and marked as
-    // ended in one; if none was counted while the rows were read, the rows and the counts agree.
+    // A copy of all is made while nothing ends: attached threads do not run meanwhile, and the
+    // others wait with the end of a task for those who read the ledger. What is made of the copy
+    // takes many times as long, and lets others run.
     let mut rows = Vec::new();
-    let mut counts = shared.counts();
-    for _ in 0..MAX_LOOKS {
-        rows.clear();
-        let now = nanos_now();
-        for batch in shared.batches() {
-            batch.tell(py, |item| rows.push(Row::of_item(item, now)));
-        }
-        shared.ledger.for_each(|address| {
+    let now = nanos_now();
+    for batch in shared.batches() {
+        batch.tell(py, |item| rows.push(Row::of_item(item, now)));
+    }
+    let counts = shared.ledger.read_all(
+        || shared.counts(),
+        |address| {
             // SAFETY: called under the ledger's lock.
             let handle = unsafe { address.handle(py) };
             rows.push(Row::of(py, handle.get(), now));
-        });
-        let counts_after = shared.counts();
-        if counts_after == counts {
-            break;
-        }
-        counts = counts_after;
-    }
-    rows.sort_by_key(|row| row.id);
+        },
+    );
+    share(py)?;
+    let mut rows = py.detach(move || {
+        rows.sort_by_key(|row| row.id);
+        rows
+    });
     // An item that was given a handle between the two looks.
     rows.dedup_by_key(|row| row.id);
 
@@ -308,22 +335,36 @@ pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'p
     progress.set_item("workers", workers(py, shared, &rows)?)?;
     progress.set_item("tasks", tree(py, &rows)?)?;
     progress.set_item("errors", errors(py, shared)?)?;
+    for slice in rows.chunks_mut(SLICE) {
+        slice.iter_mut().for_each(Row::empty);
+        share(py)?;
+    }
     Ok(progress)
 }
 
 /// Tasks without a living parent; each with its children.
 fn tree<'py>(py: Python<'py>, rows: &[Row]) -> PyResult<Bound<'py, PyList>> {
-    let mut dicts: HashMap<i64, Bound<'py, PyDict>> = HashMap::with_capacity(rows.len());
-    for row in rows {
-        dicts.insert(row.id, row.to_dict(py)?);
+    let mut locations = Locations::default();
+    let mut dicts: Vec<Bound<'py, PyDict>> = Vec::with_capacity(rows.len());
+    for slice in rows.chunks(SLICE) {
+        for row in slice {
+            dicts.push(row.to_dict(py, &mut locations)?);
+        }
+        share(py)?;
     }
+    let index_of = |id: i64| rows.binary_search_by_key(&id, |row| row.id).ok();
     let top = PyList::empty(py);
-    for row in rows {
-        let siblings = match row.parent.and_then(|parent| dicts.get(&parent)) {
-            Some(parent) => parent.as_any().get_item("children")?.cast_into::<PyList>()?,
+    for (index, row) in rows.iter().enumerate() {
+        let siblings = match row.parent.and_then(index_of) {
+            Some(parent) => {
+                dicts[parent].as_any().get_item(intern!(py, "children"))?.cast_into::<PyList>()?
+            }
             None => top.clone(),
         };
-        siblings.append(&dicts[&row.id])?;
+        siblings.append(&dicts[index])?;
+        if index % SLICE == SLICE - 1 {
+            share(py)?;
+        }
     }
     Ok(top)
 }
@@ -357,13 +398,15 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
 
 fn errors<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyList>> {
     let list = PyList::empty(py);
-    for failure in shared.failed(py).0 {
-        let handle = failure.handle(py, shared)?;
+    for (index, failure) in shared.failed(py).0.into_iter().enumerate() {
         let dict = PyDict::new(py);
-        dict.set_item("task_id", handle.get().task_id)?;
-        dict.set_item("name", handle.get().name_now(py))?;
-        dict.set_item("error", describe(&handle.getattr("exception")?))?;
+        dict.set_item(intern!(py, "task_id"), failure.id)?;
+        dict.set_item(intern!(py, "name"), &failure.name)?;
+        dict.set_item(intern!(py, "error"), failure.text(py, shared)?)?;
         list.append(dict)?;
+        if index % SLICE == SLICE - 1 {
+            share(py)?;
+        }
     }
     Ok(list)
 }

@@ -397,10 +397,8 @@ impl Runtime {
         }
         let mut message = format!("{count} task(s) failed:");
         for failure in failed {
-            let handle = failure.handle(py, &self.shared)?;
-            let error = handle.getattr("exception")?;
-            let name = handle.get().name_now(py);
-            message.push_str(&format!("\n{name}: {}", progress::describe(&error)));
+            let text = failure.text(py, &self.shared)?;
+            message.push_str(&format!("\n{}: {text}", failure.name.bind(py)));
         }
         if more > 0 {
             message.push_str(&format!("\n... and {more} more"));

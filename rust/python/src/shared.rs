@@ -20,11 +20,13 @@ use pyo3::PyTraverseError;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::batch::Batch;
 use crate::deadlines::Deadlines;
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, state, wake};
 use crate::kept::{Bounded, Failure, Failures, NewFailure};
+use crate::native::NativeOutcome;
 use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
 use crate::trace::Tracing;
@@ -350,6 +352,11 @@ impl Shared {
         for batch in self.batches() {
             batch.show_unfinished(py);
         }
+        self.hold_all(py)
+    }
+
+    /// The handles that are alive, whose tasks may have ended.
+    pub(crate) fn hold_all(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
         let mut handles = Vec::new();
         self.ledger.for_each(|address| {
             // SAFETY: called under the ledger's lock.
@@ -399,6 +406,26 @@ impl Shared {
     /// Remembers a failed task for `get_failed` and `wait_all`; gives back what is not kept.
     pub(crate) fn record_failure(&self, failure: NewFailure) -> [Option<Failure>; 2] {
         lock(&self.failures).add(failure)
+    }
+
+    /// Whether somebody is told of each failure.
+    pub(crate) fn tells_of_failures(&self) -> bool {
+        lock(&self.error_callback).is_some()
+    }
+
+    /// Remembers items of a batch that have failed together, all for the same reason.
+    pub(crate) fn record_failures(
+        &self,
+        ids: &[i64],
+        name: &Bound<'_, PyString>,
+        outcome: &Arc<NativeOutcome>,
+    ) {
+        for id in ids {
+            let has_room = lock(&self.failures).has_room();
+            let failure = NewFailure::of_item(*id, name, outcome, has_room);
+            let not_kept = self.record_failure(failure);
+            drop(not_kept);
+        }
     }
 
     /// Tells the error callback of a failed task.

@@ -9,6 +9,12 @@ use super::event::Encoder;
 use super::file::TraceFile;
 use super::{FLUSH_AT, Inner, OnError, PERIOD, Record, State, lock};
 
+/// Who had asked, and whether anybody could still record, before the ring was emptied.
+struct Seen {
+    asked: u64,
+    open: bool,
+}
+
 impl Inner {
     /// The life of the thread that writes.
     pub(super) fn write_all(
@@ -21,14 +27,15 @@ impl Inner {
         let mut spare = Vec::new();
         let mut has_complained = false;
         loop {
-            let (mut records, threads, dropped, ticket, open) = {
-                let mut state = self.wait_for_order(&mut ring, &mut spare);
-                let mut records = std::mem::take(&mut spare);
-                records.append(&mut state.records);
+            let (mut others, threads, dropped, ticket, open) = {
+                let (mut state, seen) = self.wait_for_order(&mut ring, &mut spare);
+                let others = std::mem::take(&mut state.records);
                 let threads = std::mem::take(&mut state.threads);
                 let dropped = std::mem::take(&mut state.dropped);
-                (records, threads, dropped, state.asked, state.open)
+                (others, threads, dropped, seen.asked, seen.open)
             };
+            let mut records = std::mem::take(&mut spare);
+            records.append(&mut others);
             if !(records.is_empty() && threads.is_empty() && dropped == 0) {
                 let count = records.len() as u64;
                 encoder.begin(&lock(&self.names).list);
@@ -66,22 +73,31 @@ impl Inner {
     }
 
     /// Waits until there is much to write, or something for long enough, or it is asked for.
+    ///
+    /// The ring is emptied while nothing is locked: this thread lets everybody else go first, and
+    /// those who record may hold Python's interpreter when they come for the lock.
     fn wait_for_order(
         &self,
         ring: &mut Consumer<Record>,
         records: &mut Vec<Record>,
-    ) -> MutexGuard<'_, State> {
+    ) -> (MutexGuard<'_, State>, Seen) {
         let begun = Instant::now();
         let mut state = lock(&self.state);
         loop {
+            let seen = Seen { asked: state.asked, open: state.open };
+            drop(state);
             // After a look at who asks: what was recorded before that is in the ring by now.
             while let Ok(record) = ring.pop() {
                 records.push(record);
             }
+            state = lock(&self.state);
             let due = records.len() + state.records.len() >= FLUSH_AT;
             let left = PERIOD.saturating_sub(begun.elapsed());
-            if due || left.is_zero() || !state.open || state.answered < state.asked {
-                return state;
+            if due || left.is_zero() || !seen.open || state.answered < seen.asked {
+                return (state, seen);
+            }
+            if state.asked != seen.asked || !state.open {
+                continue; // told meanwhile, which nobody says twice
             }
             let waited = self.order.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;

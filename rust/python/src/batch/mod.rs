@@ -16,17 +16,21 @@
 mod reader;
 mod run;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
+use pyo3::types::{PyString, PyTuple};
 
 use crate::call::{Call, copy_context, copy_of};
 use crate::handle::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, state, wake};
+use crate::native::NativeOutcome;
 use crate::origin::Origin;
-use crate::progress::derive_name;
+use crate::progress::{derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 pub(crate) use run::run;
+
+/// Why items end that a deadline finds.
+pub(crate) const OUT_OF_TIME: &str = "the runtime's deadline has passed";
 
 pub(crate) struct Batch {
     shared: Arc<Shared>,
@@ -76,6 +80,8 @@ enum Item {
     Done(Py<PyAny>),
     /// Ended with the error that there was no memory for a handle.
     Failed(Box<PyErr>),
+    /// Its deadline has passed before it began.
+    OutOfTime,
     /// Its outcome was taken, or is not wanted.
     Gone,
 }
@@ -173,6 +179,7 @@ impl Batch {
         let argument = match &self.lock().list[index].item {
             Item::Shown(handle) => return Ok(Some(handle.clone_ref(py))),
             Item::Done(_) | Item::Failed(_) | Item::Gone => return Ok(None),
+            Item::OutOfTime => return self.handle_out_of_time(py, index).map(Some),
             Item::Running => None,
             Item::Queued(argument) => Some(argument.clone_ref(py)),
         };
@@ -201,6 +208,10 @@ impl Batch {
             Item::Queued(_) => handle.get().be_queued(call.take()),
             Item::Running => handle.get().be_running(place.started),
             Item::Shown(faster) => return Ok(Some(faster.clone_ref(py))),
+            Item::OutOfTime => {
+                drop(places);
+                return self.handle_out_of_time(py, index).map(Some);
+            }
             _ => return Ok(None),
         }
         TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
@@ -208,6 +219,58 @@ impl Batch {
         drop(places);
         drop(argument);
         Ok(Some(handle.unbind()))
+    }
+
+    /// A handle of an item that has run out of time, for the one who asks: all have the same to
+    /// tell.
+    fn handle_out_of_time(&self, py: Python<'_>, index: usize) -> PyResult<Py<TaskHandle>> {
+        let name = self.name(py).unbind();
+        let content = Content::Undecoded(self.out_of_time());
+        Py::new(py, TaskHandle::of_failure(name, self.first_id() + index as i64, content))
+    }
+
+    fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        let of_origin = self.origin.as_ref().and_then(|origin| origin.get().name(py));
+        of_origin.unwrap_or_else(|| derive_name(self.function.bind(py)))
+    }
+
+    /// How items end that a deadline finds without a handle.
+    fn out_of_time(&self) -> Arc<NativeOutcome> {
+        static OUTCOME: OnceLock<Arc<NativeOutcome>> = OnceLock::new();
+        OUTCOME.get_or_init(|| Arc::new(NativeOutcome::OutOfTime(OUT_OF_TIME))).clone()
+    }
+
+    /// Ends every item that has not begun, as failed, and shows those that are being called. No
+    /// item is made a task for that.
+    pub(crate) fn run_out(&self, py: Python<'_>) {
+        let name = self.name(py);
+        let (mut ended, mut arguments, mut running) = (Vec::new(), Vec::new(), Vec::new());
+        let at = nanos_now();
+        let mut places = self.lock();
+        for (index, place) in places.list.iter_mut().enumerate() {
+            match &place.item {
+                Item::Queued(_) => {
+                    arguments.push(std::mem::replace(&mut place.item, Item::OutOfTime));
+                    place.ended = at;
+                    ended.push(self.first_id() + index as i64);
+                }
+                Item::Running => running.push(index),
+                _ => {}
+            }
+        }
+        // Those that are left have handles, which are ended like all others.
+        places.next = self.len;
+        // Attached, so that whoever sees them as ended finds them among the failures.
+        self.shared.count_ends(state::FAILED, ended.len());
+        drop(places);
+        self.shared.record_failures(&ended, &name, &self.out_of_time());
+        drop(arguments);
+        self.have_ended(ended.len());
+        for index in running {
+            if let Err(error) = self.handle(py, index) {
+                error.write_unraisable(py, None);
+            }
+        }
     }
 
     /// The handle of the item with that task id.
@@ -230,6 +293,9 @@ impl Batch {
     /// Gives every item that has not ended a handle, for somebody who looks for those.
     pub(crate) fn show_unfinished(&self, py: Python<'_>) {
         for index in 0..self.len {
+            if matches!(self.lock().list[index].item, Item::OutOfTime) {
+                continue;
+            }
             if let Err(error) = self.handle(py, index) {
                 error.write_unraisable(py, None);
             }
@@ -244,7 +310,7 @@ impl Batch {
                 Item::Queued(_) => state::QUEUED,
                 Item::Running => state::RUNNING,
                 Item::Done(_) => state::DONE,
-                Item::Failed(_) => state::FAILED,
+                Item::Failed(_) | Item::OutOfTime => state::FAILED,
                 Item::Shown(_) | Item::Gone => continue,
             };
             tell(Shown {

@@ -87,7 +87,7 @@ impl Batch {
                     continue;
                 }
                 Item::Queued(_) => cancelled += 1,
-                Item::Shown(_) | Item::Done(_) | Item::Failed(_) => {}
+                Item::Shown(_) | Item::Done(_) | Item::Failed(_) | Item::OutOfTime => {}
             }
             unneeded.push(std::mem::replace(&mut place.item, Item::Gone));
         }

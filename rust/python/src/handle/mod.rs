@@ -483,9 +483,18 @@ impl TaskHandle {
             (Some(shared), true) => Some(shared.prepare_failure(self_, &content, py)),
             _ => None,
         };
+        // Who reports on all tasks reads the counts and the states while no attached thread runs.
+        // Of the others none may end a task meanwhile. Before the lock of the cell, which that
+        // reader takes within.
+        let apart_from_reports = match (&this.shared, py) {
+            (Some(shared), None) => Some(shared.ledger.pause()),
+            (Some(shared), Some(_)) if cfg!(Py_GIL_DISABLED) => Some(shared.ledger.pause()),
+            _ => None,
+        };
         let mut cell = this.lock();
         if this.is_settled() {
             drop(cell);
+            drop(apart_from_reports);
             drop((content, failure));
             return None;
         }
@@ -513,6 +522,7 @@ impl TaskHandle {
             _ => None,
         };
         drop(cell);
+        drop(apart_from_reports);
         // Before anybody wakes who may shut the runtime down, and so close the trace.
         if let Some(tracing) = tracing {
             let parent = parent.as_ref().map_or(-1, |family| family.parent);
