@@ -1,7 +1,9 @@
 """Tracebacks of bodies in other processes, where functions have come by value: file, line, text."""
 
+import asyncio
 import gc
 import linecache
+import sys
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -198,3 +200,67 @@ def test_nothing_of_a_value_is_kept_when_it_was_pickled() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+# --- the errors themselves ----------------------------------------------------------------------
+
+
+class StatusError(Exception):
+    """Cannot be made again from its ``args``."""
+
+    def __init__(self, status: int, url: str) -> None:
+        super().__init__(f"{status} for {url}")
+        self.status = status
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
+async def test_a_group_keeps_its_type_and_parts_when_a_body_raises_it(make_engine: Any) -> None:
+    from builtins import ExceptionGroup
+
+    class OwnGroup(ExceptionGroup[Exception]):
+        """Only known here."""
+
+    async def many() -> None:
+        async def get() -> None:
+            raise StatusError(503, "http://x")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(get())
+            group.create_task(get())
+
+    def nested() -> None:
+        parts = [StatusError(404, "http://y")]
+        raise OwnGroup("outer", [ExceptionGroup("inner", parts), LookupError("plain")])
+
+    async with make_engine() as flow:
+        with pytest.raises(ExceptionGroup, match="unhandled") as caught:
+            await flow.function_task(many)()
+        statuses = [(type(error), error.status) for error in caught.value.exceptions]  # type: ignore[attr-defined]
+        assert statuses == [(StatusError, 503)] * 2
+        with pytest.raises(OwnGroup, match="outer") as caught:
+            await flow.function_task(nested)()
+        inner, plain = caught.value.exceptions
+        assert [str(error) for error in inner.exceptions] == ["404 for http://y"]  # type: ignore[attr-defined]
+        assert (type(plain), str(plain)) == (LookupError, "plain")
+
+
+async def test_the_error_is_told_in_words_when_its_class_is_not_known_here(
+    make_engine: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "only_there.py").write_text("class FarError(Exception): pass\n")
+
+    def fail() -> None:
+        sys.path.insert(0, str(tmp_path))
+        try:
+            from only_there import FarError  # type: ignore[import-not-found]
+        finally:
+            del sys.path[0]
+        raise FarError("far away")
+
+    async with make_engine() as flow:
+        with pytest.raises(RuntimeError, match=r"'fail' .*FarError: far away") as caught:
+            await flow.function_task(fail, timeout=20)()
+        assert "only_there" in str(caught.value)
+        text = "".join(traceback.format_exception(caught.value))
+        assert 'raise FarError("far away")' in text
+        assert await flow.function_task(abs)(-1) == 1

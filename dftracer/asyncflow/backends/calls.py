@@ -290,19 +290,19 @@ class Call:
             )
             raised = pickle.UnpicklingError(self._say(what))
         else:
-            whole, parts = packed
-            raised = self._read_error(whole, parts, summary)
+            raised = self._read_error(*packed, summary)
         return "failed", _caused(raised, RemoteTracebackError(_with_source(text)))
 
-    def _read_error(self, whole: bytes | None, parts: bytes | None, summary: str) -> BaseException:
+    def _read_error(self, packed: bytes | None, summary: str) -> BaseException:
         """Return the error that a body has raised, or what can be had of it."""
-        try:
-            raised = cloudpickle.loads(whole) if whole is not None else _rebuild(parts)
-            if isinstance(raised, BaseException):
+        why = ""
+        if packed is not None:
+            try:
+                raised: BaseException = cloudpickle.loads(packed)
                 return raised
-        except BaseException:
-            pass
-        return RuntimeError(self._say(f"raised what cannot be read here: {summary}"))
+            except BaseException as error:
+                why = f" ({text_of_error(error)})"
+        return RuntimeError(self._say(f"raised what cannot be read here{why}: {summary}"))
 
     def _say(self, what: str) -> str:
         return f"task '{self.name}' on backend '{self.backend}' {what}"
@@ -356,17 +356,6 @@ def _why_unsendable(value: Any) -> BaseException | None:
     except BaseException as error:
         return error
     return None
-
-
-def _rebuild(parts: bytes | None) -> BaseException:
-    """Make an error that cannot be pickled whole out of its parts."""
-    if parts is None:
-        raise ValueError("nothing of the error has arrived")
-    kind, args, attributes = cloudpickle.loads(parts)
-    error: BaseException = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
 
 
 def _caused(error: BaseException, cause: BaseException) -> BaseException:

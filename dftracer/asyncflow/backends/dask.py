@@ -260,6 +260,8 @@ class DaskExecutionBackend(ExecutionBackend):
         future = pending.future
         try:
             pending.error = await future.exception()
+            if isinstance(pending.error, dask_worker.SentError):
+                pending.error = pending.error.open(label_of(pending.task))
             if pending.error is not None:
                 pending.error = pending.error.with_traceback(await future.traceback())
             elif future.cancelled():

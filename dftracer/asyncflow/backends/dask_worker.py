@@ -8,6 +8,7 @@ worker does, and none of Dask's threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import io
@@ -223,7 +224,7 @@ async def run(order: Call | Program, values: Sequence[Any] = ()) -> Any:
             raise  # the worker closes
         raise BodyCancelledError from None
     except BaseException as error:
-        failure = _fit_to_send(order, order.error_of(handle.exception or error))
+        failure = _fit_to_send(order.error_of(handle.exception or error))
     finally:
         if telling is not None:
             telling.cancel()
@@ -312,41 +313,45 @@ def _load_function(data: bytes) -> Any:
     return pickle.loads(data)
 
 
-class _PartsError(Exception):
-    """An error that cannot be made of its ``args`` alone. Another like it is what arrives."""
+class SentError(Exception):
+    """What leaves a worker in the place of an error, which Dask need not understand.
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(*error.args)
-        self._error = error
+    Its client would know nothing of a task whose error cannot be read where it is.
+    """
+
+    def __init__(self, packed: bytes | None, summary: str, outcome: dict[str, Any]) -> None:
+        super().__init__(packed, summary, outcome)
 
     def __str__(self) -> str:
-        return str(self._error)
+        return str(self.args[1])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self._error), self._error.args, vars(self._error))
+    __repr__ = __str__
 
-
-def _rebuild(kind: type[Exception], args: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(attributes)
-    return error
-
-
-def _fit_to_send(order: Call | Program, error: BaseException) -> Exception:
-    """Return an error that says the same in another process, and ends no event loop here."""
-    error.__traceback__ = _shortened(error.__traceback__)
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        for fit in (error, error, _PartsError(error)):
+    def open(self, label: str) -> BaseException:
+        """Return the error, or what can be had of it."""
+        packed, summary, outcome = self.args
+        why = ""
+        if packed is not None:
             try:
-                str(fit)  # which Dask asks for
-                cloudpickle.loads(remote.dumps(fit))
-                return fit.with_traceback(error.__traceback__)
-            except BaseException:
-                error.__cause__ = error.__context__ = None
-    return RuntimeError(f"{order!r} raised {text_of_error(error)}").with_traceback(
-        error.__traceback__
-    )
+                raised: BaseException = pickle.loads(packed)
+                return raised
+            except BaseException as error:
+                why = f", which cannot be read here ({text_of_error(error)})"
+        lost = RuntimeError(f"{label} raised {summary}{why}")
+        lost._outcome = outcome  # type: ignore[attr-defined]
+        return lost
+
+
+def _fit_to_send(error: BaseException) -> SentError:
+    """Return what can be sent in the place of an error, and ends no event loop here."""
+    error.__traceback__ = _shortened(error.__traceback__)
+    packed = None
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        with contextlib.suppress(BaseException):
+            str(error)  # which those ask for who report it
+            packed = remote.pack_error(error, links=True)
+    sent = SentError(packed, text_of_error(error), getattr(error, "_outcome", {}))
+    return sent.with_traceback(error.__traceback__)
 
 
 def _shortened(trace: TracebackType | None) -> TracebackType | None:

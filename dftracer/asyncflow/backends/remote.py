@@ -73,7 +73,7 @@ def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, An
         if inspect.iscoroutine(value):
             value = asyncio.run(value)
     except BaseException as error:
-        return MARK, "failed", (*_pack(error), _summary(error), _describe(error))
+        return MARK, "failed", (pack_error(error), _summary(error), _describe(error))
     try:
         return MARK, "done", dumps(value)
     except BaseException as error:
@@ -99,20 +99,49 @@ def _may_begin(notes: str, host: str, position: int) -> bool:
     return True
 
 
-def _pack(error: BaseException) -> tuple[bytes | None, bytes | None]:
-    """Pickle an error whole, and its parts if that, or the way back, does not go."""
-    for whole, what in (
-        (True, error),
-        (False, (type(error), error.args, vars(error))),
-        (False, (type(error), error.args, {})),
-    ):
+def pack_error(error: BaseException, links: bool = False) -> bytes | None:
+    """Pickle an error and those that it groups, each so that it is made again of what it has.
+
+    With ``links``, those that have caused them and all tracebacks are kept, if these can be
+    pickled; without, attributes are left out if they cannot. ``None`` if that is not enough.
+    """
+    for state, linked in ((True, links), (links, False)):
+
+        def replace(part: Any, state: bool = state, linked: bool = linked) -> Any:
+            if not isinstance(part, BaseException):
+                return NotImplemented
+            make, args, *rest = part.__reduce_ex__(4)
+            links = part.__cause__, part.__context__, part.__suppress_context__, part.__traceback__
+            attributes = rest[0] if state and rest else None
+            whole = (make, args, attributes, type(part), part.args, links if linked else None)
+            return remake_error, whole
+
         try:
-            packed = dumps(what)
-            if not whole or type(cloudpickle.loads(packed)) is type(error):
-                return (packed, None) if whole else (None, packed)
+            packed = dumps(error, replace=replace)
+            if type(cloudpickle.loads(packed)) is type(error):
+                return packed
         except BaseException:
             continue
-    return None, None
+    return None
+
+
+def remake_error(
+    make: Any, args: Any, attributes: Any, kind: Any, parts: tuple[Any, ...], links: Any
+) -> BaseException:
+    """Make an error as it says itself, or of its parts, if its constructor wants others."""
+    error: BaseException
+    try:
+        error = make(*args)
+        if type(error) is not kind:
+            raise TypeError
+    except Exception:
+        error = kind.__new__(kind, *parts)
+        error.args = parts
+    if attributes:
+        error.__setstate__(attributes)
+    if links is not None:
+        error.__cause__, error.__context__, error.__suppress_context__, error.__traceback__ = links
+    return error
 
 
 def _summary(error: BaseException) -> str:
