@@ -2,6 +2,10 @@
 
 Futures and files are found as arguments themselves and inside lists, tuples, dicts and dataclasses,
 however nested, shared or cyclic. Other containers are handed on as they are.
+
+What was in a container at the call is noted there. One that held a future then is rebuilt from that
+content, and so is one that has been given a future since; all others are handed over as they are,
+the same objects. Nothing here calls itself: values may be nested as deep as memory goes.
 """
 
 from __future__ import annotations
@@ -9,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 from dftracer.asyncflow.data import File
+from dftracer.asyncflow.errors import let_out
 
 ValueOf = Callable[[asyncio.Future[Any]], Any]
 """What is put in place of a future: its result."""
@@ -23,55 +29,101 @@ LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 Futures = dict[asyncio.Future[Any], None]
 Files = dict[File, None]
 
+Content = Any
+"""What a container holds: a list or a tuple of it, or a dict by keys or names of fields."""
+Contents = dict[int, tuple[Any, Content]]
+"""Containers and what was in them at a call, by their ``id()``."""
+
 
 def find_in_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    contents: Contents | None = None,
 ) -> tuple[Futures, Files | None]:
     """Return every future in the arguments of a call, in order of appearance, and every file.
 
-    The files are ``None`` if there is nothing among the arguments that could be or hold one.
+    The files are ``None`` if there is nothing among the arguments that could be or hold one. What
+    is in the containers is added to ``contents``.
     """
     futures: Futures = {}
     files: Files | None = None
+    contents = {} if contents is None else contents
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) in LEAVES:
             continue
         if isinstance(value, asyncio.Future):
             futures[value] = None
         else:
-            if files is None:
-                files = {}
-                seen: dict[int, Any] = {}
-            _find(value, futures, files, seen)
+            files = {} if files is None else files
+            _find(value, futures, files, contents)
     return futures, files
 
 
-def _find(value: Any, futures: Futures, files: Files, seen: dict[int, Any]) -> None:
-    """Add every future and file in ``value``, which is no leaf, to what has been found.
+def _find(root: Any, futures: Futures, files: Files, contents: Contents) -> None:
+    """Add every future and file in ``root``, and the containers, to what has been found."""
+    open_: list[Iterator[Any]] = [iter((root,))]
+    while open_:
+        for value in open_[-1]:
+            if type(value) in LEAVES:
+                continue
+            if isinstance(value, asyncio.Future):
+                futures[value] = None
+            elif isinstance(value, File):
+                files[value] = None
+            elif id(value) not in contents:
+                content = _content(value)
+                if content is not None:
+                    contents[id(value)] = (value, content)
+                    open_.append(iter(_items(content)))
+                    break
+        else:
+            open_.pop()
 
-    ``seen`` holds, by their ``id()``, the containers that need not be looked through again.
-    """
-    if isinstance(value, asyncio.Future):
-        futures[value] = None
-        return
-    if isinstance(value, File):
-        files[value] = None
-        return
-    items = _items(value)
-    if items is None or id(value) in seen:
-        return
-    seen[id(value)] = value
-    for item in items:
-        if type(item) not in LEAVES:
-            _find(item, futures, files, seen)
+
+def have_got_futures(contents: Contents) -> bool:
+    """Tell whether a container, none of which held a future at the call, holds one now."""
+    for value, content in contents.values():
+        if content is not value and _has_got_a_future(value, content):
+            return True
+    return False
+
+
+def _has_got_a_future(value: Any, content: Content) -> bool:
+    """Tell whether a container has changed, and holds a future now."""
+    if _is_as_before(value, content):
+        return False
+    futures: Futures = {}
+    _find(value, futures, {}, {})
+    return bool(futures)
+
+
+def _is_as_before(value: Any, content: Content) -> bool:
+    """Tell whether a container holds this content; equal objects are as good as the same, as a
+    future equals none but itself."""
+    try:
+        if isinstance(value, list):
+            return list.__eq__(content, value)
+        if isinstance(value, dict):
+            return dict.__eq__(content, value)
+    except BaseException as fault:  # of objects that cannot be compared
+        let_out(fault)
+        return False
+    if isinstance(value, tuple):
+        return True
+    now: Any = _content(value)
+    return len(now) == len(content) and all(map(is_, now.values(), content.values()))
 
 
 def resolve_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None,
     value_of: ValueOf = asyncio.Future.result,
+    contents: Contents | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    """Return the arguments of a call with the result of each future in its place."""
+    """Return the arguments of a call with the result of each future in its place.
+
+    The ``contents`` are those of the containers at the call; by default they are as they are now.
+    """
     if not kwargs:
         # The common case: nothing to look into.
         plain = []
@@ -84,21 +136,20 @@ def resolve_call(
                 break
         else:
             return tuple(plain), kwargs
+    contents = {} if contents is None else contents
     containers = [
         value
         for value in ((*args, *kwargs.values()) if kwargs else args)
         if type(value) not in LEAVES
         and not isinstance(value, asyncio.Future)
-        and _items(value) is not None
+        and (id(value) in contents or _is_container(value))
     ]
     new: dict[int, Any] = {}
-    if containers:
-        # Together, as they may share parts; but alone if there is one, which is quicker.
-        if len(containers) > 1:
-            parts = resolve(tuple(containers), value_of)
-        else:
-            parts = [resolve(containers[0], value_of)]
-        new = {id(old): part for old, part in zip(containers, parts, strict=True)}
+    if len(containers) == 1:
+        [container] = containers
+        new[id(container)] = _resolve_one(container, value_of, contents)
+    elif containers:  # together, as they may share parts
+        new = _rebuild(containers, contents, asyncio.Future, value_of)
     values = [value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v) for v in args]
     named = {
         key: value_of(v) if isinstance(v, asyncio.Future) else new.get(id(v), v)
@@ -115,115 +166,171 @@ def resolve(value: Any, value_of: ValueOf = asyncio.Future.result) -> Any:
     """
     if isinstance(value, asyncio.Future):
         return value_of(value)
-    if type(value) is list or type(value) is tuple:
+    return _resolve_one(value, value_of, {}) if _is_container(value) else value
+
+
+def _resolve_one(container: Any, value_of: ValueOf, contents: Contents) -> Any:
+    if type(container) is list or type(container) is tuple:
+        content = contents[id(container)][1] if contents else container
         holds_a_future = False
-        for item in value:
+        for item in content:
             if isinstance(item, asyncio.Future):
                 holds_a_future = True
             elif type(item) not in LEAVES:
                 break
         else:  # the common case: nothing is nested
-            if not holds_a_future:
-                return value
-            parts = [value_of(item) if isinstance(item, asyncio.Future) else item for item in value]
-            return parts if type(value) is list else tuple(parts)
-    elif _items(value) is None:
-        return value
-    return _replace(value, _find_holders(value, asyncio.Future), {}, asyncio.Future, value_of)
+            if holds_a_future:
+                parts = [value_of(i) if isinstance(i, asyncio.Future) else i for i in content]
+                return parts if type(container) is list else tuple(parts)
+            if not _has_got_a_future(container, content):
+                return container
+    new = _rebuild([container], contents, asyncio.Future, value_of)
+    return new.get(id(container), container)
 
 
 def place_files(
-    args: tuple[Any, ...], kwargs: dict[str, Any], places: Mapping[File, File]
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    places: Mapping[File, File],
+    contents: Contents | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with other files in place of those in ``places``."""
     call = (args, kwargs)
-    placed: tuple[tuple[Any, ...], dict[str, Any]] = _replace(
-        call, _find_holders(call, File), {}, File, lambda file: places.get(file, file)
-    )
+    new = _rebuild([call], contents or {}, File, lambda file: places.get(file, file))
+    placed: tuple[tuple[Any, ...], dict[str, Any]] = new.get(id(call), call)
     return placed
 
 
-def _items(value: Any) -> Iterable[Any] | None:
-    """Return what ``value`` holds, or ``None`` if it is nothing to look into."""
-    kind = type(value)
-    if kind in LEAVES:
-        return None
+def _is_container(value: Any) -> bool:
+    """Tell whether there may be something in ``value`` to look into."""
+    return isinstance(value, (dict, list, tuple)) or (
+        type(value) not in LEAVES and hasattr(type(value), "__dataclass_fields__")
+    )
+
+
+def _content(value: Any) -> Content | None:
+    """Return what is in ``value`` now, as it stays; ``None`` if it is nothing to look into."""
     if isinstance(value, dict):
-        return dict.values(value)
+        return dict.copy(value)
     if isinstance(value, list):
-        return list.__iter__(value)
+        return list.copy(value)
     if isinstance(value, tuple):
-        return tuple.__iter__(value)
-    if hasattr(kind, "__dataclass_fields__"):
-        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+        return value if type(value) is tuple else tuple.__getitem__(value, slice(None))
+    if hasattr(type(value), "__dataclass_fields__"):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
     return None
 
 
-def _find_holders(root: Any, wanted: type) -> dict[int, Any]:
-    """Return, by their ``id()``, the containers in ``root`` with a ``wanted`` at any depth."""
-    containers = {id(root): root}
+def _items(content: Content) -> Collection[Any]:
+    items: Collection[Any] = content.values() if type(content) is dict else content
+    return items
+
+
+def _rebuild(
+    roots: Sequence[Any],
+    contents: Contents,
+    wanted: type,
+    stand_in: Callable[[Any], Any],
+) -> dict[int, Any]:
+    """Return, by the ``id()`` of the old, a new container for each in ``roots`` that holds a
+    ``wanted`` at any depth, with stand-ins in the place of those."""
+    holders = _find_holders(roots, contents, wanted)
+    new: dict[int, Any] = {}
+
+    def part(item: Any) -> Any:
+        if isinstance(item, wanted):
+            return stand_in(item)
+        return new.get(id(item), item) if type(item) not in LEAVES else item
+
+    # `copy.copy` keeps type and attributes, without the constructor. All that can be filled later
+    # is made before what it holds is looked at, which may be the same, or hold it.
+    for number, (old, _) in holders.items():
+        if not isinstance(old, tuple):
+            new[number] = copy.copy(old)
+    for old, content in _innermost_first(holders):
+        new[id(old)] = _like_tuple(old, [part(item) for item in content])
+    for number, (old, content) in holders.items():
+        if isinstance(old, dict):
+            _fill_dict(new[number], {key: part(item) for key, item in content.items()})
+        elif isinstance(old, list):
+            list.__setitem__(new[number], slice(None), [part(item) for item in content])
+        elif not isinstance(old, tuple):
+            _fill_fields(new[number], {name: part(item) for name, item in content.items()})
+    return new
+
+
+def _find_holders(roots: Sequence[Any], contents: Contents, wanted: type) -> Contents:
+    """Return the containers in ``roots`` that must be rebuilt, with what they shall hold."""
+    found: Contents = {}
     parents: dict[int, list[int]] = {}
-    to_do = [root]
-    holding = []
+    holding: list[int] = []
+    to_do = list(roots)
     while to_do:
         container = to_do.pop()
-        for item in _items(container) or ():
+        number = id(container)
+        if number in found:
+            continue
+        known = contents.get(number)
+        content = _content(container) if known is None else known[1]
+        found[number] = (container, content)
+        holds = False
+        for item in _items(content):
+            if type(item) in LEAVES:
+                continue
             if isinstance(item, wanted):
-                holding.append(id(container))
-            elif type(item) not in LEAVES and _items(item) is not None:
-                if id(item) not in containers:
-                    containers[id(item)] = item
-                    to_do.append(item)
-                parents.setdefault(id(item), []).append(id(container))
-    holders: dict[int, Any] = {}
+                holds = True
+            elif id(item) in contents or _is_container(item):
+                parents.setdefault(id(item), []).append(number)
+                to_do.append(item)
+        if holds or (known is not None and _has_got_a_future(container, content)):
+            holding.append(number)
+    holders: Contents = {}
     while holding:
         number = holding.pop()
         if number not in holders:
-            holders[number] = containers[number]
+            holders[number] = found[number]
             holding += parents.get(number, ())
     return holders
 
 
-def _replace(
-    value: Any,
-    holders: dict[int, Any],
-    copies: dict[int, Any],
-    wanted: type,
-    stand_in: Callable[[Any], Any],
-) -> Any:
-    """Return the stand-in of a ``wanted``, the copy of a container that holds one, or ``value``."""
-    if isinstance(value, wanted):
-        return stand_in(value)
-    number = id(value)
-    if number not in holders:
-        return value
-    if number in copies:
-        return copies[number]
-    if isinstance(value, tuple):
-        parts = [
-            _replace(item, holders, copies, wanted, stand_in) for item in tuple.__iter__(value)
-        ]
-        # It may have been copied meanwhile, if it is in a list that is in it.
-        if number not in copies:
-            copies[number] = _like_tuple(value, parts)
-        return copies[number]
-    # `copy.copy` keeps type and attributes, without the constructor. The new object is known
-    # before what is in it is looked at, which may be the old one.
-    new = copies[number] = copy.copy(value)
-    if isinstance(value, dict):
-        for key, item in list(dict.items(value)):
-            dict.__setitem__(new, key, _replace(item, holders, copies, wanted, stand_in))
-    elif isinstance(value, list):
-        for index, item in enumerate(list.__iter__(value)):
-            list.__setitem__(new, index, _replace(item, holders, copies, wanted, stand_in))
-    else:
-        for field in dataclasses.fields(value):
-            if hasattr(value, field.name):
-                old = getattr(value, field.name)
-                part = _replace(old, holders, copies, wanted, stand_in)
-                if part is not old:
-                    object.__setattr__(new, field.name, part)
-    return new
+def _innermost_first(holders: Contents) -> Iterable[tuple[Any, Content]]:
+    """Return the tuples among ``holders``, each behind those that it holds."""
+    order: dict[int, tuple[Any, Content]] = {}
+    for first in holders.values():
+        if not isinstance(first[0], tuple) or id(first[0]) in order:
+            continue
+        open_ = [(first, iter(first[1]))]
+        while open_:
+            holder, items = open_[-1]
+            for item in items:
+                if isinstance(item, tuple) and id(item) in holders and id(item) not in order:
+                    inner = holders[id(item)]
+                    open_.append((inner, iter(inner[1])))
+                    break
+            else:
+                order[id(holder[0])] = holder
+                open_.pop()
+    return order.values()
+
+
+def _fill_dict(new: dict[Any, Any], content: dict[Any, Any]) -> None:
+    """Have a copy of a dict hold this content."""
+    if dict.keys(new) != content.keys():  # it has changed since the call
+        for key in [key for key in dict.keys(new) if key not in content]:
+            del new[key]
+        for key in content:
+            if not dict.__contains__(new, key):
+                new[key] = content[key]
+    for key, item in content.items():
+        dict.__setitem__(new, key, item)
+
+
+def _fill_fields(new: Any, content: dict[str, Any]) -> None:
+    """Have a copy of a dataclass hold this content."""
+    for name, item in content.items():
+        if not hasattr(new, name) or getattr(new, name) is not item:
+            object.__setattr__(new, name, item)
 
 
 def _like_tuple(old: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:

@@ -8,6 +8,11 @@ from typing import Any
 
 from dftracer.utils.redaction import hide, hide_before_end
 
+_LONGEST_TEXT = 500
+_LONGEST_ERROR = 8_000
+"""How many characters messages repeat of a value and of another error: a chain of errors of which
+each repeats the last would double the text with each link."""
+
 _TAIL = 2_000
 """How many characters of a program's output an error repeats."""
 
@@ -15,7 +20,8 @@ _TAIL = 2_000
 class DependencyFailureError(Exception):
     """A task or block was not run because something it depends on failed.
 
-    The error of the first failed dependency is the ``__cause__``.
+    The error of the first failed dependency is the ``__cause__``. In a long chain every 20th has
+    the root cause there, so that what is printed stays short.
 
     Attributes
     ----------
@@ -33,6 +39,8 @@ class DependencyFailureError(Exception):
     ) -> None:
         super().__init__(message)
         self.failed_dependencies = failed_dependencies or []
+        self._link = 0
+        """How many errors of its chain are between this and the last that skips the middle."""
         self.root_cause = root_cause
         self.__cause__ = root_cause
 
@@ -136,7 +144,7 @@ class EngineShutdownError(RuntimeError):
 def text_of(value: object) -> str:
     """Return ``repr(value)`` without secrets, or what can be said if it raises."""
     try:
-        return hide(repr(value))
+        return _cut(hide(repr(value)), _LONGEST_TEXT)
     except BaseException as fault:
         let_out(fault)
         return f"<{type(value).__name__} without a text>"
@@ -146,10 +154,17 @@ def text_of_error(error: BaseException | None) -> str:
     """Return type and text of an error without secrets, or its type alone if ``str()`` raises."""
     name = type(error).__name__
     try:
-        return f"{name}: {hide(str(error))}"
+        return _cut(f"{name}: {hide(str(error))}", _LONGEST_ERROR)
     except BaseException as fault:
         let_out(fault)
         return name
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return a text, or its beginning and its end if it is too long."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
 def let_out(error: BaseException) -> None:

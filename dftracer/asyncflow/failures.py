@@ -17,6 +17,11 @@ from dftracer.asyncflow.errors import (
 )
 from dftracer.utils.redaction import keep_environment
 
+_NAMED = 10
+"""How many failed dependencies a message names; the error knows all."""
+_LINKS = 20
+"""How many links of a chain of failures are printed one by one."""
+
 
 def label_of(future: asyncio.Future[Any]) -> str:
     """Return how messages speak of a future."""
@@ -59,12 +64,19 @@ def dependency_failure(
     root = cause.root_cause if isinstance(cause, DependencyFailureError) else cause
     if root is None:  # a body has raised a DependencyFailureError without one
         root = cause
+    shown = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        shown += f" and {len(names) - _NAMED} more"
     error = DependencyFailureError(
-        f"cannot run '{component.name}': {', '.join(names)} failed: {text_of_error(root)}",
+        f"cannot run '{component.name}': {shown} failed: {text_of_error(root)}",
         failed_dependencies=names,
         root_cause=root,
     )
     error.__cause__ = cause
+    if isinstance(cause, DependencyFailureError):
+        error._link = cause._link + 1
+        if error._link == _LINKS:
+            error._link, error.__cause__ = 0, root
     return error
 
 

@@ -70,10 +70,11 @@ Inputs = tuple[
     list[int],
     bool,
     dependencies.Files | None,
+    dependencies.Contents,
 ]
 """What a call depends on: the futures, those among them that are components of this engine, the
-nodes of those that have not ended, whether one may have failed without the graph's knowing it, and
-the files."""
+nodes of those that have not ended, whether one may have failed without the graph's knowing it, the
+files, and what is in the containers."""
 
 _FEW = 16
 """Up to so many arguments are compared with each other."""
@@ -98,6 +99,8 @@ class Scheduler(Dispatcher):
         self._batch_ended_at = 0.0
         """When the outcomes came that are dealt with at this moment, on the monotonic clock."""
         self._foreign: dict[asyncio.Future[Any], int] = {}
+        self._contents: dict[int, dependencies.Contents] = {}
+        """What was in the containers among the arguments of a call, until it is launched."""
         self._ready: list[Component[Any]] = []
         self._launch_scheduled = False
         self._members: dict[int, dict[int, Component[Any]]] = {}
@@ -170,13 +173,14 @@ class Scheduler(Dispatcher):
 
     def _inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Inputs | None:
         """Return what a call depends on."""
-        futures, files = dependencies.find_in_call(args, kwargs)
+        contents: dependencies.Contents = {}
+        futures, files = dependencies.find_in_call(args, kwargs, contents)
         if not futures and not files:
-            return None
+            return ((), (), [], False, None, contents) if contents else None
         own = [f for f in futures if isinstance(f, Component) and f._engine is self]
         nodes = self._nodes_of(futures)
         may_have_failed = len(nodes) < len(futures) or len(own) < len(futures)
-        return tuple(futures), own, nodes, may_have_failed, files
+        return tuple(futures), own, nodes, may_have_failed, files, contents
 
     def _inputs_of_tasks(self, args: tuple[Any, ...]) -> Inputs | None:
         """As :meth:`_inputs_of`, sooner, if all that is in the arguments are unfinished tasks of
@@ -201,11 +205,15 @@ class Scheduler(Dispatcher):
         tasks = args  # the same object, by which `_resolve` knows such a call
         if len(nodes) < len(args):
             tasks = tuple([value for value in args if type(value) is Task])
-        return tasks, tasks, nodes, False, None
+        return tasks, tasks, nodes, False, None, {}
 
     def _take_inputs(self, component: Component[Any], inputs: Inputs) -> list[int]:
         """Note what a call depends on; return the nodes that it waits for."""
-        component._dependencies, own, nodes, may_have_failed, files = inputs
+        component._dependencies, own, nodes, may_have_failed, files, contents = inputs
+        if contents:
+            self._contents[component._number] = contents
+        if not component._dependencies and not files:
+            return nodes
         if may_have_failed:
             component._may_have_failed = True
         if files:
@@ -295,12 +303,15 @@ class Scheduler(Dispatcher):
         calls: list[Component[Any]] = []
         tasks: list[Component[Any]] = []
         has_begun_bodies = False
-        telemetry, gives_calls = self._telemetry, self._gives_calls()
+        telemetry, gives_calls, contents = self._telemetry, self._gives_calls(), self._contents
         now = monotonic()
         for component in ready:
             if component.done() or component._stage != "PENDING":
                 continue
-            if component._dependencies and not self._resolve(component):
+            if component._dependencies:
+                if not self._resolve(component):
+                    continue
+            elif contents and not self._check_contents(component):
                 continue
             template = component._template
             if telemetry is not None and component._attempts is None:
@@ -360,7 +371,8 @@ class Scheduler(Dispatcher):
             if component._dependencies is args and value_of is asyncio.Future.result:
                 args = tuple(map(value_of, args))
             else:
-                args, kwargs = dependencies.resolve_call(args, kwargs, value_of)
+                contents = self._contents_of(component)
+                args, kwargs = dependencies.resolve_call(args, kwargs, value_of, contents)
         except BaseException as error:
             self._settle(component, error=error)
             let_out(error)
@@ -376,6 +388,32 @@ class Scheduler(Dispatcher):
                 if isinstance(future, Component)
             ]
         component._release_dependencies()
+        return True
+
+    def _contents_of(self, component: Component[Any]) -> dependencies.Contents | None:
+        """Return what was in the containers of a call, which nobody will ask for again unless there
+        are files among it."""
+        number = component._number
+        if component._files:
+            return self._contents.get(number)
+        return self._contents.pop(number, None)
+
+    def _check_contents(self, component: Component[Any]) -> bool:
+        """See that a call that depends on nothing is given no futures, though the containers among
+        its arguments have been given some since. False if that has failed, and the call with it."""
+        contents = self._contents_of(component)
+        if contents is None:
+            return True
+        args, kwargs = component._args, component._kwargs
+        try:
+            if dependencies.have_got_futures(contents):
+                component._set_arguments(
+                    *dependencies.resolve_call(args, kwargs, contents=contents)
+                )
+        except BaseException as error:
+            self._settle(component, error=error)
+            let_out(error)
+            return False
         return True
 
     def _fetch_for(self, component: Component[Any]) -> bool:
@@ -447,7 +485,9 @@ class Scheduler(Dispatcher):
         )
         component._producers = ()
         component._set_arguments(
-            *dependencies.place_files(component._args, component._own_kwargs(), places)
+            *dependencies.place_files(
+                component._args, component._own_kwargs(), places, self._contents_of(component)
+            )
         )
 
     async def _run_block(self, block: Component[Any]) -> None:
@@ -558,6 +598,8 @@ class Scheduler(Dispatcher):
             component._attempts.end()
         if component._dependencies:
             component._release_dependencies()
+        if self._contents:
+            self._contents.pop(number, None)
         component._release_arguments(is_description_shared=is_on_backend(component))
         if self._members:
             self._members.pop(number, None)
