@@ -290,7 +290,7 @@ class Call:
             )
             raised = pickle.UnpicklingError(self._say(what))
         else:
-            raised = self._read_error(*packed, summary)
+            raised = self._read_error(packed[0], summary)
         return "failed", _caused(raised, RemoteTracebackError(_with_source(text)))
 
     def _read_error(self, packed: bytes | None, summary: str) -> BaseException:

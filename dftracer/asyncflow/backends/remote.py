@@ -110,7 +110,8 @@ def pack_error(error: BaseException, links: bool = False) -> bytes | None:
         def replace(part: Any, state: bool = state, linked: bool = linked) -> Any:
             if not isinstance(part, BaseException):
                 return NotImplemented
-            make, args, *rest = part.__reduce_ex__(4)
+            reduced: Any = part.__reduce_ex__(4)
+            make, args, *rest = reduced
             links = part.__cause__, part.__context__, part.__suppress_context__, part.__traceback__
             attributes = rest[0] if state and rest else None
             whole = (make, args, attributes, type(part), part.args, links if linked else None)
