@@ -8,12 +8,13 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.backends.local import LocalExecutionBackend
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
+from dftracer.asyncflow.backends.pools import make_process_pool
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.drawing import writer_for
 from dftracer.utils.default import threads_of_environment
@@ -68,7 +69,7 @@ def make_backend(dry_run: bool) -> Any:
     if kind == "threads":
         return LocalExecutionBackend(ThreadPoolExecutor(workers))
     if kind == "processes":
-        return LocalExecutionBackend(ProcessPoolExecutor(workers))
+        return LocalExecutionBackend(make_process_pool(workers))
     if kind == "dask":
         try:
             from dftracer.asyncflow.backends.dask import DaskExecutionBackend

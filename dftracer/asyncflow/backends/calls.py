@@ -24,7 +24,7 @@ import cloudpickle
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.notes import Notes
-from dftracer.asyncflow.backends.pools import BrokenPool, LostThreadError
+from dftracer.asyncflow.backends.pools import BrokenPool, ByValue, LostThreadError
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
 from dftracer.utils.primitives import Mailbox
@@ -109,7 +109,7 @@ class Call:
         if self.cancel_requested:  # meanwhile
             self._notes.cancel(self._position)
         whence = (self._notes.path, self._notes.host, self._position)
-        return functools.partial, (_Run(), packed, *whence)
+        return functools.partial, (ByValue(remote.run), packed, *whence)
 
     def _unsendable(self, error: BaseException) -> pickle.PicklingError:
         parts = [("its function", self._function)]
@@ -330,24 +330,6 @@ class RemoteTracebackError(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
-
-
-@functools.cache
-def _packed_run() -> bytes:
-    """Return :func:`remote.run` with all that it needs, by value."""
-    cloudpickle.register_pickle_by_value(remote)
-    try:
-        packed: bytes = remote.dumps(remote.run)
-        return packed
-    finally:
-        cloudpickle.unregister_pickle_by_value(remote)
-
-
-class _Run:
-    """Becomes :func:`remote.run` where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return cloudpickle.loads, (_packed_run(),)
 
 
 def _why_unsendable(value: Any) -> BaseException | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -14,8 +14,10 @@ from dask.utils import parse_timedelta
 from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
 
+from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.dask_worker import TaskStopper
 from dftracer.asyncflow.errors import text_of_error
+from dftracer.utils import available_cpus
 from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
 
 _TCP_TIMEOUT_S = 20
@@ -45,6 +47,19 @@ class _LocalCluster(LocalCluster):  # type: ignore[misc]
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         Cluster._update_worker_status(self, op, msg)
+
+
+def _make_cluster(arguments: dict[str, Any]) -> _LocalCluster:
+    """Make workers that share the cores also where they call native libraries. Blocks."""
+    workers, threads = arguments.get("n_workers"), arguments.get("threads_per_worker")
+    share = 1  # as many threads as there are cores
+    if workers and threads:
+        share = max(1, available_cpus() // (workers * threads))
+    key = "distributed.nanny.environ"
+    said = dict(dask_config.get(key, None) or {})
+    limits = {name: share for name in remote.THREADS if name not in os.environ}
+    with dask_config.set({key: {**limits, **said}}):
+        return _LocalCluster(**arguments)
 
 
 class Connection:
@@ -99,7 +114,7 @@ class Connection:
             target = target["address"]
         elif isinstance(target, Mapping):
             arguments = {"dashboard_address": ":0", **target}
-            target = await asyncio.to_thread(functools.partial(_LocalCluster, **arguments))
+            target = await asyncio.to_thread(_make_cluster, arguments)
             self._own.append(target)
         if isinstance(target, Cluster) and target.asynchronous:
             client = await Client(target, asynchronous=True, set_as_default=False)

@@ -8,10 +8,12 @@ another module of this project.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import io
 import os
 import struct
+import sys
 import time
 import traceback
 from types import CodeType
@@ -58,6 +60,32 @@ def dumps(
     finally:
         del pickler.reducer_override  # and with it a cycle, which would hold the value
     return file.getvalue()
+
+
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+"""What tells native libraries how many threads each process may have."""
+
+
+def limit_native_threads(share: int) -> None:
+    """Let native libraries in this worker have ``share`` threads, unless the user has said it.
+
+    Libraries that are loaded already, as in the child of a fork, read no environment any more: they
+    are limited by ``threadpoolctl``, where that is installed.
+    """
+    is_said = any(name in os.environ for name in THREADS)
+    for name in THREADS:
+        os.environ.setdefault(name, str(share))
+    if not is_said and not {"numpy", "torch"}.isdisjoint(sys.modules):
+        try:
+            importlib.import_module("threadpoolctl").threadpool_limits(share)
+        except Exception:
+            return  # it is not there, or does not know what is loaded
 
 
 def run(call: bytes, notes: str, host: str, position: int) -> tuple[str, str, Any]:
