@@ -28,6 +28,7 @@ __all__ = [
     "Runtime",
     "TaskHandle",
     "Trace",
+    "Waiting",
     "__version__",
     "after_fork_in_child",
     "after_fork_in_parent",
@@ -198,7 +199,9 @@ class TaskHandle(Generic[_T_co]):
     def add_done_callback(self, callback: Callable[[TaskHandle[_T_co]], object]) -> None:
         """Call ``callback(handle)`` once, when the task has ended, or at once if it has.
 
-        It is called on the thread that ends the task. What it raises is logged.
+        It is called on the thread that ends the task; for programs and file work, and at
+        deadlines, on a thread for callbacks. It may wait, fork and shut down. What it raises is
+        logged.
         """
 
     def __await__(self) -> Generator[Any, Any, _T_co]: ...
@@ -434,8 +437,8 @@ class Runtime:
     ) -> None:
         """Call ``callback(handle, exception)`` for each task that fails; ``None`` ends that.
 
-        It is called on the thread that ends the task, before anybody who waits for it wakes. What
-        it raises is logged.
+        It is called on the thread that ends the task, or as a done callback on one for callbacks,
+        before anybody who waits for it wakes. What it raises is logged.
         """
 
     def set_timeout_ms(self, millis: int) -> None:
@@ -625,6 +628,17 @@ class Blocked:
     """A context in which a task waits for others: its lane may start a spare worker meanwhile."""
 
     def __new__(cls) -> Self: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, _exc_type: Any | None, _exc: Any | None, _traceback: Any | None) -> None: ...
+
+@final
+class Waiting:
+    """A context in which a task waits for the next end among ``handles``.
+
+    ``wait_all`` in one of these tasks does not wait for the task that waits here.
+    """
+
+    def __new__(cls, handles: Sequence[TaskHandle[Any]]) -> Waiting: ...
     def __enter__(self) -> None: ...
     def __exit__(self, _exc_type: Any | None, _exc: Any | None, _traceback: Any | None) -> None: ...
 

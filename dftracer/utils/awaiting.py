@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Generator
 from typing import Any
 
-from dftracer.utils._native import Mailbox, TaskHandle
+from dftracer.utils._native import Mailbox, TaskHandle, Waiting
+from dftracer.utils.current import current_task
 
 _DELIVERIES_PER_TURN = 1_000
 
@@ -33,7 +34,11 @@ async def _outcome(handle: TaskHandle[Any]) -> Any:
         arrivals.expected[number] = ended
         handle._deliver_to(arrivals.mailbox, number)
         try:
-            await ended
+            if current_task() is None:
+                await ended
+            else:  # `wait_all` of others must know that this task waits
+                with Waiting([handle]):
+                    await ended
         except asyncio.CancelledError:
             # As awaiting an asyncio task does: who gives up waiting gives up the task.
             handle.cancel()

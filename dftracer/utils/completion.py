@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dftracer.utils._native import Blocked
+from dftracer.utils._native import Blocked, Waiting
+from dftracer.utils.current import current_task
 
 if TYPE_CHECKING:
     from dftracer.utils._native import TaskHandle
@@ -37,21 +38,31 @@ def as_completed(
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for handle in pending:
         handle.add_done_callback(ended.put)
-    return _yield_ended(ended, len(pending), deadline)
+    # Inside a task, `wait_all` of others must know what this one waits for. Elsewhere handles that
+    # were yielded are not held.
+    waited_for = set(pending) if current_task() is not None else None
+    return _yield_ended(ended, len(pending), deadline, waited_for)
 
 
 def _yield_ended(
-    ended: queue.SimpleQueue[Any], count: int, deadline: float | None
+    ended: queue.SimpleQueue[Any],
+    count: int,
+    deadline: float | None,
+    waited_for: set[TaskHandle[Any]] | None,
 ) -> Iterator[TaskHandle[Any]]:
     for left in range(count, 0, -1):
-        handle = _next_ended(ended, deadline)
+        handle = _next_ended(ended, deadline, waited_for)
         if handle is None:
             raise TimeoutError(f"{left} of {count} tasks have not ended in time")
+        if waited_for is not None:
+            waited_for.discard(handle)
         yield handle
 
 
 def _next_ended(
-    ended: queue.SimpleQueue[TaskHandle[Any]], deadline: float | None
+    ended: queue.SimpleQueue[TaskHandle[Any]],
+    deadline: float | None,
+    waited_for: set[TaskHandle[Any]] | None,
 ) -> TaskHandle[Any] | None:
     with contextlib.suppress(queue.Empty):
         return ended.get_nowait()
@@ -59,7 +70,7 @@ def _next_ended(
     if deadline is not None:
         timeout = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
     # Inside a task, its lane may start a spare worker meanwhile: for one of those waited for.
-    with Blocked():
+    with Blocked(), Waiting(list(waited_for or ())):
         try:
             return ended.get(timeout=timeout)
         except queue.Empty:

@@ -301,6 +301,17 @@ impl Drop for LeaveContext<'_, '_> {
     }
 }
 
+/// `callable(*args)` in the context that is current, whatever it raises.
+pub(crate) fn call_with<'py>(
+    callable: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+) -> PyResult<Bound<'py, PyAny>> {
+    // SAFETY: attached, live objects of the right types.
+    owned(callable.py(), unsafe {
+        guarded_call(callable.as_ptr(), args.as_ptr(), std::ptr::null_mut())
+    })
+}
+
 /// Calls `callable(argument)` for the rest of a thread's life, as above, but in no context.
 pub(crate) fn call_for_life<'py>(
     callable: &Bound<'py, PyAny>,

@@ -1,12 +1,21 @@
 //! Calling functions that others gave us to be told by: whatever they raise is logged, and stops
 //! nobody.
 
-use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::call::call_with;
+use crate::worker;
 
 /// Calls `callback` and logs what it raises.
-pub(crate) fn call<'py>(py: Python<'py>, callback: &Py<PyAny>, args: impl PyCallArgs<'py>) {
-    let Err(error) = callback.bind(py).call1(args) else { return };
+pub(crate) fn call<'py>(
+    py: Python<'py>,
+    callback: &Py<PyAny>,
+    args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+) {
+    let result = args.into_pyobject(py).and_then(|args| call_with(callback.bind(py), &args));
+    worker::leave_if_copy();
+    let Err(error) = result else { return };
     let logged = py.import("dftracer.utils.callbacks").and_then(|module| {
         module.call_method1("log_failure", (callback.clone_ref(py), error.value(py)))
     });

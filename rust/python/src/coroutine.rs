@@ -41,7 +41,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         if let (Some(handle), _) = lane_owner.lane(kind).pop()
             && handle.get().claim()
         {
-            TaskHandle::settle(&handle, Outcome::Error(error), Some(py));
+            TaskHandle::settle(&handle, Outcome::Error(error), py);
         }
         false
     });
@@ -296,7 +296,7 @@ impl CoroutineWorker {
                 match call.context(py) {
                     Ok(context) => Some((Body::Call(call), context)),
                     Err(error) => {
-                        TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+                        TaskHandle::settle(handle, Outcome::Error(error), py);
                         None
                     }
                 }
@@ -306,7 +306,7 @@ impl CoroutineWorker {
             }
             _ => {
                 let error = PyRuntimeError::new_err("a queued task had no body");
-                TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+                TaskHandle::settle(handle, Outcome::Error(error), py);
                 None
             }
         }
@@ -353,7 +353,7 @@ impl CoroutineWorker {
 
     fn settle(&self, handle: &Bound<'_, TaskHandle>, outcome: Outcome) {
         let mut ended = Sleepers::new();
-        TaskHandle::settle_quietly(handle.as_unbound(), outcome, Some(handle.py()), &mut ended);
+        TaskHandle::settle_quietly(handle.as_unbound(), outcome, handle.py(), &mut ended);
         if self.taking.load(Ordering::Relaxed) {
             self.sleepers().append(&mut ended);
         } else {
@@ -367,7 +367,7 @@ impl Shared {
     pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>, handle: &Py<TaskHandle>) {
         let order = self.lane(LaneKind::Coroutine).push(handle.clone_ref(py));
         if let Err(error) = self.obey(LaneKind::Coroutine, order) {
-            TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+            TaskHandle::settle(handle, Outcome::Error(error), py);
         }
     }
 }
@@ -386,10 +386,27 @@ fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
     AWAIT.import(py, "dftracer.utils.coroutines", "as_coroutine")?.call1((coroutine,))
 }
 
+/// The context variable that says whose body is run.
+fn coroutine_task_variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static VARIABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    VARIABLE.import(py, "dftracer.utils.current", "coroutine_task")
+}
+
+/// The task whose coroutine body the current context belongs to.
+pub(crate) fn coroutine_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
+    let variable = coroutine_task_variable(py).ok()?;
+    let mut task = std::ptr::null_mut();
+    // SAFETY: attached, a context variable; gives a new reference, or null if there is no value.
+    let task = unsafe {
+        ffi::PyContextVar_Get(variable.as_ptr(), std::ptr::null_mut(), &raw mut task);
+        Bound::from_owned_ptr_or_opt(py, task)
+    }?;
+    task.cast_into::<TaskHandle>().ok().map(Bound::unbind)
+}
+
 /// Says in the current context whose body this is.
 fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
-    static VARIABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let variable = VARIABLE.import(py, "dftracer.utils.current", "coroutine_task")?;
+    let variable = coroutine_task_variable(py)?;
     // SAFETY: attached, a context variable and a live object; a new reference or null with an
     // exception set.
     unsafe {

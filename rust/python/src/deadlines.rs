@@ -9,6 +9,7 @@ use dftracer_core::watchdog::{Alarm, Watchdog};
 use pyo3::prelude::*;
 
 use crate::batch::OUT_OF_TIME;
+use crate::guard;
 use crate::handle::{Outcome, TaskHandle};
 use crate::process::timeout_error;
 use crate::shared::Shared;
@@ -139,7 +140,7 @@ impl Shared {
 /// On the watchdog's thread: these are due.
 fn ring(shared: &Weak<Shared>, due: &[Due]) {
     let Some(shared) = shared.upgrade() else { return };
-    Python::try_attach(|py| {
+    guard::attach(|py| {
         for due in due {
             match due {
                 Due::Task { entry, task_id } => {
@@ -172,7 +173,7 @@ const SLICE: usize = 100;
 fn run_out_all(py: Python<'_>, shared: &Shared) {
     // Who is told of each failure gets a handle of each. Otherwise items of a batch that nobody has
     // seen stay what they are.
-    let told_of_each = shared.tells_of_failures() || shared.tracing().is_some();
+    let told_of_each = shared.has_error_callback() || shared.tracing().is_some();
     for batch in shared.batches() {
         if told_of_each {
             batch.show_unfinished(py);
@@ -202,7 +203,7 @@ fn run_out(py: Python<'_>, handle: &Py<TaskHandle>, what: &str) {
     // before it has run out of time.
     error.value(py);
     this.request_cancel();
-    let ours = TaskHandle::settle(handle, Outcome::Error(error), Some(py));
+    let ours = TaskHandle::settle_in_passing(handle, Outcome::Error(error), py);
     if ours
         && begun
         && let Err(error) = this.stop(py, stopper)

@@ -30,7 +30,7 @@ pub(crate) fn failure_of(handle: &TaskHandle, py: Option<Python<'_>>) -> Option<
     };
     match py {
         Some(py) => describe(py),
-        None => Python::try_attach(describe).flatten(),
+        None => None, // only attached threads end a task with an exception
     }
 }
 

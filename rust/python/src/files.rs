@@ -11,7 +11,7 @@ use pyo3::types::PyString;
 
 use crate::call::panic_text;
 use crate::fork::apart_from_forks;
-use crate::handle::{Content, Outcome, TaskHandle};
+use crate::handle::{Content, NativeRun, Outcome, TaskHandle};
 use crate::native::NativeOutcome;
 use crate::shared::Shared;
 
@@ -64,24 +64,21 @@ fn prepare<'py>(
     let task = TaskHandle::new(py, shared.clone(), Some(name.unbind()), content, None, None, true);
     let handle = Bound::new(py, task).inspect_err(|_| shared.task_refused())?;
     TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
-    let (runner, owner) = (handle.clone().unbind(), shared.clone());
+    let (run, owner) = (NativeRun::of(&handle), shared.clone());
     let job = move || {
         let begun = apart_from_forks(|| {
-            let claimed = runner.get().claim();
+            let claimed = run.task().claim();
             if claimed {
-                owner.arm(runner.get());
+                owner.arm(run.task());
             }
             claimed
         });
         if !begun {
-            return apart_from_forks(|| drop(runner)); // cancelled before it began
+            return run.forget(); // cancelled before it began
         }
         let outcome = catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|panic| NativeOutcome::Panicked(panic_text(panic.as_ref())));
-        apart_from_forks(|| {
-            TaskHandle::settle(&runner, Outcome::Native(outcome), None);
-            drop((runner, owner));
-        });
+        run.settle(outcome, Some(owner));
     };
     Ok((handle, job))
 }
@@ -92,7 +89,7 @@ fn finish<'py>(
     handed_over: PyResult<()>,
 ) -> PyResult<Bound<'py, TaskHandle>> {
     if let Err(error) = handed_over {
-        TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), Some(handle.py()));
+        TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), handle.py());
     }
     Ok(handle)
 }

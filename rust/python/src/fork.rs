@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 
-use crate::{exit, shared};
+use crate::{exit, shared, waits};
 
 /// Native threads that are inside a section. SeqCst on both: each side announces itself, then looks
 /// for the other.
@@ -16,7 +16,7 @@ static INSIDE: AtomicUsize = AtomicUsize::new(0);
 static FORKING: AtomicBool = AtomicBool::new(false);
 
 /// Runs `section` on a thread without the interpreter, not while the process forks. It must be
-/// short, and wait for nothing.
+/// short, wait for nothing, and never ask for the interpreter: no callback, no log record.
 pub(crate) fn apart_from_forks<T>(section: impl FnOnce() -> T) -> T {
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
@@ -35,7 +35,7 @@ pub(crate) fn apart_from_forks<T>(section: impl FnOnce() -> T) -> T {
 pub(crate) fn before_fork(py: Python<'_>) {
     FORKING.store(true, Ordering::SeqCst);
     while INSIDE.load(Ordering::SeqCst) > 0 {
-        // A section may want the interpreter, for the callback of a task that has ended.
+        // What a section waits for may be held by a thread that waits for the interpreter.
         py.detach(std::thread::yield_now);
     }
 }
@@ -51,4 +51,5 @@ pub(crate) fn after_fork_in_child() {
     FORKING.store(false, Ordering::SeqCst);
     shared::forked();
     exit::forked();
+    waits::forked();
 }

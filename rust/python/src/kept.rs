@@ -44,6 +44,18 @@ enum End {
     Native(Arc<NativeOutcome>),
 }
 
+/// What the record of a native task's failure will need of Python: made while there is an interpreter.
+pub(crate) struct Spare {
+    pub(crate) handle: Py<TaskHandle>,
+    pub(crate) name: Py<PyString>,
+}
+
+impl Spare {
+    pub(crate) fn of(handle: &Bound<'_, TaskHandle>) -> Self {
+        Self { handle: handle.clone().unbind(), name: handle.get().name_now(handle.py()).unbind() }
+    }
+}
+
 /// What two lists are to keep of a task that is about to fail: each its own references, so that the
 /// garbage collector sees every one of them once. `None` is only counted.
 #[derive(Default)]
@@ -157,6 +169,24 @@ impl NewFailure {
         let name = this.name_now(py).unbind();
         let failure = Failure { id: this.task_id, entry: this.entry(), name, end };
         Self(Some([failure.clone_ref(py), failure]))
+    }
+
+    /// Of a native task that is about to end so, on a thread without the interpreter.
+    pub(crate) fn of_native(
+        task: &TaskHandle,
+        spare: [Spare; 2],
+        outcome: &Arc<NativeOutcome>,
+        has_room: bool,
+        with_frames: bool,
+    ) -> Self {
+        let failure = |Spare { handle, name }: Spare| {
+            let end = match with_frames {
+                true => End::Whole(handle),
+                false => End::Native(outcome.clone()),
+            };
+            Failure { id: task.task_id, entry: task.entry(), name, end }
+        };
+        Self(has_room.then(|| spare.map(failure)))
     }
 
     /// Of an item of a batch that has no handle.

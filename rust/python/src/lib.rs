@@ -14,6 +14,7 @@ mod failures;
 mod files;
 mod fork;
 mod graph;
+mod guard;
 mod handle;
 mod kept;
 mod mailbox;
@@ -28,6 +29,7 @@ mod shared;
 mod signals;
 mod submit;
 mod trace;
+mod waits;
 mod worker;
 
 use pyo3::prelude::*;
@@ -62,6 +64,8 @@ mod _native {
     use crate::runtime::Runtime;
     #[pymodule_export]
     use crate::trace::Trace;
+    #[pymodule_export]
+    use crate::waits::PyWaiting;
     #[pymodule_export]
     use crate::worker::PyBlocked;
 

@@ -11,7 +11,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyString, PyType};
 
 use crate::fork::apart_from_forks;
-use crate::handle::{Content, Outcome, TaskHandle, seconds, state};
+use crate::handle::{Content, NativeRun, Outcome, TaskHandle, seconds, state};
 use crate::mailbox::Delivery;
 use crate::native::{NativeOutcome, os_error};
 use crate::shared::Shared;
@@ -89,7 +89,7 @@ pub(crate) fn submit<'py>(
     let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
     TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
     before_start(&handle);
-    let (claimer, runner) = (handle.clone().unbind(), handle.clone().unbind());
+    let (claimer, run) = (handle.clone().unbind(), NativeRun::of(&handle));
     let started = shared.with_io_lane(|lane| {
         let begin = move || {
             apart_from_forks(|| {
@@ -102,15 +102,11 @@ pub(crate) fn submit<'py>(
             })
         };
         lane.spawn_process(spec, kill, begin, move |outcome| {
-            let outcome = Outcome::Native(NativeOutcome::Process(outcome));
-            apart_from_forks(|| {
-                TaskHandle::settle(&runner, outcome, None);
-                drop(runner);
-            });
+            run.settle(NativeOutcome::Process(outcome), None);
         });
     });
     if let Err(error) = started {
-        TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), Some(py));
+        TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), py);
     }
     Ok(handle)
 }

@@ -297,7 +297,7 @@ impl Runtime {
                 // All or nothing: none of them is queued yet, and nobody else has seen the handles.
                 for handle in &handles {
                     handle.get().forget_waiters();
-                    TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, Some(py));
+                    TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, py);
                 }
                 self.shared.tasks_refused(count - handles.len());
             })?;
@@ -308,7 +308,7 @@ impl Runtime {
             TaskHandle::deliver_to(&handle, &mailbox.core, token);
             match lane {
                 LaneKind::Coroutine => coroutines.push(handle.clone()),
-                LaneKind::Python | LaneKind::Io => plain.push(handle.clone()),
+                _ => plain.push(handle.clone()),
             }
             handles.push(handle);
         }

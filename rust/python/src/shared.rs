@@ -25,16 +25,21 @@ use pyo3::types::PyString;
 use crate::batch::Batch;
 use crate::deadlines::Deadlines;
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, state, wake};
-use crate::kept::{Bounded, Failure, Failures, NewFailure};
+use crate::kept::{Bounded, Failure, Failures, NewFailure, Spare};
 use crate::native::NativeOutcome;
 use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
 use crate::trace::Tracing;
-use crate::{callbacks, coroutine, signals, worker};
+use crate::waits::{self, Waiting};
+use crate::{coroutine, signals, worker};
 
 /// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
 /// `repr` recurse on the native stack.
 const WORKER_STACK: usize = 8 << 20;
+
+/// How many callbacks may be in progress at a time, at least, not counting those that wait for tasks:
+/// one that takes long shall not hold up all others.
+const MIN_CALLBACK_THREADS: usize = 4;
 
 /// Rises in the child of each `fork()`. What was made under another number has no threads here,
 /// and its locks may be held for ever by threads that were not copied.
@@ -52,6 +57,8 @@ pub(crate) enum LaneKind {
     Python,
     Coroutine,
     Io,
+    /// For the callbacks of tasks that have ended on threads which must not wait for them.
+    Callback,
 }
 
 impl LaneKind {
@@ -60,6 +67,7 @@ impl LaneKind {
             Self::Python => "python",
             Self::Coroutine => "coroutine",
             Self::Io => "io",
+            Self::Callback => "callback",
         }
     }
 }
@@ -84,6 +92,8 @@ pub(crate) struct Shared {
     coroutine: Lane<Py<TaskHandle>>,
     /// Python callables that were sent to the I/O lane.
     io_calls: Lane<Py<TaskHandle>>,
+    /// Tasks that have ended and have callbacks, which are to be called here.
+    callbacks: Lane<Py<TaskHandle>>,
     /// Started with the first job of their kind, taken away when the last task has ended.
     io: Mutex<OnceCell<IoLane>>,
     compute: Mutex<OnceCell<ComputeLane>>,
@@ -96,14 +106,15 @@ pub(crate) struct Shared {
     /// The workers that run Python code and are alive.
     slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
-    next_thread: [AtomicUsize; 3],
+    next_thread: [AtomicUsize; 4],
     /// Tasks that have ended, by state from `DONE` on. Relaxed: only shown.
     ended: [AtomicU64; 3],
     /// The sum of these when `has_progressed` last looked.
     ended_before: AtomicU64,
-    /// Tasks that were accepted and have not ended.
+    /// Tasks that were accepted and have not ended, or whose callbacks are being called.
     unfinished: AtomicUsize,
-    /// Those of them that stand in `wait_all` themselves: waiting for them would never end.
+    /// Workers that stand in `wait_all` between two bodies, in the destructor of an argument: each is
+    /// about to end a task, and nobody knows which.
     waiting_for_all: AtomicUsize,
     /// Who waits for the end of all tasks.
     idle_waiters: Mutex<Vec<Arc<Parker>>>,
@@ -133,6 +144,7 @@ impl Shared {
             python: Lane::new(sizes.python_threads),
             coroutine: Lane::new(sizes.python_threads),
             io_calls: Lane::new(sizes.io_threads),
+            callbacks: Lane::new(sizes.io_threads.max(MIN_CALLBACK_THREADS)),
             io: Mutex::default(),
             compute: Mutex::default(),
             deadlines: Deadlines::default(),
@@ -173,6 +185,7 @@ impl Shared {
             LaneKind::Python => &self.python,
             LaneKind::Coroutine => &self.coroutine,
             LaneKind::Io => &self.io_calls,
+            LaneKind::Callback => &self.callbacks,
         }
     }
 
@@ -244,14 +257,22 @@ impl Shared {
         if left == 0 && !self.open.load(Ordering::SeqCst) {
             self.retire();
         }
-        if left <= self.waiting_for_all.load(Ordering::SeqCst) {
+        if left <= self.waiting_for_all.load(Ordering::SeqCst) + waits::most_held_up() {
             let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
             sleepers.extend(waiters.into_iter().map(|waiter| waiter as Arc<dyn Unpark>));
         }
     }
 
-    /// Waits until no task is left but those that wait here too; false if `timeout` came first. An
-    /// error is what a signal's handler has raised.
+    /// Has all who stand in `wait_all` look again.
+    pub(crate) fn wake_idle_waiters(&self) {
+        for waiter in std::mem::take(&mut *lock(&self.idle_waiters)) {
+            waiter.unpark();
+        }
+    }
+
+    /// Waits until no task is left but those that cannot end before this wait does, see
+    /// [`waits`]; false if `timeout` came first. An error is what a signal's handler has
+    /// raised.
     pub(crate) fn wait_idle(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
         self.wait_idle_as(py, timeout, || py.check_signals())
     }
@@ -273,19 +294,21 @@ impl Shared {
     ) -> PyResult<bool> {
         self.check_process()?;
         let _blocked = worker::enter_blocked(py)?;
-        let inside = worker::is_worker_of(self).then(|| InsideWaitAll::new(self));
+        let waiting = Waiting::for_all(py, self);
+        let unnamed = !waiting.is_inside() && worker::is_worker_of(self);
+        let unnamed = unnamed.then(|| InsideWaitAll::new(self));
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parker = Arc::new(Parker::default());
         loop {
             lock(&self.idle_waiters).push(parker.clone());
             // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
             let unfinished = self.unfinished.load(Ordering::SeqCst);
-            // Those inside `wait_all` are waited for from outside: they will return.
-            let excepted = match &inside {
-                Some(_) => self.waiting_for_all.load(Ordering::SeqCst),
-                None => 0,
+            // From outside all are waited for, those inside `wait_all` too: they will return.
+            let unnamed = match unnamed.is_some() || waiting.is_inside() {
+                true => self.waiting_for_all.load(Ordering::SeqCst),
+                false => 0,
             };
-            let idle = unfinished <= excepted;
+            let idle = unfinished == 0 || unfinished <= unnamed + waiting.held_up(self);
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let woken = match idle {
                 true => Ok(Wakeup::Notified),
@@ -391,26 +414,26 @@ impl Shared {
         &self,
         handle: &Py<TaskHandle>,
         content: &Content,
-        py: Option<Python<'_>>,
+        py: Python<'_>,
     ) -> NewFailure {
         let has_room = lock(&self.failures).has_room();
-        let prepare =
-            |py: Python<'_>| NewFailure::of(py, handle, content, has_room, self.keeps_frames);
-        match py {
-            Some(py) => prepare(py),
-            // Native tasks fail on threads without the interpreter; at its exit nobody will ask.
-            None => Python::try_attach(prepare).unwrap_or_default(),
-        }
+        NewFailure::of(py, handle, content, has_room, self.keeps_frames)
+    }
+
+    /// The same on a thread without the interpreter.
+    pub(crate) fn prepare_native_failure(
+        &self,
+        task: &TaskHandle,
+        spare: [Spare; 2],
+        outcome: &Arc<NativeOutcome>,
+    ) -> NewFailure {
+        let has_room = lock(&self.failures).has_room();
+        NewFailure::of_native(task, spare, outcome, has_room, self.keeps_frames)
     }
 
     /// Remembers a failed task for `get_failed` and `wait_all`; gives back what is not kept.
     pub(crate) fn record_failure(&self, failure: NewFailure) -> [Option<Failure>; 2] {
         lock(&self.failures).add(failure)
-    }
-
-    /// Whether somebody is told of each failure.
-    pub(crate) fn tells_of_failures(&self) -> bool {
-        lock(&self.error_callback).is_some()
     }
 
     /// Remembers items of a batch that have failed together, all for the same reason.
@@ -428,18 +451,13 @@ impl Shared {
         }
     }
 
-    /// Tells the error callback of a failed task.
-    pub(crate) fn tell_failure(&self, handle: &Py<TaskHandle>) {
-        if lock(&self.error_callback).is_none() {
-            return;
-        }
-        Python::try_attach(|py| {
-            let callback = lock(&self.error_callback).as_ref().map(|c| c.clone_ref(py));
-            if let Some(callback) = callback {
-                let (_, error) = handle.get().report(py);
-                callbacks::call(py, &callback, (handle.clone_ref(py), error));
-            }
-        });
+    /// Whether somebody is told of each failure.
+    pub(crate) fn has_error_callback(&self) -> bool {
+        lock(&self.error_callback).is_some()
+    }
+
+    pub(crate) fn error_callback(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        lock(&self.error_callback).as_ref().map(|callback| callback.clone_ref(py))
     }
 
     pub(crate) fn set_error_callback(&self, callback: Option<Py<PyAny>>) {
@@ -486,6 +504,16 @@ impl Shared {
         self.obey_or_fail(kind, order, std::slice::from_ref(handle));
     }
 
+    /// Has the callbacks of a task that has ended called on the callback lane, which any thread may
+    /// ask for. Gives the task back if that has no thread and gets none.
+    pub(crate) fn push_ended(self: &Arc<Self>, handle: Py<TaskHandle>) -> Option<Py<TaskHandle>> {
+        let order = self.callbacks.push(handle);
+        match self.obey(LaneKind::Callback, order) {
+            Ok(()) => None,
+            Err(_) => self.callbacks.pop().0,
+        }
+    }
+
     /// As `push` for many. The woken worker gets the interpreter at once: this thread lets go of it
     /// before it wakes, and takes it again when the worker sleeps or its time slice is over.
     pub(crate) fn push_all(
@@ -521,7 +549,7 @@ impl Shared {
         let Err(error) = self.obey(kind, order) else { return };
         for handle in handles.iter().filter(|handle| handle.get().claim()) {
             let outcome = Outcome::Error(error.clone_ref(handle.py()));
-            TaskHandle::settle(handle.as_unbound(), outcome, Some(handle.py()));
+            TaskHandle::settle(handle.as_unbound(), outcome, handle.py());
         }
     }
 
@@ -533,7 +561,7 @@ impl Shared {
         let number = self.next_thread[kind as usize].fetch_add(1, Ordering::Relaxed);
         let shared = self.clone();
         let serve = match kind {
-            LaneKind::Python | LaneKind::Io => worker::serve,
+            LaneKind::Python | LaneKind::Io | LaneKind::Callback => worker::serve,
             LaneKind::Coroutine => coroutine::serve,
         };
         let spawned = std::thread::Builder::new()
@@ -619,6 +647,7 @@ impl Shared {
         self.python.close();
         self.coroutine.close();
         self.io_calls.close();
+        self.callbacks.close();
         if self.unfinished.load(Ordering::SeqCst) == 0 {
             self.retire();
         }
@@ -695,22 +724,20 @@ impl Drop for Shared {
             if let Some(tracing) = self.tracing.take() {
                 // The last one to hold this is often a worker that has let go of the interpreter.
                 // What it dropped then would be kept until somebody calls into this module.
-                Python::try_attach(|_| drop(tracing));
+                crate::guard::attach(|_| drop(tracing));
             }
         }
     }
 }
 
-/// Counts one task that stands in `wait_all`.
+/// Counts one worker that stands in `wait_all` between two bodies.
 struct InsideWaitAll<'a>(&'a Shared);
 
 impl<'a> InsideWaitAll<'a> {
     fn new(shared: &'a Shared) -> Self {
         shared.waiting_for_all.fetch_add(1, Ordering::SeqCst);
         // Others may have been waiting for just this task.
-        for waiter in std::mem::take(&mut *lock(&shared.idle_waiters)) {
-            waiter.unpark();
-        }
+        shared.wake_idle_waiters();
         Self(shared)
     }
 }

@@ -317,7 +317,7 @@ fn kind_of(lane: LaneKind) -> Kind {
     match lane {
         LaneKind::Python => Kind::Python,
         LaneKind::Coroutine => Kind::Coroutine,
-        LaneKind::Io => Kind::Io,
+        LaneKind::Io | LaneKind::Callback => Kind::Io,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The workers of the Python and I/O lanes: attached to the interpreter for life, detached only to
+//! The workers of the Python, I/O and callback lanes: attached to the interpreter for life, detached only to
 //! sleep.
 //!
 //! Longer than most files here: all that depends on what a worker's thread knows of itself.
@@ -23,7 +23,8 @@ use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
-use crate::signals;
+use crate::waits::Within;
+use crate::{guard, signals};
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
 /// each level takes native stack and a part of Python's recursion limit.
@@ -84,7 +85,7 @@ impl Turn {
     }
 }
 
-/// The life of a worker of the Python or the I/O lane.
+/// The life of a worker of the Python, the I/O or the callback lane.
 pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let owner = shared.clone();
     let served = as_worker(shared.clone(), kind, number, move |py| {
@@ -118,6 +119,8 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                     } else if let Some(batch) = handle.get().batch() {
                         drop(handle);
                         last_end = run_batch(py, batch, &slot, &mut sleepers, (now, &mut turn));
+                    } else if kind == LaneKind::Callback {
+                        TaskHandle::tell_at_last(py, &handle, &mut sleepers);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
@@ -160,6 +163,15 @@ pub(crate) fn leave_if_copied(owner: &Shared) {
     }
 }
 
+/// A callback has forked, and has returned in the child: if it was one of our workers that called it,
+/// that was all there is to do here.
+pub(crate) fn leave_if_copy() {
+    let is_copy = CURRENT.with_borrow(|c| c.as_ref().is_some_and(|c| c.shared.is_copy()));
+    if is_copy {
+        std::process::exit(0);
+    }
+}
+
 /// Runs the items of a batch. Tells when it ended, if nothing has happened since.
 #[inline(never)] // the loop around it is that of single tasks
 fn run_batch(
@@ -188,7 +200,7 @@ pub(crate) fn as_worker<T>(
     work: impl FnOnce(Python<'_>) -> T,
 ) -> Option<Option<T>> {
     let slot = Arc::new(Slot::new(kind, number));
-    let result = Python::try_attach(|py| {
+    let result = guard::attach(|py| {
         introduce(py, &slot);
         shared.add_slot(slot.clone());
         if let Some(tracing) = shared.tracing() {
@@ -271,7 +283,7 @@ fn settle(
     sleepers: &mut Sleepers,
 ) -> Option<End> {
     RAN_LAST.set(handle.get().task_id);
-    TaskHandle::settle_quietly(handle, outcome, Some(py), sleepers)
+    TaskHandle::settle_quietly(handle, outcome, py, sleepers)
 }
 
 /// Where a task of a lane has run that has just ended.
@@ -430,12 +442,26 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
     }
     INLINE_DEPTH.set(depth + 1);
     let handled = HandledError::set_aside(py);
+    let _within = (outer_body(py), Within::body(handle.clone().unbind()));
     let mut sleepers = Sleepers::new();
     run_claimed(py, handle.as_unbound(), &mut sleepers);
     handled.put_back(py);
     wake(&mut sleepers);
     INLINE_DEPTH.set(depth);
     true
+}
+
+/// Names the body that waits while another one is run on its stack, if there is one.
+fn outer_body(py: Python<'_>) -> Option<Within> {
+    let (task, batch, id) = with_current(|current| {
+        let current = current?;
+        let task = current.task.as_ref().map(|task| task.clone_ref(py));
+        Some((task, current.batch.clone(), current.slot.running.task()))
+    })?;
+    match task {
+        Some(task) => Some(Within::body(task)),
+        None => batch.map(|batch| Within::item(batch, id)),
+    }
 }
 
 /// Whether Python's stack here is so deep that a body above it would have much less than its own

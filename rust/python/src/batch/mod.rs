@@ -335,7 +335,7 @@ impl Batch {
             }
         }
         for handle in handles.iter().filter(|handle| handle.get().claim()) {
-            TaskHandle::settle(handle, Outcome::Error(error.clone_ref(py)), Some(py));
+            TaskHandle::settle(handle, Outcome::Error(error.clone_ref(py)), py);
         }
     }
 

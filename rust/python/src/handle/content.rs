@@ -51,7 +51,6 @@ pub(crate) enum Outcome {
     Value(Py<PyAny>),
     Error(PyErr),
     Cancelled,
-    Native(NativeOutcome),
 }
 
 impl Content {
@@ -71,19 +70,12 @@ impl Content {
         }
     }
 
-    /// The terminal state and content that an outcome means. Errors are Python objects, so only an
-    /// attached thread has one to tell.
-    pub(crate) fn of_outcome(outcome: Outcome, py: Option<Python<'_>>) -> (u8, Self) {
+    /// The terminal state and content that an outcome means.
+    pub(crate) fn of_outcome(outcome: Outcome, py: Python<'_>) -> (u8, Self) {
         match outcome {
             Outcome::Value(value) => (state::DONE, Self::Value(value)),
             Outcome::Cancelled => (state::CANCELLED, Self::Cancelled),
-            Outcome::Native(outcome) => {
-                (outcome.terminal_state(), Self::Undecoded(Arc::new(outcome)))
-            }
-            Outcome::Error(error) => match py {
-                Some(py) => (state::FAILED, Self::of_error(py, &error)),
-                None => Python::attach(|py| (state::FAILED, Self::of_error(py, &error))),
-            },
+            Outcome::Error(error) => (state::FAILED, Self::of_error(py, &error)),
         }
     }
 }

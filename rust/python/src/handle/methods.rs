@@ -82,7 +82,7 @@ impl TaskHandle {
                 adopt.call1((handle.clone_ref(py), source))?;
             }
             None => {
-                Self::settle(&handle, Outcome::Value(py.None()), Some(py));
+                Self::settle(&handle, Outcome::Value(py.None()), py);
             }
         }
         Ok(handle)
@@ -100,7 +100,7 @@ impl TaskHandle {
         if self_.get().shared().is_some() {
             return Err(PyTypeError::new_err("a runtime's own task ends by itself"));
         }
-        Self::settle(self_.as_unbound(), outcome, Some(py));
+        Self::settle(self_.as_unbound(), outcome, py);
         Ok(())
     }
 
@@ -269,7 +269,7 @@ impl TaskHandle {
         this.request_cancel();
         // A queued task becomes ours, as if to run it; its place in the queue is skipped later.
         if this.claim() {
-            Self::settle(self_.as_unbound(), Outcome::Cancelled, Some(self_.py()));
+            Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
             return Ok(DEQUEUED);
         }
         if this.is_settled() {

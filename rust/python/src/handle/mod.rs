@@ -4,6 +4,7 @@
 
 mod content;
 mod methods;
+mod settle;
 mod waiter;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -27,9 +28,12 @@ use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
-use crate::{signals, worker};
+use crate::waits::Waiting;
+use crate::{callbacks, signals, worker};
 pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
 pub(crate) use methods::seconds;
+use settle::Left;
+pub(crate) use settle::NativeRun;
 pub(crate) use waiter::{Sleepers, wake};
 use waiter::{Waiter, Waiters};
 
@@ -97,8 +101,11 @@ struct Cell {
 /// What few tasks have.
 #[derive(Default)]
 struct Extras {
-    /// Emptied once, when the state becomes terminal.
+    /// Emptied once, when the state becomes terminal; but for those that another thread is to call
+    /// or wake then.
     waiters: Waiters,
+    /// What that thread is to drop.
+    left_over: Option<Content>,
     /// Its deadline, while it runs.
     alarm: Option<Alarm>,
     /// The task that submitted it.
@@ -112,15 +119,22 @@ impl Cell {
         self.extras.get_or_insert_default()
     }
 
-    /// Takes out who waits for the task and its deadline, and looks who is its parent.
-    fn end_extras(&mut self) -> (Waiters, Option<Alarm>, Option<Arc<Family>>) {
+    /// Takes out who waits for the task and its deadline, and looks who is its parent. Functions
+    /// that another thread is to call stay.
+    fn end_extras(&mut self, left: Left) -> (Waiters, Option<Alarm>, Option<Arc<Family>>) {
         let Some(extras) = &mut self.extras else { return (Waiters::None, None, None) };
-        let ended =
-            (std::mem::take(&mut extras.waiters), extras.alarm.take(), extras.parent.clone());
-        if extras.parent.is_none() && extras.family.is_none() {
+        let mut waiters = std::mem::take(&mut extras.waiters);
+        match left {
+            Left::Nothing => {}
+            Left::Callbacks => extras.waiters = waiters.take_callbacks(),
+            Left::All => extras.waiters = std::mem::take(&mut waiters),
+        }
+        let has_callbacks = !matches!(extras.waiters, Waiters::None);
+        let (alarm, parent) = (extras.alarm.take(), extras.parent.clone());
+        if parent.is_none() && extras.family.is_none() && !has_callbacks {
             self.extras = None;
         }
-        ended
+        (waiters, alarm, parent)
     }
 }
 
@@ -458,97 +472,6 @@ impl TaskHandle {
         Ok(())
     }
 
-    /// Ends the task and wakes who waits for it; false if it had ended already.
-    pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Option<Python<'_>>) -> bool {
-        let mut sleepers = Sleepers::new();
-        let end = Self::settle_quietly(self_, outcome, py, &mut sleepers);
-        wake(&mut sleepers);
-        end.is_some()
-    }
-
-    /// Ends the task, once: `None` if it had ended already, and then `outcome` is dropped. Outcomes
-    /// that hold Python objects are settled only by attached threads. Who waits for the task is
-    /// added to `sleepers`, for the caller to wake soon: one that wakes while this thread still
-    /// holds the interpreter would only fall asleep again to wait for that.
-    pub(crate) fn settle_quietly(
-        self_: &Py<Self>,
-        outcome: Outcome,
-        py: Option<Python<'_>>,
-        sleepers: &mut Sleepers,
-    ) -> Option<End> {
-        let this = self_.get();
-        let (state, content) = Content::of_outcome(outcome, py);
-        // Held before anything is locked: it may take the interpreter.
-        let failure = match (&this.shared, state == FAILED && this.tracked) {
-            (Some(shared), true) => Some(shared.prepare_failure(self_, &content, py)),
-            _ => None,
-        };
-        // Who reports on all tasks reads the counts and the states while no attached thread runs.
-        // Of the others none may end a task meanwhile. Before the lock of the cell, which that
-        // reader takes within.
-        let apart_from_reports = match (&this.shared, py) {
-            (Some(shared), None) => Some(shared.ledger.pause()),
-            (Some(shared), Some(_)) if cfg!(Py_GIL_DISABLED) => Some(shared.ledger.pause()),
-            _ => None,
-        };
-        let mut cell = this.lock();
-        if this.is_settled() {
-            drop(cell);
-            drop(apart_from_reports);
-            drop((content, failure));
-            return None;
-        }
-        // Whoever sees that it has failed finds it among the failures.
-        let failed = failure.is_some();
-        let not_kept = match (&this.shared, failure) {
-            (Some(shared), Some(failure)) => Some(shared.record_failure(failure)),
-            _ => None,
-        };
-        if let Some(py) = py {
-            Self::track_for(self_, &content, py);
-        }
-        let left_over = std::mem::replace(&mut cell.content, content);
-        let (waiters, alarm, parent) = cell.end_extras();
-        let at = nanos_now();
-        this.times.ended.store(at, Ordering::Relaxed);
-        if let Some(shared) = &this.shared {
-            shared.count_ends(state, 1);
-        }
-        // Release: whoever sees the state sees the content. Under the lock: they change as one.
-        this.state.store(state, Ordering::Release);
-        let tracing = this.shared.as_ref().and_then(|shared| shared.tracing());
-        let name = match (tracing, py) {
-            (Some(_), Some(py)) => cell.name.as_ref().map(|name| name.clone_ref(py)),
-            _ => None,
-        };
-        drop(cell);
-        drop(apart_from_reports);
-        // Before anybody wakes who may shut the runtime down, and so close the trace.
-        if let Some(tracing) = tracing {
-            let parent = parent.as_ref().map_or(-1, |family| family.parent);
-            tracing.ended(this, name, &left_over, parent, py);
-        }
-        drop((left_over, not_kept));
-
-        if let Some(parent) = parent {
-            parent.ended(1);
-        }
-        if let Some(shared) = &this.shared {
-            if let Some(alarm) = alarm {
-                shared.take_back(alarm);
-            }
-            if failed {
-                shared.tell_failure(self_);
-            }
-        }
-        let unheard = !failed && matches!(waiters, Waiters::None);
-        waiters.deliver(self_, sleepers, py);
-        if let Some(shared) = &this.shared {
-            shared.tasks_ended(1, sleepers);
-        }
-        Some(End { at, unheard })
-    }
-
     /// Posts `token` to `mailbox` when the task has ended; at once if it has.
     pub(crate) fn deliver_to(
         self_: &Bound<'_, Self>,
@@ -561,9 +484,10 @@ impl TaskHandle {
 
     /// Tells `waiter` of the end of the task; at once if it has ended.
     fn tell(self_: &Bound<'_, Self>, waiter: Waiter) {
-        if let Err(waiter) = self_.get().add_waiter(waiter) {
-            let py = Some(self_.py());
-            wake(&mut waiter.deliver(self_.as_unbound(), py).into_iter().collect());
+        let Err(waiter) = self_.get().add_waiter(waiter) else { return };
+        match waiter.deliver(Some(self_.py())) {
+            Ok(sleeper) => wake(&mut sleeper.into_iter().collect()),
+            Err(callback) => callbacks::call(self_.py(), &callback, (self_.clone(),)),
         }
     }
 
@@ -591,10 +515,10 @@ impl TaskHandle {
         waiter.is_some()
     }
 
-    /// Nobody who was promised this task's end will hear of it.
-    pub(crate) fn forget_waiters(&self) {
-        let extras = self.lock().extras.as_mut().map(|extras| std::mem::take(&mut extras.waiters));
-        drop(extras);
+    /// Takes out who was promised this task's end.
+    pub(crate) fn forget_waiters(&self) -> Waiters {
+        let extras = &mut self.lock().extras;
+        extras.as_mut().map_or(Waiters::None, |extras| std::mem::take(&mut extras.waiters))
     }
 
     /// Waits for the end of the task; false if `timeout` came first.
@@ -611,6 +535,7 @@ impl TaskHandle {
             return Ok(true);
         }
         let _blocked = worker::enter_blocked(py)?;
+        let _waiting = Waiting::for_next(py, || vec![self_.clone().unbind()]);
         let parker = Arc::new(Parker::default());
         if this.add_waiter(Waiter::Thread(parker.clone())).is_err() {
             return Ok(true);
@@ -648,13 +573,15 @@ impl TaskHandle {
     /// The outcome of a task that has ended: its value, or the error to raise.
     pub(crate) fn outcome(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         self.decode(py);
-        let (exception, traceback) = match &self.lock().content {
+        let failed = match &self.lock().content {
             Content::Value(value) => return Ok(value.clone_ref(py)),
             Content::Error { exception, traceback } => {
-                (exception.clone_ref(py), traceback.as_ref().map(|t| t.clone_ref(py)))
+                Some((exception.clone_ref(py), traceback.as_ref().map(|t| t.clone_ref(py))))
             }
-            _ => return Err(cancelled_error(py)),
+            _ => None,
         };
+        // Unlocked, because to look for the class can let others have the interpreter.
+        let Some((exception, traceback)) = failed else { return Err(cancelled_error(py)) };
         restore_traceback(py, &exception, traceback.as_ref());
         Err(PyErr::from_value(exception.into_bound(py).into_any()))
     }

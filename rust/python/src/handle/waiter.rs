@@ -8,8 +8,6 @@ use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
-use super::TaskHandle;
-use crate::callbacks;
 use crate::collector;
 use crate::mailbox::Delivery;
 
@@ -85,20 +83,20 @@ impl Waiters {
         }
     }
 
-    /// Hands each what it waits for, in the order in which they came, and adds those who must be
-    /// woken to `sleepers`.
-    pub(crate) fn deliver(
-        self,
-        handle: &Py<TaskHandle>,
-        sleepers: &mut Sleepers,
-        py: Option<Python<'_>>,
-    ) {
-        match self {
-            Self::None => {}
-            Self::One(waiter) => sleepers.extend(waiter.deliver(handle, py)),
+    /// Takes out the functions, in the order in which they came.
+    pub(crate) fn take_callbacks(&mut self) -> Self {
+        let is_callback = |waiter: &Waiter| matches!(waiter, Waiter::Callback(_));
+        match std::mem::replace(self, Self::None) {
+            Self::One(waiter) if is_callback(&waiter) => Self::One(waiter),
             Self::Many(waiters) => {
-                let woken = waiters.into_iter().filter_map(|waiter| waiter.deliver(handle, py));
-                sleepers.extend(woken);
+                let (callbacks, others): (Vec<_>, Vec<_>) =
+                    waiters.into_iter().partition(is_callback);
+                *self = if others.is_empty() { Self::None } else { Self::Many(others) };
+                if callbacks.is_empty() { Self::None } else { Self::Many(callbacks) }
+            }
+            others => {
+                *self = others;
+                Self::None
             }
         }
     }
@@ -116,33 +114,41 @@ impl Waiters {
             Waiter::Callback(callback) => visit.call(callback),
         })
     }
+
+    /// Hands each what it waits for, in the order in which they came, and adds those who must be
+    /// woken to `sleepers`. Gives back the functions, which are to be called.
+    pub(crate) fn deliver(self, sleepers: &mut Sleepers, py: Option<Python<'_>>) -> Vec<Py<PyAny>> {
+        let mut callbacks = Vec::new();
+        let mut deliver = |waiter: Waiter| match waiter.deliver(py) {
+            Ok(sleeper) => sleepers.extend(sleeper),
+            Err(callback) => callbacks.push(callback),
+        };
+        match self {
+            Self::None => {}
+            Self::One(waiter) => deliver(waiter),
+            Self::Many(waiters) => waiters.into_iter().for_each(deliver),
+        }
+        callbacks
+    }
 }
 
 impl Waiter {
-    /// Hands over what it waits for, and leaves it to the caller to wake it.
+    /// Hands over what it waits for, and leaves it to the caller to wake it, or to call it.
     pub(crate) fn deliver(
         self,
-        handle: &Py<TaskHandle>,
         py: Option<Python<'_>>,
-    ) -> Option<Arc<dyn Unpark>> {
+    ) -> Result<Option<Arc<dyn Unpark>>, Py<PyAny>> {
         match self {
-            Self::Thread(parker) => Some(parker),
+            Self::Thread(parker) => Ok(Some(parker)),
             Self::Mailbox { mailbox, delivery } => {
                 // The task does not hold it any more, and the collector looks through mailboxes.
                 // What ends without the interpreter has tokens that were never off the list.
                 if let Some(py) = py {
                     collector::track(delivery.token.bind(py));
                 }
-                mailbox.post_quietly(delivery).then_some(mailbox as Arc<dyn Unpark>)
+                Ok(mailbox.post_quietly(delivery).then_some(mailbox as Arc<dyn Unpark>))
             }
-            Self::Callback(callback) => {
-                // `None`: the interpreter is gone, and with it whoever would be called.
-                Python::try_attach(|py| {
-                    callbacks::call(py, &callback, (handle.clone_ref(py),));
-                    drop(callback);
-                });
-                None
-            }
+            Self::Callback(callback) => Err(callback),
         }
     }
 }

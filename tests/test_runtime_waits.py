@@ -1,0 +1,263 @@
+"""`wait_all` inside tasks, while other tasks wait for them: it waits for all that can still end."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dftracer.utils import Runtime, TaskHandle, as_completed
+
+GUARD_S = 30
+"""How long a test waits for what must come."""
+
+
+@pytest.fixture(name="runtime", params=[1, 2], ids=["one worker", "two workers"])
+def make_runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    with Runtime(threads=1, io_threads=1, python_threads=request.param) as runtime:
+        yield runtime
+
+
+def get(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    return runtime.submit(body).get()
+
+
+def get_in_time(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    return runtime.submit(body).get(GUARD_S * 2)
+
+
+def get_first(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    return next(as_completed([runtime.submit(body)])).get()
+
+
+def get_of_map(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    return list(runtime.map(lambda _: body(), [1, 2, 3]))[-1]
+
+
+def get_from_io(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    return runtime.submit_io(body).get()
+
+
+def get_of_executor(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    handle = runtime.submit(body)
+    runtime.wait(handle)
+    return handle.get()
+
+
+def get_of_coroutine(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    async def coroutine() -> Any:
+        return body()
+
+    return runtime.submit(coroutine).get()
+
+
+def get_by_awaiting(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    async def coroutine() -> Any:
+        return await runtime.submit(body)
+
+    return runtime.submit(coroutine).get()
+
+
+def get_by_gathering(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    async def coroutine() -> Any:
+        async def wait(handle: TaskHandle[Any]) -> Any:
+            return await handle
+
+        handles = [runtime.submit(body), runtime.submit(int)]
+        return (await asyncio.gather(*map(wait, handles)))[0]
+
+    return runtime.submit(coroutine).get()
+
+
+WAYS = [
+    get,
+    get_in_time,
+    get_first,
+    get_of_map,
+    get_from_io,
+    get_of_executor,
+    get_of_coroutine,
+    get_by_awaiting,
+    get_by_gathering,
+]
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("way", WAYS)
+def test_wait_all_returns_when_tasks_wait_for_the_one_that_calls_it(
+    runtime: Runtime, way: Callable[..., Any], depth: int
+) -> None:
+    def body(level: int) -> int:
+        if level == 0:
+            runtime.wait_all()
+            return 7
+        result: int = way(runtime, lambda: body(level - 1))
+        return result
+
+    assert runtime.submit(body, depth).get(GUARD_S) == 7
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("outer", WAYS)
+def test_wait_all_returns_when_ways_of_waiting_are_mixed(
+    outer: Callable[..., Any], way: Callable[..., Any]
+) -> None:
+    if way is get_of_coroutine and outer in (get_by_awaiting, get_by_gathering):
+        pytest.skip("a coroutine may not block the loop in which another one is suspended")
+
+    def child() -> int:
+        runtime.wait_all()
+        return 7
+
+    with Runtime(python_threads=1, io_threads=1) as runtime:
+        handle = runtime.submit(lambda: outer(runtime, lambda: way(runtime, child)))
+        assert handle.get(GUARD_S) == 7
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wait_all_waits_for_others_when_a_task_waits_for_the_one_that_calls_it(
+    runtime: Runtime, tmp_path: Path, way: Callable[..., Any]
+) -> None:
+    # A program: it needs no worker.
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)
+    other = runtime.run_process(["head", "-c1"], stdin=fifo)
+
+    def child() -> bool:
+        os.write(writer, b"x")
+        runtime.wait_all()
+        return other.done()
+
+    assert runtime.submit(lambda: way(runtime, child)).get(GUARD_S) is True
+    os.close(writer)
+
+
+def test_everybody_returns_when_a_tree_of_tasks_waits_for_all_in_its_leaves() -> None:
+    with Runtime(python_threads=3) as runtime:
+
+        def node(level: int) -> int:
+            if level == 0:
+                runtime.wait_all()
+                return 1
+            return sum(handle.get() for handle in [runtime.submit(node, level - 1)] * 2)
+
+        def spread(level: int) -> int:
+            if level == 0:
+                runtime.wait_all()
+                return 1
+            handles = [runtime.submit(spread, level - 1) for _ in range(3)]
+            return sum(handle.get() for handle in as_completed(handles))
+
+        assert runtime.submit(node, 4).get(GUARD_S) == 16
+        assert runtime.submit(spread, 3).get(GUARD_S) == 27
+
+
+def test_task_goes_on_when_only_one_of_those_it_waits_for_stands_in_wait_all() -> None:
+    second = threading.Event()
+    parent_ended = threading.Event()
+
+    def child() -> None:
+        second.set()
+        runtime.wait_all()
+
+    def parent() -> None:
+        slow = runtime.submit(child)
+        fast = runtime.submit_io(second.wait, GUARD_S)
+        assert next(as_completed([slow, fast])) is fast
+        for _ in range(3):
+            runtime.run_process(["true"]).get()
+        parent_ended.set()
+
+    with Runtime(python_threads=2) as runtime:
+        handle = runtime.submit(parent)
+        handle.get(GUARD_S)
+        runtime.wait_all()
+        assert parent_ended.is_set()
+
+
+def test_wait_all_returns_when_a_task_awaits_its_caller_in_a_loop_of_its_own() -> None:
+    def child() -> int:
+        runtime.wait_all()
+        return 7
+
+    async def wait() -> Any:
+        return await runtime.submit(child)
+
+    with Runtime(python_threads=2) as runtime:
+        assert runtime.submit(lambda: asyncio.run(wait())).get(GUARD_S) == 7
+
+
+def test_wait_all_returns_when_called_in_a_thread_of_a_coroutine(runtime: Runtime) -> None:
+    async def body() -> int:
+        await asyncio.to_thread(runtime.wait_all)
+        return 7
+
+    assert runtime.submit(body).get(GUARD_S) == 7
+
+
+def test_wait_all_of_another_runtime_returns_when_its_task_waits_here(runtime: Runtime) -> None:
+    with Runtime(python_threads=1) as other:
+
+        def child() -> int:
+            other.wait_all()
+            return 7
+
+        def parent() -> Any:
+            return runtime.submit(child).get()
+
+        assert other.submit(parent).get(GUARD_S) == 7
+
+
+def test_wait_all_waits_for_those_of_another_runtime_when_they_stand_in_their_own(
+    runtime: Runtime,
+) -> None:
+    with Runtime(python_threads=1) as other:
+        gate = threading.Event()
+
+        def elsewhere() -> int:
+            gate.set()
+            other.wait_all()
+            return 7
+
+        handle = other.submit(elsewhere)
+
+        def body() -> bool:
+            assert gate.wait(GUARD_S)
+            other.wait_all()
+            return handle.done()
+
+        assert runtime.submit(body).get(GUARD_S) is True
+
+
+def test_wait_all_outside_waits_for_all_when_tasks_wait_for_each_other(runtime: Runtime) -> None:
+    def child() -> None:
+        runtime.wait_all()
+
+    handles = [runtime.submit(lambda: runtime.submit(child).get()) for _ in range(5)]
+    runtime.wait_all()
+    assert all(handle.done() for handle in handles)
+
+
+def test_wait_all_in_a_callback_returns_when_a_task_stands_in_it_too(runtime: Runtime) -> None:
+    begun, release, called = threading.Event(), threading.Event(), threading.Event()
+
+    def body() -> None:
+        begun.set()
+        assert release.wait(GUARD_S)
+        runtime.wait_all()
+
+    def tell(_: TaskHandle[Any]) -> None:
+        release.set()
+        runtime.wait_all()
+        called.set()
+
+    waiting = runtime.submit(body)
+    assert begun.wait(GUARD_S)
+    handle = runtime.run_process(["true"])
+    handle.add_done_callback(tell)
+    waiting.get(GUARD_S)
+    assert called.wait(GUARD_S)
