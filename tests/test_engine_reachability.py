@@ -3,16 +3,20 @@
 import asyncio
 import gc
 import os
+import signal
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkflowEngine
+from dftracer.asyncflow.signals import SIGNALS
 from dftracer.utils import Runtime
 
 GUARD_S = 30
@@ -127,32 +131,37 @@ async def gone(references: list[weakref.ref[Any]], before: tuple[int, int]) -> N
     pytest.fail(f"{len(alive)} of {len(references)} alive, {resources()} of {before}")
 
 
-async def settled_resources() -> tuple[int, int]:
-    # The first engine of a loop in the main thread opens the pipe that wakes it for signals.
+@asynccontextmanager
+async def settled() -> AsyncIterator[tuple[int, int]]:
+    """Give what there is with an engine in the loop, which opens what the loop's engines share."""
     flow = await WorkflowEngine.create()
     await use_programs(flow)
     await flow.shutdown()
-    keep = await WorkflowEngine.create(dry_run=True)
-    before = resources()
-    asyncio.get_running_loop().test_keeps = keep  # type: ignore[attr-defined]
-    return before
+    async with await WorkflowEngine.create(dry_run=True):
+        yield resources()
 
 
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("make", [default_engine, engine_on_threads, dry_engine])
+PAIRS = [
+    (make, use)
+    for make in (default_engine, engine_on_threads, dry_engine)
+    for use in USES
+    # Elsewhere a body cannot be stopped.
+    if use is not use_cancellation or make is default_engine
+]
+
+
+@pytest.mark.parametrize(("make", "use"), PAIRS)
 async def test_an_engine_goes_when_nobody_holds_it(
     make: Callable[[], Awaitable[WorkflowEngine]], use: Use
 ) -> None:
-    if make is not default_engine and use is use_cancellation:
-        pytest.skip("a body is not stopped there")
-    before = await settled_resources()
+    async with settled() as before:
 
-    async def cell() -> weakref.ref[Any]:
-        flow = await make()
-        await use(flow)
-        return weakref.ref(flow)
+        async def cell() -> weakref.ref[Any]:
+            flow = await make()
+            await use(flow)
+            return weakref.ref(flow)
 
-    await gone([await cell() for _ in range(3)], before)
+        await gone([await cell() for _ in range(3)], before)
 
 
 async def test_an_engine_goes_when_nobody_holds_it_on_any_loop(
@@ -177,46 +186,46 @@ async def test_an_engine_goes_when_nobody_holds_it_on_any_loop(
 async def test_an_engine_that_nobody_holds_goes_on_until_its_tasks_have_ended(
     kind: str, tmp_path: Path
 ) -> None:
-    before = await settled_resources()
-    release, ended, path = threading.Event(), threading.Event(), tmp_path / "fifo"
-    os.mkfifo(path)
-    results = []
+    async with settled() as before:
+        release, ended, path = threading.Event(), threading.Event(), tmp_path / "fifo"
+        os.mkfifo(path)
+        results = []
 
-    async def cell() -> weakref.ref[Any]:
-        flow = await (engine_on_threads if kind == "threads" else default_engine)()
+        async def cell() -> weakref.ref[Any]:
+            flow = await (engine_on_threads if kind == "threads" else default_engine)()
 
-        @flow.function_task(timeout=GUARD_S if kind == "options" else None)
-        def wait() -> str:
-            release.wait(GUARD_S)
-            return "done"
+            @flow.function_task(timeout=GUARD_S if kind == "options" else None)
+            def wait() -> str:
+                release.wait(GUARD_S)
+                return "done"
 
-        @flow.executable_task
-        def read() -> str:
-            return f"cat {path}"
+            @flow.executable_task
+            def read() -> str:
+                return f"cat {path}"
 
-        @flow.block
-        async def block() -> None:
-            results.append(await (read() if kind == "program" else wait()))
-            ended.set()
+            @flow.block
+            async def block() -> None:
+                results.append(await (read() if kind == "program" else wait()))
+                ended.set()
 
-        block()
-        await asyncio.sleep(0.05)
-        return weakref.ref(flow)
+            block()
+            await asyncio.sleep(0.05)
+            return weakref.ref(flow)
 
-    reference = await cell()
-    gc.collect()
-    await asyncio.sleep(0)
-    gc.collect()
-    assert reference() is not None
-    release.set()
-    if kind == "program":
-        await asyncio.to_thread(path.write_text, "done")
-    await asyncio.to_thread(ended.wait, GUARD_S)
-    assert results == ["done"]
-    loop = asyncio.get_running_loop()
-    await loop.shutdown_default_executor()
-    loop._executor_shutdown_called = False  # type: ignore[attr-defined]
-    await gone([reference], before)
+        reference = await cell()
+        gc.collect()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert reference() is not None
+        release.set()
+        if kind == "program":
+            await asyncio.to_thread(path.write_text, "done")
+        await asyncio.to_thread(ended.wait, GUARD_S)
+        assert results == ["done"]
+        loop = asyncio.get_running_loop()
+        await loop.shutdown_default_executor()
+        loop._executor_shutdown_called = False  # type: ignore[attr-defined]
+        await gone([reference], before)
 
 
 @pytest.mark.parametrize("moment", ["before its calls are launched", "while they run"])
@@ -248,33 +257,71 @@ def test_an_engine_goes_with_its_loop_when_that_is_closed(moment: str) -> None:
 
     reference = make()
     release.set()
-    # The next engine in the main thread forgets the signals of loops that are closed.
-    asyncio.run(gone_with_next([reference], before))
+    loop_itself = 3  # descriptors
+    asyncio.run(gone([reference], (before[0], before[1] + loop_itself)))
 
 
-async def gone_with_next(references: list[weakref.ref[Any]], before: tuple[int, int]) -> None:
-    loop_itself = 6  # descriptors of this loop, and of the signals of its engines
-    async with await WorkflowEngine.create(dry_run=True):
-        pass
-    await gone(references, (before[0], before[1] + loop_itself))
+async def test_signals_are_handled_as_before_when_the_last_engine_of_a_loop_has_gone() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    async def cell() -> None:
+        await default_engine()
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+
+    await cell()
+    for _ in range(int(GUARD_S / 0.01)):
+        gc.collect()
+        await asyncio.sleep(0.01)
+        if [signal.getsignal(number) for number in SIGNALS] == before:
+            break
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_signals_are_handled_as_before_when_a_loop_was_closed_with_an_engine() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(default_engine())
+    loop.close()
+    gc.collect()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+async def test_a_loop_keeps_nothing_of_the_context_in_which_an_engine_was_made() -> None:
+    class Big: ...
+
+    variable: ContextVar[Big] = ContextVar("variable")
+    flows = []
+
+    async def cell() -> weakref.ref[Any]:
+        big = Big()
+        variable.set(big)
+        flows.append(await default_engine())
+        await use_functions(flows[0])
+        return weakref.ref(big)
+
+    reference = await asyncio.create_task(cell())
+    await gone([reference], (resources()[0], resources()[1]))
+    await flows[0].shutdown()
 
 
 async def test_runtimes_go_when_nobody_holds_them() -> None:
-    before = await settled_resources()
+    async with settled() as before:
 
-    async def body() -> int:
-        await asyncio.sleep(0)
-        return 1
+        async def body() -> int:
+            await asyncio.sleep(0)
+            return 1
 
-    def use() -> weakref.ref[Any]:
-        runtime = Runtime(threads=1, io_threads=1, python_threads=2)
-        runtime.submit(int).get()
-        runtime.submit(body).get()
-        runtime.submit_io(int).get()
-        runtime.run_process(["true"]).get()
-        runtime.hash_files([__file__]).get()
-        runtime.set_timeout("1h")
-        list(runtime.map(str, range(10)))
-        return weakref.ref(runtime)
+        def use() -> weakref.ref[Any]:
+            runtime = Runtime(threads=1, io_threads=1, python_threads=2)
+            runtime.submit(int).get()
+            runtime.submit(body).get()
+            runtime.submit_io(int).get()
+            runtime.run_process(["true"]).get()
+            runtime.hash_files([__file__]).get()
+            runtime.set_timeout("1h")
+            list(runtime.map(str, range(10)))
+            return weakref.ref(runtime)
 
-    await gone([use() for _ in range(20)], before)
+        await gone([use() for _ in range(20)], before)

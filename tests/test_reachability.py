@@ -13,6 +13,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,67 @@ def test_a_kept_failure_holds_no_variables_when_its_handle_has_gone() -> None:
         while frame.tb_next is not None:
             frame = frame.tb_next
         assert frame.tb_frame.f_locals == {}
+
+
+@pytest.mark.parametrize("how", ["plain", "io", "coroutine", "awaiting", "waiting", "map"])
+def test_a_failure_holds_nothing_when_it_has_gone_through_any_lane(how: str) -> None:
+    alive: list[weakref.ref[Big]] = []
+    with Runtime(threads=1, io_threads=1, python_threads=2) as runtime:
+
+        def plain(*_: object) -> None:
+            big = Big()
+            big.__dict__["runtime"] = runtime
+            alive.append(weakref.ref(big))
+            raise ValueError
+
+        async def coroutine() -> None:
+            await asyncio.sleep(0)
+            plain()
+
+        async def awaiting() -> None:
+            big = Big()
+            alive.append(weakref.ref(big))
+            await runtime.submit(plain)
+
+        def waiting() -> None:
+            big = Big()
+            alive.append(weakref.ref(big))
+            runtime.submit(plain).get()
+
+        if how == "io":
+            runtime.submit_io(plain)
+        elif how == "map":
+            with pytest.raises(ValueError, match=r"^$"):
+                list(runtime.map(plain, range(3)))
+        else:
+            body: Any = locals()[how]
+            runtime.submit(body)
+        runtime.wait_all()
+        assert alive
+
+        def have_gone() -> bool:
+            gc.collect()  # what a worker's thread holds to the last goes a moment later
+            return all(reference() is None for reference in alive)
+
+        wait_until(have_gone, lambda: [reference() for reference in alive])
+        assert runtime.get_failed()
+
+
+def test_a_loop_keeps_nothing_of_the_context_in_which_it_was_first_used() -> None:
+    variable: ContextVar[Big] = ContextVar("variable")
+    loop = asyncio.new_event_loop()
+
+    async def wait() -> weakref.ref[Big]:
+        big = Big()
+        variable.set(big)
+        await runtime.submit(list)
+        return weakref.ref(big)
+
+    with new_runtime() as runtime:
+        reference = loop.run_until_complete(wait())
+        gc.collect()
+        assert reference() is None
+        loop.close()
 
 
 def test_a_kept_failure_holds_nothing_of_who_has_asked_for_the_outcome() -> None:

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 from dftracer.utils.runtime import hurry_at_exit
 
@@ -60,13 +60,14 @@ def watch(engine: WorkflowEngine) -> None:
         return
     for loop, watcher in list(_watchers.items()):
         if loop.is_closed() or not watcher.is_here():
-            del _watchers[loop]
+            _watchers.pop(loop, None)
             watcher.remove(loop)
     if engine.loop not in _watchers:
         _watchers[engine.loop] = _Watcher()
         _watchers[engine.loop].install(engine.loop)
     main = main_task(engine.loop)
     _watchers[engine.loop].engines[engine] = ref(main) if main is not None else None
+    finalize(engine, _engine_has_gone, ref(engine.loop)).atexit = False
 
 
 def unwatch(engine: WorkflowEngine) -> None:
@@ -77,6 +78,31 @@ def unwatch(engine: WorkflowEngine) -> None:
         if not watcher.engines:
             del _watchers[engine.loop]
             watcher.remove(engine.loop)
+
+
+def _engine_has_gone(reference: ref[asyncio.AbstractEventLoop]) -> None:
+    """Give the handlers back if nobody holds an engine of the loop any more.
+
+    Called wherever the engine was dropped, or the garbage collector ran.
+    """
+    loop = reference()
+    if loop is None or loop not in _watchers:
+        return
+    if loop.is_closed():
+        _tidy(loop)
+    else:
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            loop.call_soon_threadsafe(_tidy, loop, context=contextvars.Context())
+
+
+def _tidy(loop: asyncio.AbstractEventLoop) -> None:
+    watcher = _watchers.get(loop)
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals can be seen to there only, as the next engine does
+    # Those whose last reference has gone are in the dictionary for a moment more, but not in this.
+    if watcher is not None and watcher.is_here() and not list(watcher.engines):
+        del _watchers[loop]
+        watcher.remove(loop)
 
 
 class _Watcher:
@@ -113,7 +139,8 @@ class _Watcher:
             self._pipe = read, descriptor = os.pipe()
             os.set_blocking(read, False)
             os.set_blocking(descriptor, False)
-            loop.add_reader(read, os.read, read, 1_000)
+            # Not in the context of who makes the engine, which the loop would keep.
+            contextvars.Context().run(loop.add_reader, read, os.read, read, 1_000)
         signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
         for signum in SIGNALS:
             if signum == signal.SIGINT and _is_interactive():

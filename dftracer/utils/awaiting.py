@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import weakref
 from collections.abc import Generator
+from contextvars import Context
 from typing import Any
 
 from dftracer.utils._native import Mailbox, TaskHandle, Waiting
@@ -79,6 +80,7 @@ def _arrivals_of(loop: asyncio.AbstractEventLoop) -> _Arrivals:
     arrivals = known() if known is not None else None
     if arrivals is None:
         arrivals = _Arrivals()
-        loop.add_reader(arrivals.mailbox.fileno(), arrivals.deliver)
+        # Not in the context of whoever awaits first, which the loop would keep with the reader.
+        Context().run(loop.add_reader, arrivals.mailbox.fileno(), arrivals.deliver)
         _of_loops[loop] = weakref.ref(arrivals)
     return arrivals

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from dftracer.utils.primitives import Mailbox
@@ -33,7 +34,8 @@ class Inbox:
         self._loop = weakref.ref(loop)
         self._process = os.getpid()
         self._reader = _Reader(deliver)
-        loop.add_reader(self.mailbox.fileno(), self._reader)
+        # Not in the context of the caller, which the loop would keep with the reader.
+        Context().run(loop.add_reader, self.mailbox.fileno(), self._reader)
 
     def hold(self, owner: object | None) -> None:
         """Have the loop hold ``owner`` until it is told to hold nothing, or is closed.
