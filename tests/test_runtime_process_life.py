@@ -544,6 +544,100 @@ def test_child_ends_in_silence_when_it_runs_to_the_end_of_the_program(run_script
     assert run_script(program(source), options=FORK) == "child\nparent\n"
 
 
+FORKING = {
+    "first step": """
+        async def body():
+            return os.fork()
+        """,
+    "later step": """
+        async def body():
+            await asyncio.sleep(0)
+            return os.fork()
+        """,
+    "failing step": """
+        async def body():
+            child = os.fork()
+            if child == 0:
+                raise ValueError("in the child")
+            return child
+        """,
+    "goes on": """
+        async def body():
+            await asyncio.sleep(0)
+            child = os.fork()
+            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)
+            os.write(writer, b"x")
+            return child
+        """,
+    "suspends for ever": """
+        async def body():
+            child = os.fork()
+            if child == 0:
+                await asyncio.get_event_loop_policy().new_event_loop().create_future()
+            return child
+        """,
+    "own task": """
+        async def fork():
+            return os.fork()
+
+        async def body():
+            return await asyncio.create_task(fork())
+        """,
+    "callback of the loop": """
+        async def body():
+            forked = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(lambda: forked.set_result(os.fork()))
+            return await forked
+        """,
+    "passed on": """
+        async def fork():
+            await asyncio.sleep(0)
+            return os.fork()
+
+        body = functools.partial(fork)
+        """,
+}
+
+
+@pytest.mark.parametrize("body", FORKING)
+def test_child_leaves_when_a_coroutine_body_has_forked_and_its_turn_ends(
+    run_script: Script, body: str
+) -> None:
+    source = """
+        runtime = Runtime(python_threads=1)
+        opened = []
+
+        async def other():
+            # Suspended in the same loop, and ready to go on when the fork is made.
+            for _ in range(20):
+                await asyncio.sleep(0)
+            os.write(writer, b"other ")
+
+        async def queued():
+            os.write(writer, b"queued ")
+
+        others = [runtime.submit(other) for _ in range(3)]
+        forked = runtime.submit(body)
+        forked.add_done_callback(lambda _: os.write(writer, b"told "))
+        others += [runtime.submit(queued) for _ in range(3)]
+        child = forked.get()
+        assert child > 0
+        assert os.waitpid(child, 0)[1] == 0
+        runtime.wait_all()
+        runtime.shutdown()
+        os.close(writer)
+        with open(reader, "rb") as file:
+            words = file.read().replace(b"x", b"").split()
+        assert sorted(words) == [b"other"] * 3 + [b"queued"] * 3 + [b"told"], words
+        """
+    prelude = """
+        import functools
+        reader, writer = os.pipe()
+        """
+    run_script(program(prelude, FORKING[body], source), options=FORK)
+
+
 def test_queued_tasks_run_once_when_a_task_forks_and_its_child_waits(run_script: Script) -> None:
     source = """
         runtime = Runtime(python_threads=1)

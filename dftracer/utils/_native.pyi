@@ -652,6 +652,9 @@ class CoroutineWorker:
     def awake(self) -> None:
         """Tell that the worker is about to look for work."""
 
+    def leave(self) -> None:
+        """End this process if it is the child of a fork that a body has made."""
+
     def rise(self) -> None:
         """Tell that something else than the descriptor has ended the sleep."""
 

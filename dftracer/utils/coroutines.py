@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import selectors
 import sys
 import threading
@@ -93,6 +94,8 @@ class _Server:
         self._leaving = False
         self._left = 0
         """How many tasks may still be begun in this turn of the loop; -1 if there are none."""
+        self.is_copy = False
+        """Whether a body has forked, and this is the child."""
         self._last: TaskHandle[Any] | None = None
         """The task that the newest driver is at, if it has suspended."""
 
@@ -123,6 +126,17 @@ class _Server:
         if strays:
             self.loop.run_until_complete(asyncio.gather(*strays, return_exceptions=True))
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+
+    def stop_copy(self) -> None:
+        """See to it that the loop goes on with nothing else when this turn of a body is over."""
+        self.is_copy = True
+        ready = self.loop._ready  # type: ignore[attr-defined]
+        for index in range(len(ready)):
+            ready[index] = asyncio.Handle(self.leave, (), self.loop)
+
+    def leave(self) -> None:
+        """End the child of a fork."""
+        self._worker.leave()
 
     def before_sleep(self) -> bool:
         """Called when the loop has nothing to do; false if it must not sleep now."""
@@ -200,6 +214,16 @@ def _go_on(
         del handle, coroutine, context, awaited, step, value
 
 
+def _stop_copy() -> None:
+    """In the child of a fork: the loop of the body that forked is a copy, of which nothing is left."""
+    server: _Server | None = getattr(_here, "server", None)
+    if server is not None:
+        server.stop_copy()
+
+
+os.register_at_fork(after_in_child=_stop_copy)
+
+
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:
     """Make a coroutine of what is none."""
     return await awaitable
@@ -215,6 +239,8 @@ class _Selector(selectors.DefaultSelector):
         self._descriptor = worker.fileno()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._server.is_copy:
+            self._server.leave()
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
         if not self._server.before_sleep():

@@ -111,6 +111,11 @@ impl CoroutineWorker {
         self.stand_up();
     }
 
+    /// A body has forked, and the loop has its turn in the child: ends the child, which is no worker.
+    fn leave(&self) {
+        worker::leave_if_copied(&self.shared);
+    }
+
     /// Called when something else than the descriptor has ended the sleep.
     fn rise(&self) {
         let order = self.shared.lane(LaneKind::Coroutine).rise_for_another(&self.wakeup());
@@ -271,6 +276,7 @@ impl CoroutineWorker {
     /// The next task for this worker, claimed.
     fn next(&self) -> Option<Py<TaskHandle>> {
         loop {
+            worker::leave_if_copied(&self.shared);
             let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
             let _ = self.shared.obey(LaneKind::Coroutine, order);
             let handle = job?;
@@ -332,6 +338,7 @@ impl CoroutineWorker {
         });
         let outcome = match step {
             Ok((coroutine, Step::Suspended(awaited))) => {
+                worker::leave_if_copied(&self.shared);
                 let context = context.clone().unbind();
                 return Some((handle, coroutine.unbind(), context, awaited.unbind()));
             }
@@ -352,6 +359,7 @@ impl CoroutineWorker {
     }
 
     fn settle(&self, handle: &Bound<'_, TaskHandle>, outcome: Outcome) {
+        worker::leave_if_copied(&self.shared);
         let mut ended = Sleepers::new();
         TaskHandle::settle_quietly(handle.as_unbound(), outcome, handle.py(), &mut ended);
         if self.taking.load(Ordering::Relaxed) {
