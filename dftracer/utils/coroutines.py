@@ -215,7 +215,7 @@ def _go_on(
 
 
 def _stop_copy() -> None:
-    """In the child of a fork: the loop of the body that forked is a copy, of which nothing is left."""
+    """In the child of a fork that a body has made, whose loop is a copy: let nothing else run."""
     server: _Server | None = getattr(_here, "server", None)
     if server is not None:
         server.stop_copy()
