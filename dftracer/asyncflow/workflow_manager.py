@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -145,6 +146,7 @@ class WorkflowEngine(Scheduler):
         trace: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Make an engine in the running event loop, and its default backend if none is given."""
+        _check_interpreter()
         _running_loop()
         _check_arguments(dry_run, implicit_data, uid, work_dir)
         dry_run = dry_run or defaults.is_dry_run()
@@ -431,6 +433,32 @@ class WorkflowEngine(Scheduler):
 
 async def _shut_down(backend: Any) -> None:
     await registry.end_of(backend.shutdown())
+
+
+def _check_interpreter() -> None:
+    """Refuse what an engine cannot work with: an asyncio or threads that somebody has replaced."""
+    if not issubclass(Component, asyncio.Future):
+        raise RuntimeError(
+            "asyncio.Future was replaced after dftracer.asyncflow was imported, as nest_asyncio "
+            "does: call nest_asyncio.apply() before importing dftracer.asyncflow"
+        )
+    for package in ("gevent", "eventlet"):
+        try:
+            patcher: Any = sys.modules[f"{package}.{_PATCHERS[package]}"]
+            if not any(map(getattr(patcher, _ASKS[package]), ("threading", "select", "thread"))):
+                continue
+        except (KeyError, AttributeError):
+            continue
+        raise RuntimeError(
+            f"{package} has replaced the threads or sockets of this process, with which asyncio "
+            f"and an engine do not work: leave out {package}'s monkey patching, or run the engine "
+            "in another process"
+        )
+
+
+_PATCHERS = {"gevent": "monkey", "eventlet": "patcher"}
+_ASKS = {"gevent": "is_module_patched", "eventlet": "is_monkey_patched"}
+"""Who tells of a module whether it was replaced."""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

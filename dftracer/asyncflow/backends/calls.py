@@ -7,7 +7,6 @@ know which kind of executor it is.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import linecache
@@ -27,6 +26,7 @@ from dftracer.asyncflow.backends.notes import Notes
 from dftracer.asyncflow.backends.pools import BrokenPool, ByValue, LostThreadError
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
+from dftracer.utils.coroutines import run_alone
 from dftracer.utils.primitives import Mailbox
 
 End = tuple[str, Any]
@@ -91,7 +91,7 @@ class Call:
     def _run(self) -> Any:
         value = self._function(*self._args, **self._kwargs)
         if iscoroutine(value):
-            return asyncio.run(value)
+            return run_alone(value)
         return value
 
     # --- on the way to another process ----------------------------------------------------------
