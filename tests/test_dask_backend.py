@@ -361,6 +361,28 @@ async def test_result_leaves_the_cluster_when_nobody_holds_the_future(dask_clien
             gc.enable()
 
 
+async def test_inputs_leave_the_cluster_when_the_tasks_that_took_them_have_ended(dask_client):
+    tasks = dask_client.cluster.scheduler.tasks
+
+    def kept() -> list[str]:  # Dask remembers how they were made, as long as there are dependents
+        return [str(key) for key, task in list(tasks.items()) if task.state == "memory"]
+
+    async with engine(dask_client) as flow:
+        load, size = flow.function_task(named("load", identity)), flow.function_task(len)
+        echo = flow.executable_task(lambda text: f"echo {text}")
+        outs = [size(load("abc")) for _ in range(10)] + [echo(load("abc"))]
+        alone = await asyncio.to_thread(dask_client.scatter, "alone")
+        key, held = alone.key, size(alone)
+        del alone
+        assert await asyncio.gather(*outs, held) == [3] * 10 + ["abc\n", 5]
+        gc.disable()  # nothing of it is a matter of cycles
+        try:
+            while any(name.startswith("load") or name == key for name in kept()):
+                await flow.function_task(identity)(1)  # which the scheduler hears later
+        finally:
+            gc.enable()
+
+
 # --- stopping -----------------------------------------------------------------------------------
 
 BODIES = ["plain", "async", "program"]

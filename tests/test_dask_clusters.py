@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
+import dask_support
 import pytest
 from dask.distributed import KilledWorker, LocalCluster
 from dask_support import engine, named
@@ -23,6 +24,7 @@ from engine_support import identity
 from process_support import gone
 
 from dftracer.asyncflow import DependencyFailureError
+from dftracer.asyncflow.backends import dask as dask_backend
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 
@@ -110,6 +112,30 @@ async def test_worker_is_kept_when_it_comes_back_later_than_dask_waits():
             os.kill(first, signal.SIGKILL)
             assert await pid() != first
             assert list(flow.backend.client.cluster.workers) == [0]
+
+
+async def test_the_log_says_what_waits_when_there_is_no_worker(monkeypatch, caplog):
+    monkeypatch.setattr(dask_backend, "_SILENCE_S", 0.05)
+    looks = 0
+
+    class Counted(dask_backend.DaskExecutionBackend):
+        async def _tell_if_no_worker(self, connection):
+            nonlocal looks
+            await super()._tell_if_no_worker(connection)
+            looks += 1
+
+    monkeypatch.setattr(dask_support, "DaskExecutionBackend", Counted)
+    with LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
+        async with engine(cluster) as flow:
+            futures = [flow.function_task(named("lonely", identity))(n) for n in range(3)]
+            while looks < 3:
+                await asyncio.wait(futures, timeout=0.05)
+            told = [each.getMessage() for each in caplog.records if "no worker" in each.message]
+            assert len(told) == 1
+            assert re.search(r"'dask': 3 tasks wait, the first of them task 'lonely' \(", told[0])
+            assert cluster.scheduler_address in told[0]
+            cluster.scale(1)
+            assert await asyncio.gather(*futures) == [0, 1, 2]
 
 
 # --- the scheduler ------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ just about to get them from a worker that has died waits for it for 30 seconds."
 _TELL_AFTER_S = 0.25
 """How long a task runs before its worker tells that, unless somebody wants to know it of each. It
 costs as much as a tenth of a small task."""
+
+_SILENCE_S = 10.0
+"""After how long without any news of the tasks that it has a cluster is asked for its workers."""
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 _Begin = tuple[str, str, float]
 """The Dask key and the identifier of a task that has begun, and when."""
@@ -122,6 +128,11 @@ class DaskExecutionBackend(ExecutionBackend):
         self._news: list[_Pending | _Begin] = []
         """What the engine does not know yet: tasks that have ended, and those that have begun.
         Belongs to the client's event loop."""
+        self._next_look: asyncio.TimerHandle | None = None
+        self._has_heard = False
+        """Whether there was news of tasks since the last look."""
+        self._has_told = False
+        """Whether the log says that there is no worker."""
 
     # --- the beginning --------------------------------------------------------------------------
 
@@ -248,6 +259,45 @@ class DaskExecutionBackend(ExecutionBackend):
                 pending = [_Pending(j.task, f) for j, f in zip(batch, futures, strict=True)]
                 self._pending.update((each.task["uid"], each) for each in pending)
                 connection.tell_client(self._watch, connection, pending)
+                self._look_later()
+
+    # --- silence --------------------------------------------------------------------------------
+
+    def _look_later(self) -> None:
+        if self._next_look is None and self._loop is not None:
+            self._next_look = self._loop.call_later(_SILENCE_S, self._look)
+
+    def _look(self) -> None:
+        """See whether nothing happens because there is nobody to do it."""
+        self._next_look = None
+        connection, loop = self._connection, self._loop
+        if not self._pending or connection is None or loop is None:
+            return
+        self._look_later()
+        if self._has_heard:
+            self._has_heard = self._has_told = False
+            return
+        check = loop.create_task(self._tell_if_no_worker(connection))
+        self._checking.add(check)
+        check.add_done_callback(self._checking.discard)
+
+    async def _tell_if_no_worker(self, connection: Connection) -> None:
+        try:
+            identity = await connection.run(connection.client.scheduler.identity())
+        except Exception:
+            return  # of the loss of the scheduler, each task tells
+        if identity["workers"] or not self._pending:
+            self._has_told = False
+        elif not self._has_told:
+            self._has_told = True
+            _log.warning(
+                "backend '%s': %d tasks wait, the first of them %s, for the scheduler at %s has no "
+                "worker: are its jobs in a queue, or were they refused?",
+                self.name,
+                len(self._pending),
+                label_of(next(iter(self._pending.values())).task),
+                identity.get("address"),
+            )
 
     # --- from the cluster -----------------------------------------------------------------------
 
@@ -288,6 +338,7 @@ class DaskExecutionBackend(ExecutionBackend):
 
     def _deliver(self, news: list[_Pending | _Begin]) -> None:
         """Report what has begun or ended. In the engine's event loop."""
+        self._has_heard = True
         for each in news:
             if isinstance(each, tuple):
                 self._report_begin(*each)
@@ -502,6 +553,9 @@ class DaskExecutionBackend(ExecutionBackend):
             if self._starting is not None:
                 await asyncio.wait([self._starting])
             await self.cancel_all_tasks()
+            if self._next_look is not None:
+                self._next_look.cancel()
+                self._next_look = None
             self._unsubscribe()
             for waiting in [*self._checking, *self._fetching]:
                 waiting.cancel()
