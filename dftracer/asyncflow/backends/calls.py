@@ -62,11 +62,11 @@ class Call:
         self.cancels_future = True
         """Whether :meth:`cancel` cancels the executor's future. Where a pool may break, it must
         not: before Python 3.12, the executor's thread fails if it finds such a future then."""
-        self._function = task["function"]
+        self._function: Any = task["function"]
         self._args = task.get("args") or ()
         self._kwargs = task.get("kwargs") or {}
         context = task.get("context")  # an empty one is false
-        self._context = contextvars.copy_context() if context is None else context
+        self._context: Any = contextvars.copy_context() if context is None else context
         self._notes = notes
         self._mailbox = mailbox
         self._position: int | None = None
