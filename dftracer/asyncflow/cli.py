@@ -8,6 +8,7 @@ The work itself is done elsewhere; with seven commands this is a little longer t
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -158,7 +159,7 @@ def _top(given: argparse.Namespace) -> int:
     from dftracer.utils.bars import Lines, make_view
     from dftracer.utils.progress import Meter
 
-    print(f"{told.pid}: {told.command}", flush=True)
+    print(f"{told.pid}: {_shown(told.command)}", flush=True)
     view, meter = Lines(sys.stdout) if given.once else make_view(sys.stdout), Meter()
     shown = meter.measure(told.rows)
     drawn_at = float("-inf")
@@ -224,15 +225,27 @@ def _add_traces(parser: argparse.ArgumentParser) -> None:
 def _report(given: argparse.Namespace) -> int:
     from dftracer.asyncflow.report import write_report
 
-    print(write_report(given.traces, given.output, given.title))
+    _say_warnings()
+    print(_shown(write_report(given.traces, given.output, given.title)))
     return 0
 
 
 def _merge(given: argparse.Namespace) -> int:
     from dftracer.utils.tracing import merge_traces
 
-    print(f"{merge_traces(given.traces, given.output)} events in {given.output}")
+    _say_warnings()
+    print(f"{merge_traces(given.traces, given.output)} events in {_shown(given.output)}")
     return 0
+
+
+def _say_warnings() -> None:
+    """Write what the library warns of to the standard error, as errors are."""
+    logging.basicConfig(format=f"{NAME}: %(message)s", level=logging.WARNING)
+
+
+def _shown(text: object) -> str:
+    """Return a text that can be printed, also if it is a name in no encoding."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 # --- this machine, this shell ---------------------------------------------------------------------

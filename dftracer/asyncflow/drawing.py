@@ -228,11 +228,11 @@ def to_page(graph: WorkflowGraph, svg: str) -> str:
 
 
 _WRITERS: dict[str, Callable[[WorkflowGraph], bytes]] = {
-    ".mmd": lambda graph: graph.to_mermaid().encode(),
-    ".dot": lambda graph: graph.to_dot().encode(),
-    ".svg": lambda graph: graph.to_svg().encode(),
+    ".mmd": lambda graph: graph.to_mermaid().encode(errors="replace"),
+    ".dot": lambda graph: graph.to_dot().encode(errors="replace"),
+    ".svg": lambda graph: graph.to_svg().encode(errors="replace"),
     ".png": lambda graph: render(graph.to_dot(), "png"),
-    ".html": lambda graph: graph.to_html().encode(),
+    ".html": lambda graph: graph.to_html().encode(errors="replace"),
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dftracer.asyncflow import drawing
 from dftracer.asyncflow.inspection import HISTORY_SIZE
+from dftracer.utils.whole_file import replacing
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.components import Component
@@ -118,7 +119,9 @@ class WorkflowGraph:
         """
         target = Path(path)
         write = drawing.writer_for(target)
-        target.write_bytes(write(self))
+        content = write(self)
+        with replacing(target) as partial:
+            partial.write_bytes(content)
         return target
 
     def _repr_svg_(self) -> str | None:

@@ -290,7 +290,7 @@ def _console(level: int, use_colors: bool, show_details: bool, style: str) -> lo
 
 def _file(path: Path, level: int, formatter: logging.Formatter) -> logging.Handler:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(formatter)
     handler.setLevel(level)
     return handler

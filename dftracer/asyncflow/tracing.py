@@ -119,7 +119,8 @@ class EngineTrace:
         dependencies = component._names_of_dependencies()
         if dependencies:
             members["deps"] = " ".join(uid for uid, _ in dependencies)
-        return json.dumps(members, ensure_ascii=False)[1:-1]
+        text = json.dumps(members, ensure_ascii=False)[1:-1]
+        return text.encode(errors="replace").decode()  # a name may hold half of a surrogate pair
 
 
 def _writes(backend: Any, trace: Trace) -> bool:

@@ -119,6 +119,7 @@ class _Writer:
             "began": _beginning_of(self._pid),
             "command": hide(" ".join(getattr(sys, "orig_argv", sys.argv)[1:])),
         }
+        self._has_complained = False
         self._write([])
         self._ticker = Ticker(self._look, _INTERVAL_S, "dft-status")
         atexit.register(self._remove)
@@ -136,12 +137,24 @@ class _Writer:
         self._write(rows)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        text = json.dumps({**self._told, "rows": rows})
+        """Write the file anew. If that cannot be done, it is tried again the next time."""
         other = self._path.with_suffix(".new")
-        descriptor = os.open(other, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(other, self._path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        try:
+            text = json.dumps({**self._told, "rows": rows}, ensure_ascii=False)
+            with open(os.open(other, flags, 0o600), "wb") as file:
+                file.write(text.encode(errors="replace"))  # a name may be in no encoding
+            os.replace(other, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                other.unlink()
+            if not self._has_complained:
+                self._has_complained = True
+                _log.warning(
+                    "this process cannot tell of its tasks for now (%s): %s", ENVIRONMENT, error
+                )
+        else:
+            self._has_complained = False
 
     def _remove(self) -> None:
         if os.getpid() == self._pid:  # and not in the child of a fork

@@ -6,19 +6,22 @@ What is in a trace, and which file a path stands for: ``docs/tracing.md``.
 from __future__ import annotations
 
 import gzip
-import json
+import logging
 import os
 import socket
 import sys
 import threading
 import weakref
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dftracer.utils._native import Trace as Trace
 from dftracer.utils.redaction import keep_environment
+from dftracer.utils.trace_lines import LeftOut, events_in, strict_json
+from dftracer.utils.whole_file import replacing
+
+_log = logging.getLogger("dftracer.utils")
 
 ENVIRONMENT = "DFTRACER_TRACE"
 """Where the default runtime and engines write a trace, unless they are told otherwise."""
@@ -79,6 +82,7 @@ def _begin(name: str) -> Trace:
     """Open the file that stands for ``name``; that with the process's number if it is another's."""
     keep_environment()  # which programs may repeat in what the trace says of them
     process = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    process = os.fsencode(process).decode(errors="replace")
     host = socket.gethostname()
     if name in _begun:
         return Trace(_begun[name], True, process, host)
@@ -144,40 +148,23 @@ def trace_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
-def read_events(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def read_events(
+    path: str | os.PathLike[str], left_out: LeftOut | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield the events of a trace file as they stand there.
 
     A file whose end is missing or damaged, because its process was killed, gives what is there.
+    What cannot be read is left out, which ``left_out`` counts.
     """
-    with _reading(Path(path)) as lines:
-        try:
-            for line in lines:
-                line = line.strip().rstrip(",")
-                if line in ("", "[", "]"):
-                    continue
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # of the last member, cut off
-                if isinstance(event, dict):
-                    yield event
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return
-
-
-def _reading(path: Path) -> IO[str]:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    if packed:
-        return gzip.open(path, "rt", encoding="utf-8", errors="replace")
-    return path.open(encoding="utf-8", errors="replace")
+    return events_in(Path(path), LeftOut() if left_out is None else left_out)
 
 
 def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str]) -> int:
     """Make one trace of several, on one timeline.
 
     Times are those of each machine's own clock. Processes of different machines that have the same
-    number get different ones.
+    number get different ones. Lines that cannot be read are left out, which is logged as a warning.
+    The file appears complete or not at all.
 
     Parameters
     ----------
@@ -206,37 +193,48 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
     if any(target.exists() and target.samefile(file) for file in files):
         raise ValueError(f"{str(target)!r} is one of the traces to merge")
     is_strict = ".json" in target.name
-    numbers: dict[tuple[Any, Any], int] = {}
+    number_of = ProcessNumbers()
+    left_out = LeftOut()
     count = 0
     opened = gzip.open if target.name.endswith(".gz") else open
-    with opened(target, "wt", encoding="utf-8") as out:
+    with replacing(target) as partial, opened(partial, "wt", encoding="utf-8") as out:
         out.write("[\n")
         for file in files:
-            for event in read_events(file):
+            for event in read_events(file, left_out):
                 arguments = event.get("args")
                 host = arguments.get("hhash") if isinstance(arguments, dict) else None
-                event["id"], event["pid"] = (
-                    count,
-                    process_number(numbers, host, event.get("pid", 0)),
-                )
+                event["id"], event["pid"] = count, number_of(host, event.get("pid", 0))
                 if count:
                     out.write(",\n" if is_strict else "\n")
-                out.write(json.dumps(event, separators=(",", ":"), ensure_ascii=False))
+                out.write(strict_json(event))
                 count += 1
         out.write("\n]\n")
+    if text := str(left_out):
+        _log.warning("%s", text)
     return count
 
 
-def process_number(numbers: dict[tuple[Any, Any], int], host: Any, process: int) -> int:
-    """Return a process's number, another one if that of another machine has it.
+class ProcessNumbers:
+    """Gives each process a number: its own, or another one if that of another machine has it."""
 
-    What was returned is remembered in ``numbers``.
-    """
-    known = numbers.get((host, process))
-    if known is None:
-        taken = set(numbers.values())
-        known = process
-        while known in taken:
-            known += 10_000_000
-        numbers[host, process] = known
-    return known
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, Any], Any] = {}
+        self._taken: set[Any] = set()
+        self._next: dict[Any, Any] = {}
+
+    def __call__(self, host: Any, process: Any) -> Any:
+        """Return the number of the process that has ``process`` on its machine."""
+        known: Any = self._known.get((host, process))
+        if known is None:
+            known = process
+            if isinstance(process, (int, float)):
+                while known in self._taken:
+                    known = self._next.get(process, process) + _APART
+                    self._next[process] = known
+            self._taken.add(known)
+            self._known[host, process] = known
+        return known
+
+
+_APART = 10_000_000
+"""Processes have lower numbers."""

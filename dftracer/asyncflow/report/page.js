@@ -44,10 +44,11 @@
     part.append(element("b", value), ` ${what}`);
     byId("summary").append(part);
   }
-  if (data.lost) {
-    byId("lost").hidden = false;
-    byId("lost").textContent = `${whole(data.lost)} tasks are missing: they could not be written to the trace.`;
-  }
+  const missing = [];
+  if (data.lost) missing.push(`${whole(data.lost)} tasks are missing: they could not be written to the trace.`);
+  if (data.left_out) missing.push(`What could not be read was ${data.left_out}.`);
+  byId("lost").hidden = !missing.length;
+  byId("lost").textContent = missing.join(" ");
 
   // --- state of the view ---
   const view = { from: 0, to: Math.max(MIN_SPAN, data.span_us), scroll: 0, rows: "worker", selected: -1 };

@@ -14,6 +14,7 @@ from typing import Any
 
 from dftracer.asyncflow.report import analysis
 from dftracer.asyncflow.report.reader import TaskSpan, Trace, read_trace
+from dftracer.utils.whole_file import replacing
 
 _SLOWEST = 200
 _FAILURES = 1_000
@@ -60,7 +61,8 @@ def write_report(
     title = title or ", ".join(os.path.basename(os.path.abspath(path)) for path in paths)
     page = render(read_trace(paths), title, library)
     target = Path(output)
-    target.write_text(page, encoding="utf-8")
+    with replacing(target) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
     return target
 
 
@@ -110,6 +112,7 @@ def _data_of(trace: Trace) -> dict[str, Any]:
         "begin_us": begin,
         "span_us": end - begin,
         "lost": trace.lost,
+        "left_out": trace.left_out,
         "blocks": len(tasks) - len(plain),
         "states": Counter(task.state for task in plain),
         "busy_us": sum(task.duration for task in plain),

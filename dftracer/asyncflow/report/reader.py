@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dftracer.utils.tracing import process_number, read_events, trace_files
+from dftracer.utils.trace_lines import LeftOut
+from dftracer.utils.tracing import ProcessNumbers, read_events, trace_files
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 Key = tuple[Any, ...]
 
@@ -64,7 +68,12 @@ class Trace:
     """What each row is called."""
     lost: int
     """How many tasks are missing, because they could not be written."""
+    left_out: str = ""
+    """What could not be read."""
 
+
+_MAX_KEPT = 2_000_000
+"""How many tasks and names of rows are read: what a gibibyte or two of memory can hold."""
 
 _DETAILS = ("uid", "engine", "workflow_id", "error", "message", "traceback", "exit_code")
 
@@ -85,15 +94,18 @@ def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
     tasks: list[TaskSpan] = []
     threads: dict[tuple[int, int], str] = {}
     processes: dict[int, str] = {}
-    numbers: dict[tuple[Any, Any], int] = {}
+    number_of, left_out = ProcessNumbers(), LeftOut()
     lost = 0
     for file_number, path in enumerate(trace_files(paths)):
-        for event in read_events(path):
+        for event in read_events(path, left_out):
+            if len(tasks) + len(threads) + len(processes) >= _MAX_KEPT:
+                left_out.rest(path, f"what comes after the first {_MAX_KEPT:,} tasks of all")
+                break
             arguments = event.get("args")
             if not isinstance(arguments, dict):
                 arguments = {}
             pid, tid = _whole(event.get("pid")), _whole(event.get("tid"))
-            pid = process_number(numbers, arguments.get("hhash"), pid)
+            pid = number_of(arguments.get("hhash"), pid)
             phase, name = event.get("ph"), str(event.get("name", ""))
             if phase in ("X", 1):
                 key = (file_number, pid)
@@ -105,9 +117,12 @@ def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
             elif name == "dropped":
                 lost += _whole(arguments.get("value"))
     if not tasks:
-        raise ValueError("there is no task in the trace: nothing has ended, or nothing was traced")
+        why = str(left_out) or "nothing has ended, or nothing was traced"
+        raise ValueError(f"there is no task in the trace: {why}")
+    if text := str(left_out):
+        _log.warning("%s", text)
     tasks.sort(key=lambda task: (task.start, -task.duration))
-    return Trace(tasks, _label(tasks, threads, processes), lost)
+    return Trace(tasks, _label(tasks, threads, processes), lost, str(left_out))
 
 
 def _span(
@@ -156,5 +171,5 @@ def _label(
 def _whole(value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0

@@ -97,7 +97,7 @@ impl Trace {
     fn component(
         &self,
         kind: &str,
-        name: &str,
+        name: &Bound<'_, PyString>,
         times: (u64, u64, u64, u64),
         state: &str,
         members: &str,
@@ -114,7 +114,7 @@ impl Trace {
             submitted,
             started,
             ended,
-            name: self.core.name_for(self.source, task, name),
+            name: self.core.name_for(self.source, task, &name.to_string_lossy()),
             thread: 0,
             failure: failure.map(|error| {
                 let traceback = error.as_any().getattr("__traceback__").ok();
