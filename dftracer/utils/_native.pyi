@@ -100,7 +100,10 @@ def track_all(objects: list[Any], /) -> None:
     """Put objects back on the list that the garbage collector looks through."""
 
 def before_fork() -> None:
-    """Wait until no native thread holds a lock that the child would find held for ever."""
+    """Wait until no native thread holds a lock that the child would find held for ever.
+
+    Nor opens or closes a pipe: the child closes those that are open.
+    """
 
 def after_fork_in_parent() -> None:
     """Let the native threads go on."""
@@ -188,8 +191,9 @@ class TaskHandle(Generic[_T_co]):
         A task that has not begun never will: ``DEQUEUED``. One that runs is asked to stop:
         ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits, a plain body
         when it next runs Python code, and it can look at :attr:`cancel_requested`; a child process
-        is killed with its process group. Native file work cannot be stopped: ``TOO_LATE``, as for
-        a task that has ended.
+        is killed with its process group. A file that is being staged does not appear any more, and
+        its task ends at once. Hashing cannot be stopped: ``TOO_LATE``, as for a task that has
+        ended.
         """
 
     @property
@@ -367,6 +371,7 @@ class Runtime:
         token: Any | None = None,
         tell_begin: bool = False,
         note: tuple[int, str] | None = None,
+        tty: bool = False,
     ) -> TaskHandle[ProcessResult]:
         """Run a program: what :meth:`dftracer.utils.Runtime.run_process` is made of.
 
@@ -487,7 +492,11 @@ class ProcessResult:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, or ``None`` if a signal ended it."""
+        """The exit code, or ``None`` if a signal ended it.
+
+        Both are ``None`` if the system has told others of its end: where ``SIGCHLD`` is ignored, or
+        another thread of this process has waited for it.
+        """
 
     @property
     def signal(self) -> int | None:

@@ -145,11 +145,13 @@ class Runtime(_native.Runtime):
         stderr: str | os.PathLike[str] | bool | None = None,
         timeout: float | None = None,
         name: str | None = None,
+        tty: bool = False,
     ) -> TaskHandle[ProcessResult]:
         """Run a program, without a thread of its own.
 
-        It runs in a process group of its own, which :meth:`TaskHandle.cancel`, a timeout and the
-        end of the interpreter kill as a whole.
+        It runs in a session and process group of its own, which :meth:`TaskHandle.cancel`, a
+        timeout and the end of the interpreter kill as a whole. It has no terminal, unless you ask
+        for that: what would ask there for a password fails at once.
 
         Parameters
         ----------
@@ -171,12 +173,17 @@ class Runtime(_native.Runtime):
             Seconds it may run. Then its process group is killed.
         name:
             The task's name; the program by default.
+        tty:
+            Whether it may ask in this process's terminal. Then it has the terminal's foreground
+            while it runs, and Ctrl-C is for it; its standard input is the terminal, unless
+            ``stdin`` says otherwise. One program at a time has it.
 
         Returns
         -------
         TaskHandle[ProcessResult]
             Ends as done whatever the exit code. Fails with :class:`OSError` if the program or a
-            file could not be opened (:class:`FileNotFoundError` if there is none), and with
+            file could not be opened (:class:`FileNotFoundError` if there is none), or there is no
+            terminal to ask in, and with
             :class:`TaskTimeoutError`, whose ``result`` holds what had been written, at the timeout.
 
         Raises
@@ -207,6 +214,7 @@ class Runtime(_native.Runtime):
             stderr=stderr,
             timeout=timeout,
             name=name if name is not None or not isinstance(command, str) else hide(command),
+            tty=tty,
         )
 
     def map(

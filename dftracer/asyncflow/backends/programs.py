@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -14,8 +15,13 @@ from dftracer.utils import ProcessResult, Runtime, TaskHandle, TaskTimeoutError
 from dftracer.utils.primitives import Mailbox
 from dftracer.utils.redaction import keep_environment
 
-PROGRAM_OPTIONS = frozenset({"cwd", "env", "stdin", "timeout"})
+PROGRAM_OPTIONS = frozenset({"cwd", "env", "stdin", "timeout", "tty"})
 """What a program's ``task_backend_specific_kwargs`` may say."""
+
+_log = logging.getLogger("dftracer.asyncflow")
+
+_has_warned = False
+"""Whether it was said that ends are unknown."""
 
 _TAIL = 8_000
 """How many bytes of a captured file an error repeats."""
@@ -74,6 +80,7 @@ def start_program(
     _check(task, "cwd", cwd, (str, os.PathLike), "a path")
     _check(task, "stdin", stdin, (bytes, str, os.PathLike), "bytes or the path of a file")
     _check(task, "env", env, Mapping, "a dict of texts")
+    _check(task, "tty", options.get("tty"), bool, "true or false")
     for name, value in (env or {}).items():
         _check(task, f"env[{text_of(name)}]", value, str, "a text")
     if env:
@@ -95,6 +102,7 @@ def start_program(
         token=task,
         tell_begin=tell_begin,
         note=task.get("trace_note"),
+        tty=bool(options.get("tty")),
     )
 
 
@@ -109,8 +117,14 @@ def _check(task: Task, option: str, value: Any, kinds: Any, what: str) -> None:
 
 
 def record_program(task: Task, result: ProcessResult, work_dir: str) -> str:
-    """Put the end of a program into its task and return the state that it means."""
+    """Put the end of a program into its task and return the state that it means.
+
+    One of whose end others have been told is taken for done, as by ``subprocess``.
+    """
     stdout, stderr = _record_output(task, result, work_dir)
+    if result.exit_code is None and result.signal is None:
+        _warn_of_unknown_ends(name_of(task))
+        return TaskStates.DONE
     if result.exit_code == 0:
         return TaskStates.DONE
     keep_environment()
@@ -118,6 +132,18 @@ def record_program(task: Task, result: ProcessResult, work_dir: str) -> str:
         name_of(task), to_text(argv_of(task)), result.exit_code, result.signal, stdout, stderr
     )
     return TaskStates.FAILED
+
+
+def _warn_of_unknown_ends(name: str) -> None:
+    """Say so once: all others are likely to end in the same way."""
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        _log.warning(
+            "task '%s' is taken for done, though how its program has ended is unknown, and others "
+            "may follow: SIGCHLD is ignored, or another thread waits for any child",
+            name,
+        )
 
 
 def record_failure(task: Task, error: BaseException, work_dir: str) -> str:
@@ -129,7 +155,7 @@ def record_failure(task: Task, error: BaseException, work_dir: str) -> str:
         cwd = options_of(task).get("cwd")
         if cwd is not None and not os.access(cwd, os.X_OK):  # the system tells no difference
             what, file = "start the program in this directory", cwd
-        what = f"task '{name_of(task)}': cannot {what}: {error.strerror}"
+        what = f"task '{name_of(task)}': cannot {what}: {error.strerror or error}"
         error = type(error)(error.errno, what, file)
     task["exception"] = error
     return TaskStates.FAILED

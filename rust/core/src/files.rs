@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use rustix::io::Errno;
@@ -47,9 +47,14 @@ pub enum Staging {
     SymbolicLink,
 }
 
-/// Puts a file at `target`, which must not exist. The file appears there complete or not at all.
-/// Directories on the way are made.
-pub fn stage(source: &Path, target: &Path, how: Staging) -> Result<PathBuf, FileError> {
+/// Puts a file at `target`, which must not exist. The file appears there complete or not at all; if
+/// it is `unwanted` before, not at all. Directories on the way are made.
+pub fn stage(
+    source: &Path,
+    target: &Path,
+    how: Staging,
+    unwanted: &AtomicBool,
+) -> Result<PathBuf, FileError> {
     let about = |path: &Path| {
         let path = path.to_owned();
         move |error| (path, error)
@@ -57,8 +62,9 @@ pub fn stage(source: &Path, target: &Path, how: Staging) -> Result<PathBuf, File
     if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(about(parent))?;
     }
+    check(target, unwanted)?;
     match how {
-        Staging::Copy => copy(source, target),
+        Staging::Copy => copy(source, target, unwanted),
         Staging::HardLink => fs::hard_link(source, target).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => (target.to_owned(), error),
             _ => (source.to_owned(), error),
@@ -73,8 +79,16 @@ pub fn stage(source: &Path, target: &Path, how: Staging) -> Result<PathBuf, File
     Ok(target.to_owned())
 }
 
+fn check(target: &Path, unwanted: &AtomicBool) -> Result<(), FileError> {
+    // Relaxed: it is set at any moment, for all that is known here.
+    if unwanted.load(Ordering::Relaxed) {
+        return Err((target.to_owned(), Errno::CANCELED.into()));
+    }
+    Ok(())
+}
+
 /// Copies under another name first. A hard link, unlike a rename, refuses to replace what is there.
-fn copy(source: &Path, target: &Path) -> Result<(), FileError> {
+fn copy(source: &Path, target: &Path, unwanted: &AtomicBool) -> Result<(), FileError> {
     if !fs::metadata(source).map_err(|error| (source.to_owned(), error))?.is_file() {
         return Err((source.to_owned(), Errno::INVAL.into())); // a directory, a pipe, a device
     }
@@ -84,6 +98,7 @@ fn copy(source: &Path, target: &Path) -> Result<(), FileError> {
     let partial = partial_name(target);
     let copied = fs::copy(source, &partial).map_err(|error| (source.to_owned(), error));
     let placed = copied
+        .and_then(|_| check(target, unwanted))
         .and_then(|_| fs::hard_link(&partial, target).map_err(|error| (target.to_owned(), error)));
     // Whatever happened: under this name nobody wants it.
     let _ = fs::remove_file(&partial);
@@ -154,9 +169,10 @@ mod tests {
             ("soft", Staging::SymbolicLink),
         ] {
             let target = scratch.0.join("deep/er").join(name);
-            stage(&source, &target, how).expect("staged");
+            stage(&source, &target, how, &AtomicBool::new(false)).expect("staged");
             assert_eq!(fs::read(&target).expect("read"), b"new");
-            let (path, error) = stage(&source, &target, how).expect_err("exists");
+            let (path, error) =
+                stage(&source, &target, how, &AtomicBool::new(false)).expect_err("exists");
             assert_eq!((path, error.kind()), (target, io::ErrorKind::AlreadyExists), "{how:?}");
         }
         let left = fs::read_dir(scratch.0.join("deep/er")).expect("directory").count();
@@ -168,7 +184,8 @@ mod tests {
         let scratch = Scratch::new("missing");
         let (source, target) = (scratch.0.join("nothing"), scratch.0.join("target"));
         for how in [Staging::Copy, Staging::HardLink, Staging::SymbolicLink] {
-            let (path, error) = stage(&source, &target, how).expect_err("no source");
+            let (path, error) =
+                stage(&source, &target, how, &AtomicBool::new(false)).expect_err("no source");
             assert_eq!((&path, error.kind()), (&source, io::ErrorKind::NotFound), "{how:?}");
             assert!(target.symlink_metadata().is_err(), "{how:?} left something behind");
         }

@@ -1,41 +1,51 @@
-//! The I/O lane: threads that wait for many things at once.
+//! The I/O lane: one thread that waits for many things at once, and threads for what may block.
 
-use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::budget::{Budget, is_shortage};
+use crate::pool::Pool;
 use crate::process::{self, Kill, ProcessOutcome, ProcessSpec};
 
-/// A pool of `dft-reactor-N` threads that drive native I/O; a child process holds none of them.
+/// A `dft-reactor` thread that drives native I/O, and `dft-starter-N` and `dft-stager-N` threads
+/// for what blocks; a child process holds none of them. Dropped, it drops what still runs: children
+/// are killed with their process groups.
 pub struct IoLane {
-    runtime: Runtime,
-    /// A place for each child process that may run at a time.
-    processes: Arc<Semaphore>,
+    jobs: mpsc::UnboundedSender<Job>,
+    starters: Arc<Pool>,
+    stagers: Arc<Pool>,
 }
 
-impl IoLane {
-    /// Starts the threads. They block no signals, so neither do the processes they start.
-    pub fn start(threads: usize) -> io::Result<Self> {
-        let next = AtomicUsize::new(0);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(threads)
-            .max_blocking_threads(threads)
-            // Relaxed: only the numbers must differ.
-            .thread_name_fn(move || format!("dft-reactor-{}", next.fetch_add(1, Ordering::Relaxed)))
-            .enable_io()
-            .enable_time()
-            .build()?;
-        Ok(Self { runtime, processes: Arc::new(Semaphore::new(process_limit())) })
-    }
+/// What the reactor is to drive.
+struct Job {
+    drive: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Ends it where there is no reactor.
+    refuse: Box<dyn FnOnce(io::Error) + Send>,
+}
 
-    /// Runs a job that blocks, on one of as many further threads as the lane has.
-    pub fn spawn_blocking(&self, job: impl FnOnce() + Send + 'static) {
-        self.runtime.spawn_blocking(job);
+/// How long the reactor tries to begin if the system has too little of something for it.
+const SHORTAGE_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How often it tries.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(20);
+
+impl IoLane {
+    /// Starts the reactor, which the system may refuse. At most so many programs are being started
+    /// at a time, and so many files staged.
+    pub fn start(threads: usize) -> io::Result<Self> {
+        let (jobs, inbox) = mpsc::unbounded_channel();
+        std::thread::Builder::new().name("dft-reactor".to_owned()).spawn(move || react(inbox))?;
+        Ok(Self {
+            jobs,
+            starters: Arc::new(Pool::new("dft-starter", threads)),
+            stagers: Arc::new(Pool::new("dft-stager", threads)),
+        })
     }
 
     /// Runs a child process as soon as there is a place for it, then hands its end to `deliver`.
@@ -47,43 +57,187 @@ impl IoLane {
         begin: impl FnOnce() -> bool + Send + 'static,
         deliver: impl FnOnce(ProcessOutcome) + Send + 'static,
     ) {
-        let places = self.processes.clone();
-        self.spawn(async move {
-            // An error would mean a closed semaphore; this one is never closed.
-            let place = places.acquire_owned().await;
+        let starters = self.starters.clone();
+        let program = spec.argv.first().cloned().unwrap_or_default();
+        let once = Arc::new(Once::new((begin, deliver)));
+        let refused = once.clone();
+        let drive = async move {
+            let place = Budget::current().place().await;
+            let Some((begin, deliver)) = once.take() else { return };
             if !begin() {
-                return;
+                return drop(deliver);
             }
-            let outcome = process::run(spec, kill).await;
+            let outcome = process::run(spec, kill, &place, &starters).await;
             drop(place);
             deliver(outcome);
-        });
+        };
+        let refuse = move |error| {
+            if let Some((begin, deliver)) = refused.take()
+                && begin()
+            {
+                deliver(ProcessOutcome::NotStarted { program, error });
+            }
+        };
+        self.push(Job { drive: Box::pin(drive), refuse: Box::new(refuse) });
     }
 
-    /// Starts a job. What it returns is dropped: a job delivers its outcome itself.
-    pub fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
-        self.runtime.spawn(job);
+    /// Runs a job that blocks, on a thread of its own kind, and hands its end to `deliver`: nothing
+    /// if it was stopped by `kill`, after which it goes on without anybody, and another may begin
+    /// in its place. `job` is told when nobody wants it any more.
+    pub fn spawn_staging<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&AtomicBool) -> Option<T> + Send + 'static,
+        kill: Kill,
+        deliver: impl FnOnce(io::Result<Option<T>>) + Send + 'static,
+    ) {
+        let stagers = self.stagers.clone();
+        let deliver = Arc::new(Once::new(deliver));
+        let refused = deliver.clone();
+        let drive = async move {
+            let (answer, ended) = oneshot::channel();
+            let unwanted = Arc::new(AtomicBool::new(false));
+            let told = unwanted.clone();
+            let staged = match stagers.run(move || drop(answer.send(job(&told)))) {
+                Err(error) => Err(error),
+                Ok(id) => tokio::select! {
+                    biased;
+                    // An error means that the job has panicked.
+                    ended = ended => Ok(ended.unwrap_or(None)),
+                    () = kill.killed() => {
+                        // Relaxed: a hint; the file is not placed if it comes in time.
+                        unwanted.store(true, Ordering::Relaxed);
+                        stagers.replace(id);
+                        Ok(None)
+                    }
+                },
+            };
+            if let Some(deliver) = deliver.take() {
+                deliver(staged);
+            }
+        };
+        let refuse = move |error| {
+            if let Some(deliver) = refused.take() {
+                deliver(Err(error));
+            }
+        };
+        self.push(Job { drive: Box::pin(drive), refuse: Box::new(refuse) });
     }
 
-    /// Drops what still runs (children are killed with their process groups) and waits at most
-    /// `grace` for the threads.
-    pub fn stop(self, grace: Duration) {
-        self.runtime.shutdown_timeout(grace);
-    }
-
-    /// As [`stop`](Self::stop), without waiting: allowed on the lane's own threads too.
-    pub fn stop_in_background(self) {
-        self.runtime.shutdown_background();
+    fn push(&self, job: Job) {
+        if let Err(mpsc::error::SendError(job)) = self.jobs.send(job) {
+            (job.refuse)(io::Error::other("the thread for I/O has ended"));
+        }
     }
 }
 
-/// How many children may run at a time. Each takes three descriptors here (two pipes and the one
-/// that tells its end); a quarter of all that the process may have is left to others.
-fn process_limit() -> usize {
-    const DESCRIPTORS_EACH: u64 = 3;
-    let soft_limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    // No limit at all is as good as the largest that a semaphore can count.
-    let descriptors = soft_limit.map_or(u64::MAX, |limit| limit - limit / 4);
-    let places = usize::try_from(descriptors / DESCRIPTORS_EACH).unwrap_or(usize::MAX);
-    places.clamp(1, Semaphore::MAX_PERMITS)
+/// What is taken by whoever comes first.
+struct Once<T>(std::sync::Mutex<Option<T>>);
+
+impl<T> Once<T> {
+    fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(Some(value)))
+    }
+
+    fn take(&self) -> Option<T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+}
+
+/// The life of the reactor: until the lane is gone.
+fn react(mut inbox: mpsc::UnboundedReceiver<Job>) {
+    while let Some(first) = inbox.blocking_recv() {
+        match reactor() {
+            Ok(reactor) => return reactor.block_on(drive(first, inbox)),
+            Err(error) => {
+                // Those that come later may find more.
+                let refused = |job: Job| {
+                    let error = error.raw_os_error().map_or_else(
+                        || io::Error::other(error.to_string()),
+                        io::Error::from_raw_os_error,
+                    );
+                    (job.refuse)(error);
+                };
+                refused(first);
+                while let Ok(job) = inbox.try_recv() {
+                    refused(job);
+                }
+            }
+        }
+    }
+}
+
+fn reactor() -> io::Result<Runtime> {
+    let begun = Instant::now();
+    loop {
+        match Builder::new_current_thread().enable_io().enable_time().build() {
+            Err(error) if is_shortage(&error) && begun.elapsed() < SHORTAGE_PATIENCE => {
+                std::thread::sleep(SHORTAGE_RETRY);
+            }
+            built => return built,
+        }
+    }
+}
+
+async fn drive(first: Job, mut inbox: mpsc::UnboundedReceiver<Job>) {
+    tokio::spawn(first.drive);
+    while let Some(job) = inbox.recv().await {
+        tokio::spawn(job.drive);
+    }
+    // What still runs is dropped with the reactor.
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const GUARD: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_kill_ends_staging_that_is_stuck_and_the_next_begins() {
+        let lane = IoLane::start(1).expect("a thread");
+        let (go_on, stuck) = channel::<()>();
+        let (sender, receiver) = channel();
+        let (begun, told) = (sender.clone(), sender.clone());
+        let kill = Kill::default();
+        let job = move |unwanted: &AtomicBool| {
+            begun.send("begun").expect("receiver");
+            let _ = stuck.recv();
+            begun.send(if unwanted.load(Ordering::Relaxed) { "unwanted" } else { "wanted" }).ok();
+            Some(())
+        };
+        lane.spawn_staging(job, kill.clone(), move |staged| {
+            assert!(matches!(staged, Ok(None)));
+            told.send("ended").expect("receiver");
+        });
+        assert_eq!(receiver.recv_timeout(GUARD), Ok("begun"));
+        let next = sender.clone();
+        lane.spawn_staging(
+            |_| Some(()),
+            Kill::default(),
+            move |staged| {
+                assert!(matches!(staged, Ok(Some(()))));
+                next.send("next").expect("receiver");
+            },
+        );
+        kill.kill();
+        assert_eq!(receiver.recv_timeout(GUARD), Ok("ended"));
+        assert_eq!(receiver.recv_timeout(GUARD), Ok("next"));
+        drop(go_on);
+        assert_eq!(receiver.recv_timeout(GUARD), Ok("unwanted"));
+    }
+
+    #[test]
+    fn a_lane_that_is_dropped_kills_what_it_runs() {
+        let lane = IoLane::start(1).expect("a thread");
+        let (sender, receiver) = channel();
+        let argv = ["/bin/sh", "-c", "echo begun >&2; sleep 600 & sleep 600"];
+        let spec = ProcessSpec { argv: argv.map(Into::into).to_vec(), ..ProcessSpec::default() };
+        // Dropped with the job, without having been called.
+        let deliver = move |_| sender.send(()).expect("receiver");
+        lane.spawn_process(spec, Kill::default(), || true, deliver);
+        drop(lane);
+        assert!(receiver.recv_timeout(GUARD).is_err());
+    }
 }

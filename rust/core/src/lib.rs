@@ -6,8 +6,10 @@
 //! the thread states, the wake-up rules and the order of a shutdown.
 
 pub mod bell;
+pub mod budget;
 pub mod compute;
 pub mod files;
+pub mod forks;
 pub mod graph;
 pub mod io;
 pub mod lane;
@@ -16,10 +18,12 @@ pub mod mailbox;
 pub mod notify;
 pub mod park;
 pub mod patience;
+pub mod pool;
 pub mod process;
 pub mod redact;
 pub mod running;
 pub mod sizes;
+mod spawn;
 mod sync;
 pub mod thread;
 pub mod trace;

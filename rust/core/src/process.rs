@@ -1,19 +1,22 @@
 //! Child processes: started, fed, read and reaped without a thread each.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::WaitIdStatus;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-use tokio::sync::Notify;
+use tokio::net::unix::pipe;
+use tokio::sync::{Notify, oneshot};
+
+use crate::budget::{Place, is_shortage};
+use crate::forks::Ours;
+use crate::pool::Pool;
+pub use crate::spawn::SignalMask;
+use crate::spawn::{Exit, SpawnError, Spawned, spawn};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +25,8 @@ pub struct ProcessSpec {
     pub argv: Vec<OsString>,
     /// The working directory; the parent's if `None`.
     pub cwd: Option<PathBuf>,
-    /// The whole environment; the parent's if `None`.
-    pub env: Option<Vec<(OsString, OsString)>>,
+    /// The whole environment; the parent's, as it is at the start, if `None`.
+    pub env: Option<Environment>,
     /// What the child reads.
     pub stdin: Source,
     /// Where its standard output goes.
@@ -32,6 +35,22 @@ pub struct ProcessSpec {
     pub stderr: Sink,
     /// The child and its process group are killed after this time.
     pub timeout: Option<Duration>,
+    /// The signals that it begins with blocked; none if `None`.
+    pub mask: Option<SignalMask>,
+    /// Whether it is to ask in the terminal of this process, whose foreground it has meanwhile. If
+    /// not, it has a session of its own, without a terminal.
+    pub tty: bool,
+}
+
+/// Names and values, which many programs may share.
+pub type Environment = Arc<Vec<(OsString, OsString)>>;
+
+impl ProcessSpec {
+    /// Where the program is looked for, if its environment says that.
+    pub(crate) fn path(&self) -> Option<&OsStr> {
+        let path = self.env.as_ref()?.iter().rev().find(|(name, _)| name == "PATH");
+        path.map(|(_, value)| value.as_os_str())
+    }
 }
 
 /// What a child reads.
@@ -79,7 +98,8 @@ pub enum ProcessOutcome {
 /// What is left of a process.
 #[derive(Debug, Default)]
 pub struct ProcessOutput {
-    /// The exit code, or `None` if a signal ended it.
+    /// The exit code, or `None` if a signal ended it. Neither is known if it was not this module
+    /// that the system told of its end.
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
@@ -98,24 +118,43 @@ impl Kill {
     pub fn kill(&self) {
         self.0.notify_one();
     }
+
+    /// Waits for that; once for each kill.
+    pub(crate) async fn killed(&self) {
+        self.0.notified().await;
+    }
 }
 
 /// How long the pipes of a killed process are still read: a grandchild that left the process group
 /// may keep them open for ever.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
-/// Runs one process to its end.
-pub async fn run(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
-    let program = spec.argv.first().cloned().unwrap_or_default();
-    let mut child = match start(&spec) {
-        Ok(child) => child,
-        Err((program, error)) => return ProcessOutcome::NotStarted { program, error },
-    };
-    let group = GroupGuard::new(&child);
-    let mut output = ProcessOutput::default();
-    let finished = {
-        let ended = communicate(&mut child, spec.stdin, &mut output);
-        tokio::pin!(ended);
+/// How long a killed process is waited for. One that is in the kernel, for example in a file system
+/// that does not answer, cannot end.
+const DEATH_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a start may take before another may begin in its place.
+const START_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a program that cannot be started for want of descriptors, threads or memory is tried
+/// again if no other runs whose end would give some back.
+const SHORTAGE_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How often it is tried.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
+
+/// What becomes of a process that was stopped.
+type Stopped = fn(ProcessOutput) -> ProcessOutcome;
+
+/// Runs one process to its end. What blocks is done in `starters`.
+pub async fn run(
+    spec: ProcessSpec,
+    kill: Kill,
+    place: &Place,
+    starters: &Arc<Pool>,
+) -> ProcessOutcome {
+    let spec = Arc::new(spec);
+    let stopped = async {
         let deadline = async {
             match spec.timeout {
                 Some(timeout) => tokio::time::sleep(timeout).await,
@@ -124,168 +163,150 @@ pub async fn run(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
         };
         tokio::select! {
             biased;
-            result = &mut ended => Finished::ByItself(result),
-            () = kill.0.notified() => {
-                group.kill();
-                let _ = tokio::time::timeout(DRAIN_GRACE, &mut ended).await;
-                Finished::Killed
-            }
-            () = deadline => {
-                group.kill();
-                let _ = tokio::time::timeout(DRAIN_GRACE, &mut ended).await;
-                Finished::TimedOut
-            }
+            () = kill.killed() => ProcessOutcome::Killed as Stopped,
+            () = deadline => ProcessOutcome::TimedOut,
         }
     };
-    // Reaps the child whichever way it ended; after a SIGKILL this does not wait long.
-    match child.wait().await {
+    tokio::pin!(stopped);
+    let started = async {
+        let terminal = if spec.tty { place.terminal().await } else { None };
+        (start(&spec, place, starters).await, terminal)
+    };
+    let (started, _terminal) = tokio::select! {
+        biased;
+        stopped = &mut stopped => return stopped(ProcessOutput::default()),
+        started = started => started,
+    };
+    let (spawned, pipes, mut exit) = match started.and_then(watch) {
+        Ok(watched) => watched,
+        Err((program, error)) => return ProcessOutcome::NotStarted { program, error },
+    };
+    let mut output = ProcessOutput::default();
+    let finished = {
+        let ended = async {
+            pipes.exchange(&spec.stdin, &mut output).await?;
+            exit.wait().await;
+            Ok(())
+        };
+        tokio::pin!(ended);
+        tokio::select! {
+            biased;
+            result = &mut ended => result.map(|()| ProcessOutcome::Exited as Stopped),
+            stopped = &mut stopped => {
+                spawned.kill();
+                let _ = tokio::time::timeout(DRAIN_GRACE, &mut ended).await;
+                Ok(stopped)
+            }
+            () = spawned.keep_going() => unreachable!("it goes on as long as the program"),
+        }
+    };
+    match tokio::time::timeout(DEATH_GRACE, exit.wait()).await {
         Ok(status) => {
-            output.exit_code = status.code();
-            output.signal = status.signal();
+            // Unknown if somebody else has reaped it.
+            output.exit_code = status.as_ref().and_then(WaitIdStatus::exit_status);
+            output.signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+            spawned.ended();
         }
-        Err(error) => return ProcessOutcome::NotStarted { program, error },
+        Err(_) => {
+            tokio::spawn(async move {
+                exit.wait().await;
+                spawned.ended();
+            });
+        }
     }
-    group.disarm();
     match finished {
-        Finished::ByItself(Ok(())) => ProcessOutcome::Exited(output),
-        Finished::ByItself(Err(error)) => ProcessOutcome::NotStarted { program, error },
-        Finished::Killed => ProcessOutcome::Killed(output),
-        Finished::TimedOut => ProcessOutcome::TimedOut(output),
+        Ok(finished) => finished(output),
+        Err(error) => ProcessOutcome::NotStarted { program: spec.argv[0].clone(), error },
     }
 }
 
-enum Finished {
-    ByItself(io::Result<()>),
-    Killed,
-    TimedOut,
-}
-
-/// Starts the child; an error names the file that it is about.
-fn start(spec: &ProcessSpec) -> Result<Child, (OsString, io::Error)> {
-    let (program, arguments) = spec.argv.split_first().ok_or_else(|| {
-        (OsString::new(), io::Error::new(io::ErrorKind::InvalidInput, "no program was named"))
-    })?;
-    match spawn(spec, program, arguments) {
-        // A script that does not say by what it wants to be run: the shell's, as for `execvp`.
-        Err((_, error)) if error.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
-            spawn(spec, OsStr::new("/bin/sh"), &spec.argv)
+/// Starts the child, again and again if the system has too little of something for a moment.
+async fn start(
+    spec: &Arc<ProcessSpec>,
+    place: &Place,
+    starters: &Arc<Pool>,
+) -> Result<Spawned, SpawnError> {
+    let mut alone_since = None;
+    loop {
+        let (program, error) = match start_once(spec, starters).await {
+            Err((program, error)) if is_shortage(&error) => (program, error),
+            other => return other,
+        };
+        if !place.is_the_only_one() {
+            alone_since = None;
+        } else if alone_since.get_or_insert_with(Instant::now).elapsed() > SHORTAGE_PATIENCE {
+            return Err((program, error));
         }
-        other => other,
+        let _ = tokio::time::timeout(SHORTAGE_RETRY, place.another_is_free()).await;
     }
 }
 
-fn spawn(
-    spec: &ProcessSpec,
-    program: &OsStr,
-    arguments: &[OsString],
-) -> Result<Child, (OsString, io::Error)> {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(spec.stdin.open()?)
-        .stdout(spec.stdout.open()?)
-        .stderr(spec.stderr.open()?)
-        // A group of its own, so that all that it starts can be killed with it.
-        .process_group(0)
-        .kill_on_drop(true);
-    if let Some(cwd) = &spec.cwd {
-        // The system says "no such file" of the program too: tell them apart before.
-        if !cwd.is_dir() {
-            let errno = if cwd.exists() { Errno::NOTDIR } else { Errno::NOENT };
-            return Err((cwd.into(), errno.into()));
+/// Starts the child on a thread that may block. If this is dropped meanwhile, the child is killed
+/// as soon as it has started.
+async fn start_once(spec: &Arc<ProcessSpec>, starters: &Arc<Pool>) -> Result<Spawned, SpawnError> {
+    let (answer, mut started) = oneshot::channel();
+    let (wanted, spec_there) = (Arc::new(()), spec.clone());
+    let is_wanted = Arc::downgrade(&wanted);
+    let job = starters.run(move || {
+        if is_wanted.strong_count() > 0 {
+            // If nobody takes it, it is dropped, which kills it.
+            let _ = answer.send(spawn(&spec_there));
         }
-        command.current_dir(cwd);
-    }
-    if let Some(env) = &spec.env {
-        command.env_clear().envs(env.iter().map(|(key, value)| (key, value)));
-    }
-    command.spawn().map_err(|error| (program.to_owned(), error))
-}
-
-impl Source {
-    fn open(&self) -> Result<Stdio, (OsString, io::Error)> {
-        match self {
-            Self::Empty => Ok(Stdio::null()),
-            Self::Bytes(_) => Ok(Stdio::piped()),
-            Self::File(path) => match File::open(path) {
-                Ok(file) => Ok(file.into()),
-                Err(error) => Err((path.into(), error)),
-            },
+    });
+    let about = |error| (spec.argv.first().cloned().unwrap_or_default(), error);
+    let job = job.map_err(about)?;
+    loop {
+        match tokio::time::timeout(START_PATIENCE, &mut started).await {
+            Ok(Ok(spawned)) => return spawned,
+            Ok(Err(_)) => return Err(about(io::Error::other("the start has panicked"))),
+            Err(_) => starters.replace(job),
         }
     }
 }
 
-impl Sink {
-    fn open(&self) -> Result<Stdio, (OsString, io::Error)> {
-        match self {
-            Self::Captured => Ok(Stdio::piped()),
-            Self::Discarded => Ok(Stdio::null()),
-            Self::File(path) => match File::create(path) {
-                Ok(file) => Ok(file.into()),
-                Err(error) => Err((path.into(), error)),
-            },
-        }
-    }
+/// Our ends of the pipes of a process, watched by the thread that this runs on.
+struct Pipes {
+    stdin: Option<Ours<pipe::Sender>>,
+    stdout: Option<Ours<pipe::Receiver>>,
+    stderr: Option<Ours<pipe::Receiver>>,
 }
 
-/// Feeds and reads the pipes until the child has closed them and ended.
-async fn communicate(
-    child: &mut Child,
-    stdin: Source,
-    output: &mut ProcessOutput,
-) -> io::Result<()> {
-    let (pipe_in, pipe_out, pipe_err) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let feed = async {
-        if let (Some(mut pipe), Source::Bytes(bytes)) = (pipe_in, stdin) {
-            // A child may close its input early (`head -1`): that is no failure.
-            let _ = pipe.write_all(&bytes).await;
-        }
+fn watch(mut spawned: Spawned) -> Result<(Spawned, Pipes, Exit), SpawnError> {
+    let mut watch = || {
+        let sender = |fd: Ours<OwnedFd>| fd.try_map(pipe::Sender::from_owned_fd);
+        let receiver = |fd: Ours<OwnedFd>| fd.try_map(pipe::Receiver::from_owned_fd);
+        let pipes = Pipes {
+            stdin: spawned.stdin.take().map(sender).transpose()?,
+            stdout: spawned.stdout.take().map(receiver).transpose()?,
+            stderr: spawned.stderr.take().map(receiver).transpose()?,
+        };
+        Ok((pipes, spawned.exit()?))
     };
-    let read_out = async {
-        match pipe_out {
-            Some(mut pipe) => pipe.read_to_end(&mut output.stdout).await.map(drop),
-            None => Ok(()),
-        }
-    };
-    let read_err = async {
-        match pipe_err {
-            Some(mut pipe) => pipe.read_to_end(&mut output.stderr).await.map(drop),
-            None => Ok(()),
-        }
-    };
-    let ((), out, err) = tokio::join!(feed, read_out, read_err);
-    out.and(err)?;
-    child.wait().await.map(drop)
+    let watched = watch().map_err(|error| (OsString::from("its pipes"), error));
+    watched.map(|(pipes, exit)| (spawned, pipes, exit))
 }
 
-/// Kills the child's process group when dropped, unless the child has been reaped: after that its
-/// number may belong to somebody else.
-struct GroupGuard {
-    group: std::cell::Cell<Option<Pid>>,
-}
-
-impl GroupGuard {
-    fn new(child: &Child) -> Self {
-        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        Self { group: std::cell::Cell::new(pid) }
-    }
-
-    fn kill(&self) {
-        if let Some(group) = self.group.get() {
-            // ESRCH: the whole group has ended by itself.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-    }
-
-    fn disarm(&self) {
-        self.group.set(None);
+impl Pipes {
+    /// Feeds and reads the pipes until all who write into them have closed them.
+    async fn exchange(self, stdin: &Source, output: &mut ProcessOutput) -> io::Result<()> {
+        let feed = async {
+            if let (Some(mut pipe), Source::Bytes(bytes)) = (self.stdin, stdin) {
+                // A child may close its input early (`head -1`): that is no failure.
+                let _ = pipe.write_all(bytes).await;
+            }
+        };
+        let (mut stdout, mut stderr) = (self.stdout, self.stderr);
+        let (read_out, read_err) =
+            (read(&mut stdout, &mut output.stdout), read(&mut stderr, &mut output.stderr));
+        let ((), out, err) = tokio::join!(feed, read_out, read_err);
+        out.and(err)
     }
 }
 
-impl Drop for GroupGuard {
-    fn drop(&mut self) {
-        self.kill();
+async fn read(pipe: &mut Option<Ours<pipe::Receiver>>, into: &mut Vec<u8>) -> io::Result<()> {
+    match pipe {
+        Some(pipe) => pipe.read_to_end(into).await.map(drop),
+        None => Ok(()),
     }
 }
 
@@ -301,12 +322,13 @@ mod tests {
     fn outcome_of(spec: ProcessSpec, kill: Kill) -> ProcessOutcome {
         let lane = IoLane::start(2).expect("threads");
         let (sender, receiver) = std::sync::mpsc::channel();
-        lane.spawn(async move {
-            sender.send(run(spec, kill).await).expect("receiver");
-        });
-        let outcome = receiver.recv_timeout(Duration::from_secs(30)).expect("an outcome");
-        lane.stop(Duration::from_secs(5));
-        outcome
+        lane.spawn_process(
+            spec,
+            kill,
+            || true,
+            move |outcome| sender.send(outcome).expect("receiver"),
+        );
+        receiver.recv_timeout(Duration::from_secs(30)).expect("an outcome")
     }
 
     #[test]

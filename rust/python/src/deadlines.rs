@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dftracer_core::ledger::Entry;
 use dftracer_core::watchdog::{Alarm, Watchdog};
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::batch::OUT_OF_TIME;
@@ -66,15 +67,22 @@ impl Deadlines {
 }
 
 impl Keeper {
-    fn set(&mut self, shared: &Arc<Shared>, at: Instant, due: Due) -> std::io::Result<Alarm> {
-        let watchdog = match &self.watchdog {
-            Some(watchdog) => watchdog,
-            None => {
-                let shared = Arc::downgrade(shared);
-                self.watchdog.insert(Watchdog::start(move |due| ring(&shared, &due))?)
-            }
-        };
-        Ok(watchdog.set(at, due))
+    fn set(&mut self, shared: &Arc<Shared>, at: Instant, due: Due) -> PyResult<Alarm> {
+        Ok(self.watchdog(shared)?.set(at, due))
+    }
+
+    fn watchdog(&mut self, shared: &Arc<Shared>) -> PyResult<&Watchdog<Due>> {
+        if self.watchdog.is_none() {
+            let shared = Arc::downgrade(shared);
+            let started = Watchdog::start(move |due| ring(&shared, &due));
+            self.watchdog = Some(started.map_err(|error| {
+                PyRuntimeError::new_err(format!(
+                    "the system refused to start the thread that keeps timeouts ({error}): end \
+                     other threads or raise its limit"
+                ))
+            })?);
+        }
+        Ok(self.watchdog.as_ref().expect("started above"))
     }
 }
 
@@ -87,8 +95,14 @@ impl Drop for Keeper {
 }
 
 impl Shared {
-    pub(crate) fn set_task_timeout(&self, millis: u64) {
+    /// The thread that keeps the deadlines is started now: a task that began without it could run
+    /// for ever.
+    pub(crate) fn set_task_timeout(self: &Arc<Self>, millis: u64) -> PyResult<()> {
+        if millis > 0 && self.open_for_tasks() {
+            self.deadlines.lock().watchdog(self)?;
+        }
         self.deadlines.task_timeout_ms.store(millis, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Lets every task that is unfinished `millis` from now run out of time; 0 takes that back.
@@ -114,7 +128,9 @@ impl Shared {
 
     /// Sets the deadline of a task that begins.
     pub(crate) fn arm(self: &Arc<Self>, handle: &TaskHandle) {
-        let Some(timeout) = self.deadlines.task_timeout() else { return };
+        let Some(timeout) = self.deadlines.task_timeout().filter(|_| !self.is_copy()) else {
+            return;
+        };
         let (Some(entry), Some(at)) = (handle.entry(), Instant::now().checked_add(timeout)) else {
             return;
         };
@@ -131,6 +147,10 @@ impl Shared {
     }
 
     pub(crate) fn take_back(&self, alarm: Alarm) {
+        // In a copy, the watchdog's lock may be held for ever by its thread, which was not copied.
+        if self.is_copy() {
+            return;
+        }
         if let Some(watchdog) = &self.deadlines.lock().watchdog {
             watchdog.take_back(alarm);
         }

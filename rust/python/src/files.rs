@@ -3,8 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dftracer_core::files::{self, Staging};
+use dftracer_core::forks::DroppedApart;
+use dftracer_core::process::Kill;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -22,8 +25,8 @@ pub(crate) fn hash<'py>(
     name: Option<Bound<'py, PyString>>,
 ) -> PyResult<Bound<'py, TaskHandle>> {
     let name = name.unwrap_or_else(|| PyString::new(py, "hash_files"));
-    let (handle, job) =
-        prepare(py, shared, name, move || NativeOutcome::Digests(files::hash(&paths)))?;
+    let (handle, job) = prepare(py, shared, name, None)?;
+    let job = move || job.run(|| NativeOutcome::Digests(files::hash(&paths)));
     finish(handle, shared.with_compute_lane(|lane| lane.spawn(job)))
 }
 
@@ -46,10 +49,56 @@ pub(crate) fn stage<'py>(
         }
     };
     let name = name.unwrap_or_else(|| PyString::new(py, "stage_file"));
-    let (handle, job) = prepare(py, shared, name, move || {
-        NativeOutcome::Staged(files::stage(&source, &target, staging))
-    })?;
-    finish(handle, shared.with_io_lane(|lane| lane.spawn_blocking(job)))
+    let kill = Kill::default();
+    let (handle, Job { beginner, run }) = prepare(py, shared, name, Some(kill.clone()))?;
+    let staged = shared.with_io_lane(|lane| {
+        let stage = move |unwanted: &AtomicBool| {
+            let stage = || NativeOutcome::Staged(files::stage(&source, &target, staging, unwanted));
+            begin(&beginner).then(|| outcome_of(stage))
+        };
+        lane.spawn_staging(stage, kill, move |staged| {
+            let outcome = match staged {
+                Ok(outcome) => outcome.unwrap_or(NativeOutcome::Stopped),
+                Err(error) => NativeOutcome::Staged(Err((PathBuf::from("a thread"), error))),
+            };
+            run.take().settle(outcome, None);
+        });
+    });
+    finish(handle, staged)
+}
+
+type Beginner = DroppedApart<(Py<TaskHandle>, Arc<Shared>)>;
+
+/// What begins a task that is work on files, and what ends it.
+struct Job {
+    beginner: Beginner,
+    run: DroppedApart<NativeRun>,
+}
+
+impl Job {
+    fn run(self, work: impl FnOnce() -> NativeOutcome) {
+        if begin(&self.beginner) {
+            let outcome = outcome_of(work);
+            self.run.take().settle(outcome, None);
+        }
+    }
+}
+
+/// False if the task was cancelled before it could begin.
+fn begin(beginner: &Beginner) -> bool {
+    apart_from_forks(|| {
+        let (task, owner) = &**beginner;
+        let claimed = task.get().claim();
+        if claimed {
+            owner.arm(task.get());
+        }
+        claimed
+    })
+}
+
+fn outcome_of(work: impl FnOnce() -> NativeOutcome) -> NativeOutcome {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| NativeOutcome::Panicked(panic_text(panic.as_ref())))
 }
 
 /// Makes a task and the job that runs it, on whichever thread.
@@ -57,29 +106,15 @@ fn prepare<'py>(
     py: Python<'py>,
     shared: &Arc<Shared>,
     name: Bound<'py, PyString>,
-    work: impl FnOnce() -> NativeOutcome + Send + 'static,
-) -> PyResult<(Bound<'py, TaskHandle>, impl FnOnce() + Send + 'static)> {
+    kill: Option<Kill>,
+) -> PyResult<(Bound<'py, TaskHandle>, Job)> {
     shared.task_begins()?;
-    let content = Content::Native(None);
+    let content = Content::Native(kill);
     let task = TaskHandle::new(py, shared.clone(), Some(name.unbind()), content, None, None, true);
     let handle = Bound::new(py, task).inspect_err(|_| shared.task_refused())?;
     TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
-    let (run, owner) = (NativeRun::of(&handle), shared.clone());
-    let job = move || {
-        let begun = apart_from_forks(|| {
-            let claimed = run.task().claim();
-            if claimed {
-                owner.arm(run.task());
-            }
-            claimed
-        });
-        if !begun {
-            return run.forget(); // cancelled before it began
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|panic| NativeOutcome::Panicked(panic_text(panic.as_ref())));
-        run.settle(outcome, Some(owner));
-    };
+    let beginner = DroppedApart::new((handle.clone().unbind(), shared.clone()));
+    let job = Job { beginner, run: DroppedApart::new(NativeRun::of(&handle)) };
     Ok((handle, job))
 }
 

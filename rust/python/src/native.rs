@@ -17,6 +17,8 @@ pub(crate) enum NativeOutcome {
     Digests(Result<Vec<String>, (PathBuf, std::io::Error)>),
     /// Where a file was staged to, or the error and the file that it is about.
     Staged(Result<PathBuf, (PathBuf, std::io::Error)>),
+    /// It was stopped.
+    Stopped,
     /// The job panicked.
     Panicked(String),
     /// Its deadline has passed before anybody wanted to see it as a task.
@@ -32,6 +34,7 @@ impl NativeOutcome {
             | Self::Staged(Err(_))
             | Self::Panicked(_)
             | Self::OutOfTime(_) => state::FAILED,
+            Self::Stopped => state::CANCELLED,
         }
     }
 
@@ -50,6 +53,7 @@ impl NativeOutcome {
             Self::Digests(Err((path, error))) | Self::Staged(Err((path, error))) => {
                 Err(os_error(py, error, path.as_os_str()))
             }
+            Self::Stopped => Ok(None),
             Self::Panicked(text) => Err(crate::call::panic_error(text)),
             Self::OutOfTime(what) => Err(process::timeout_error(py, handle, what)?),
         }

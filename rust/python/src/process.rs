@@ -2,10 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use dftracer_core::forks::DroppedApart;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
-use dftracer_core::process::{Kill, ProcessOutcome, ProcessOutput, ProcessSpec, Sink, Source};
+use dftracer_core::process::{
+    Environment, Kill, ProcessOutcome, ProcessOutput, ProcessSpec, SignalMask, Sink, Source,
+};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyString, PyType};
@@ -46,6 +49,7 @@ pub(crate) struct Request {
     pub(crate) stdout: Sink,
     pub(crate) stderr: Sink,
     pub(crate) timeout: Option<f64>,
+    pub(crate) tty: bool,
     pub(crate) name: Option<Py<PyString>>,
     /// Whether `wait_all` and `get_failed` speak of it.
     pub(crate) tracked: bool,
@@ -74,11 +78,13 @@ pub(crate) fn submit<'py>(
     let spec = ProcessSpec {
         argv: request.argv,
         cwd: request.cwd,
-        env: request.env,
+        env: Some(request.env.map_or_else(environment, Arc::new)),
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
         timeout: shared.shorter_timeout(timeout),
+        mask: Some(SignalMask::current()),
+        tty: request.tty,
     };
     let begun = request.begun;
     let kill = Kill::default();
@@ -89,26 +95,39 @@ pub(crate) fn submit<'py>(
     let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
     TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
     before_start(&handle);
-    let (claimer, run) = (handle.clone().unbind(), NativeRun::of(&handle));
+    // Whatever becomes of the jobs: threads without the interpreter drop Python objects only where
+    // no fork can come between.
+    let mut claimer = DroppedApart::new((handle.clone().unbind(), begun));
+    let run = DroppedApart::new(NativeRun::of(&handle));
     let started = shared.with_io_lane(|lane| {
         let begin = move || {
             apart_from_forks(|| {
-                let claimed = claimer.get().claim();
-                drop(claimer);
-                if let (true, Some((mailbox, token))) = (claimed, begun) {
+                let claimed = claimer.0.get().claim();
+                if claimed && let Some((mailbox, token)) = claimer.1.take() {
                     mailbox.post(Delivery::begun(token));
                 }
                 claimed
             })
         };
         lane.spawn_process(spec, kill, begin, move |outcome| {
-            run.settle(NativeOutcome::Process(outcome), None);
+            run.take().settle(NativeOutcome::Process(outcome), None);
         });
     });
     if let Err(error) = started {
         TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), py);
     }
     Ok(handle)
+}
+
+/// That of this process. Programs that are started one after another mostly share it.
+fn environment() -> Environment {
+    static LAST: Mutex<Option<Environment>> = Mutex::new(None);
+    let now: Vec<_> = std::env::vars_os().collect();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(last) if **last == now => last.clone(),
+        _ => last.insert(Arc::new(now)).clone(),
+    }
 }
 
 /// The state of a task that ended so.

@@ -323,7 +323,7 @@ impl Runtime {
 
     /// `stdin` is bytes, the path of a file, or `None`; `stdout` and `stderr` are the path of a
     /// file, `False` to discard, or `None` to capture.
-    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false, note=None))]
+    #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false, note=None, tty=false))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
     fn start_process<'py>(
         &self,
@@ -340,6 +340,7 @@ impl Runtime {
         token: Option<Py<PyAny>>,
         tell_begin: bool,
         note: Option<Note>,
+        tty: bool,
     ) -> PyResult<Bound<'py, TaskHandle>> {
         let token = token.unwrap_or_else(|| py.None());
         let begun = mailbox.filter(|_| tell_begin);
@@ -351,6 +352,7 @@ impl Runtime {
             stdout: sink(stdout)?,
             stderr: sink(stderr)?,
             timeout,
+            tty,
             name: name.map(Bound::unbind),
             tracked: mailbox.is_none(),
             begun: begun.map(|mailbox| (mailbox.core.clone(), token.clone_ref(py))),
@@ -428,8 +430,9 @@ impl Runtime {
         self.shared.set_timeout_for_all(millis)
     }
 
-    fn set_default_task_timeout_ms(&self, millis: u64) {
-        self.shared.set_task_timeout(millis);
+    fn set_default_task_timeout_ms(&self, millis: u64) -> PyResult<()> {
+        self.shared.check_process()?;
+        self.shared.set_task_timeout(millis)
     }
 
     fn get_failed<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, TaskHandle>>> {

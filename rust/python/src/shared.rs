@@ -189,6 +189,11 @@ impl Shared {
         }
     }
 
+    /// Whether tasks are still accepted, for all that is known.
+    pub(crate) fn open_for_tasks(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Refuses the copy of a runtime that a `fork()` left without its threads.
     pub(crate) fn check_process(&self) -> PyResult<()> {
         if self.is_copy() {
@@ -327,9 +332,7 @@ impl Shared {
     /// Lets go of the threads that no task will need any more. Waits for none of them: this may be
     /// one of them.
     fn retire(&self) {
-        if let Some(io) = lock(&self.io).take() {
-            io.stop_in_background();
-        }
+        drop(lock(&self.io).take());
         drop(lock(&self.compute).take());
         self.deadlines.retire();
     }
@@ -590,7 +593,14 @@ impl Shared {
     /// Hands a job to the I/O lane, which is started with the first.
     pub(crate) fn with_io_lane(&self, act: impl FnOnce(&IoLane)) -> PyResult<()> {
         let io = lock(&self.io);
-        act(io.get_or_try_init(|| IoLane::start(self.sizes.io_threads))?);
+        act(io.get_or_try_init(|| {
+            IoLane::start(self.sizes.io_threads).map_err(|error| {
+                PyRuntimeError::new_err(format!(
+                    "the system refused to start the thread for I/O ({error}): end other threads \
+                     or raise its limit"
+                ))
+            })
+        })?);
         Ok(())
     }
 

@@ -289,15 +289,6 @@ impl NativeRun {
         Self { handle: handle.clone().unbind(), spare: [Spare::of(handle), Spare::of(handle)] }
     }
 
-    pub(crate) fn task(&self) -> &TaskHandle {
-        self.handle.get()
-    }
-
-    /// Drops it, not while the process forks.
-    pub(crate) fn forget(self) {
-        apart_from_forks(|| drop(self));
-    }
-
     /// Ends the task; `owned` is dropped with what is held of it.
     pub(crate) fn settle(self, outcome: NativeOutcome, owned: Option<Arc<Shared>>) {
         let untold = apart_from_forks(|| {
