@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dftracer.utils._native import bare_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import CodeType, FrameType, TracebackType
 
 _MOST_LINES = 100
@@ -159,11 +160,26 @@ def _empty_frame(code: CodeType, module: dict[str, Any]) -> FrameType:
     if frame is None:
         if len(_frames) >= _MOST_FRAMES:
             _frames.clear()
-        # Code of its own, since a frame looks for free variables in a function that is not there.
-        names: dict[str, Any] = {"co_name": code.co_name}
-        if sys.version_info >= (3, 11):
-            names["co_qualname"] = code.co_qualname
-        stub = compile("", code.co_filename, "exec").replace(**names)
         globals_ = {name: module[name] for name in _OF_MODULE if name in module}
-        frame = _frames[key] = bare_frame(stub, globals_)
+        frame = _frames[key] = _new_frame(code, globals_)
     return frame
+
+
+if sys.version_info >= (3, 11):
+
+    def _new_frame(code: CodeType, module: dict[str, Any]) -> FrameType:
+        # Code of its own, since a frame looks for free variables in a function that is not there.
+        stub = compile("", code.co_filename, "exec")
+        return bare_frame(stub.replace(co_name=code.co_name, co_qualname=code.co_qualname), module)
+
+else:
+
+    def _new_frame(code: CodeType, module: dict[str, Any]) -> FrameType:
+        # A new frame would hold that of its caller. That of a generator that does not run does not.
+        stub = _generate.__code__.replace(co_filename=code.co_filename, co_name=code.co_name)
+        generator = types.FunctionType(stub, module)()
+        frame: FrameType = generator.gi_frame
+        return frame
+
+    def _generate() -> Iterator[None]:
+        yield
