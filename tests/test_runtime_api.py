@@ -920,6 +920,20 @@ def test_executor_future_ends_at_the_deadline_when_its_body_is_stuck(one_worker:
             future.result(2)
 
 
+# --- as_completed and asyncio --------------------------------------------------------------------
+
+
+async def test_as_completed_is_refused_when_it_is_given_futures_of_an_event_loop(
+    runtime: Runtime,
+) -> None:
+    future: Any = asyncio.get_running_loop().create_future()
+    handle = runtime.submit(echo, 1)
+    with pytest.raises(TypeError, match=r"use asyncio\.as_completed\(\)"):
+        as_completed([handle, future], timeout=GUARD_S)
+    future.cancel()
+    assert next(as_completed([handle], timeout=GUARD_S)) is handle
+
+
 # --- run_process -------------------------------------------------------------------------------
 
 

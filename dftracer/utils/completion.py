@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import threading
@@ -32,8 +33,18 @@ def as_completed(
     ------
     TimeoutError
         If some have not; it tells how many.
+    TypeError
+        If one is an asyncio future, as calls on an engine are: its loop could not go on while this
+        waits.
     """
     pending = list(dict.fromkeys(handles))
+    for handle in pending:
+        if asyncio.isfuture(handle):
+            raise TypeError(
+                "dftracer.utils.as_completed() takes the handles of a runtime, not asyncio futures "
+                f"such as {handle!r}, whose event loop could not go on while it waits: use "
+                "asyncio.as_completed()"
+            )
     deadline = None if timeout is None else time.monotonic() + timeout
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for handle in pending:
