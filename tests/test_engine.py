@@ -202,8 +202,8 @@ async def test_no_worker_is_left_when_the_engine_is_shut_down() -> None:
     assert worker_threads() <= before
 
 
-async def test_unfinished_tasks_are_cancelled_when_the_context_is_left() -> None:
-    async with await WorkflowEngine.create() as flow:
+async def test_unfinished_tasks_are_cancelled_when_the_context_shall_not_wait() -> None:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiting = flow.function_task(identity)(source)
         behind = flow.function_task(identity)(waiting)

@@ -43,7 +43,9 @@ async def test_an_argument_is_refused_by_name_when_of_the_wrong_type(name: str, 
         await WorkflowEngine.create(backend, **{name: value})
     with pytest.raises(TypeError, match=rf"^{name} must be "):
         WorkflowEngine(backend, **{name: value})
-    async with await WorkflowEngine.create(backend) as flow:  # it serves nobody yet
+    async with await WorkflowEngine.create(
+        backend, cancel_on_exit=True
+    ) as flow:  # it serves nobody yet
         assert flow.backend is backend
 
 
@@ -64,7 +66,7 @@ async def test_work_dir_is_the_current_one_when_none_is_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="mine") as flow:
+    async with await WorkflowEngine.create(backend, uid="mine", cancel_on_exit=True) as flow:
         assert flow.work_dir == str(tmp_path)
         assert vars(backend)["_work_dir"] == str(tmp_path / "mine")
 
@@ -89,7 +91,7 @@ class StartingBackend(ForeignBackend):
 
 async def test_backends_are_started_when_they_were_not_awaited() -> None:
     backends = [StartingBackend("one"), StartingBackend("two")]
-    async with await WorkflowEngine.create(tuple(backends)) as flow:
+    async with await WorkflowEngine.create(tuple(backends), cancel_on_exit=True) as flow:
         assert flow.backend is backends[0]
         assert [backend.starts for backend in backends] == [1, 1]
     assert [backend.shutdowns for backend in backends] == [1, 1]
@@ -114,7 +116,7 @@ async def test_no_backend_is_taken_when_one_serves_another_engine() -> None:
     async with await WorkflowEngine.create(busy, uid="first"):
         with pytest.raises(RuntimeError, match=r"'busy' serves engine 'first'.*shut that"):
             await WorkflowEngine.create([free, busy])
-        async with await WorkflowEngine.create(free) as flow:
+        async with await WorkflowEngine.create(free, cancel_on_exit=True) as flow:
             future = flow.function_task(identity)(1)
             await free.end(future, return_value="taken")
             assert await future == "taken"
@@ -150,7 +152,7 @@ async def test_no_backend_is_used_when_the_run_is_dry(made_by: str) -> None:
 
 async def test_tasks_go_where_they_are_sent_when_there_are_several_backends() -> None:
     one, two = ForeignBackend("one"), ForeignBackend("two")
-    async with await WorkflowEngine.create([one, two]) as flow:
+    async with await WorkflowEngine.create([one, two], cancel_on_exit=True) as flow:
         futures = {
             "default": flow.function_task(identity)(0),
             "one": flow.function_task(backend="one")(identity)(0),
@@ -172,7 +174,9 @@ async def test_tasks_go_where_they_are_sent_when_there_are_several_backends() ->
 
 async def test_a_task_can_depend_on_another_when_that_is_on_another_backend() -> None:
     one = ForeignBackend("one")
-    async with await WorkflowEngine.create([one, RuntimeExecutionBackend(name="two")]) as flow:
+    async with await WorkflowEngine.create(
+        [one, RuntimeExecutionBackend(name="two")], cancel_on_exit=True
+    ) as flow:
         source = flow.function_task(identity)(1)
         behind = flow.function_task(add, backend="two")(source, 1)
         await one.end(source, return_value=41)
@@ -185,7 +189,7 @@ async def test_a_backend_is_refused_at_once_when_there_is_none_of_that_name(
     decorator: str, name: Any
 ) -> None:
     backends = [ForeignBackend("one"), ForeignBackend("two")]
-    async with await WorkflowEngine.create(backends) as flow:
+    async with await WorkflowEngine.create(backends, cancel_on_exit=True) as flow:
         with pytest.raises(ValueError, match=rf"@flow\.{decorator}: .*it has 'one', 'two'"):
             getattr(flow, decorator)(backend=name)
         with pytest.raises(ValueError, match=rf"@flow\.{decorator}: "):
@@ -198,7 +202,7 @@ async def test_a_backend_is_refused_at_once_when_there_is_none_of_that_name(
 async def test_an_option_is_refused_at_once_when_it_is_no_bool(
     decorator: str, option: str, value: Any
 ) -> None:
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         match = rf"@flow\.{decorator}: {option} must be True or False, not {type(value).__name__}"
         with pytest.raises(TypeError, match=match):
             getattr(flow, decorator)(**{option: value})
@@ -206,7 +210,7 @@ async def test_an_option_is_refused_at_once_when_it_is_no_bool(
 
 @pytest.mark.parametrize("decorator", DECORATORS)
 async def test_an_option_is_refused_at_once_when_it_is_unknown(decorator: str) -> None:
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         with pytest.raises(TypeError, match=rf"WorkflowEngine\.{decorator}\(\).*'servise'"):
             getattr(flow, decorator)(servise=True)
 
@@ -214,7 +218,7 @@ async def test_an_option_is_refused_at_once_when_it_is_unknown(decorator: str) -
 @pytest.mark.parametrize("decorator", DECORATORS[:3])
 async def test_options_reach_the_description_when_given(decorator: str) -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         decorate = getattr(flow, decorator)
         plain = decorate(lambda: "text")()
         marked = decorate(service=True, capture_stdio=True)(lambda: "text")()
@@ -225,7 +229,9 @@ async def test_options_reach_the_description_when_given(decorator: str) -> None:
 
 async def test_a_folder_for_output_is_made_when_a_program_captures_it(tmp_path: Path) -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="mine", work_dir=tmp_path) as flow:
+    async with await WorkflowEngine.create(
+        backend, uid="mine", work_dir=tmp_path, cancel_on_exit=True
+    ) as flow:
         await backend.given(flow.function_task(identity, capture_stdio=True)(1))
         assert not (tmp_path / "mine").exists()
         await backend.given(flow.executable_task(lambda: "true", capture_stdio=True)())
@@ -235,7 +241,9 @@ async def test_a_folder_for_output_is_made_when_a_program_captures_it(tmp_path: 
 async def test_only_that_program_fails_when_its_folder_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, work_dir=tmp_path / "file") as flow:
+    async with await WorkflowEngine.create(
+        backend, work_dir=tmp_path / "file", cancel_on_exit=True
+    ) as flow:
         failing = flow.executable_task(lambda: "true", capture_stdio=True)()
         with pytest.raises(NotADirectoryError, match=r"file"):
             await failing
@@ -252,7 +260,7 @@ def described(value: int, task_description: Any = {"ranks": 4, "env": {"A": "1"}
 
 async def test_a_call_overrides_the_default_when_it_has_a_description() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         task = flow.function_task(described)
         calls = {
             "default": task(1),
@@ -290,7 +298,7 @@ async def test_a_body_takes_any_keyword_when_it_is_called_with_a_description() -
 async def test_a_description_is_refused_at_once_when_it_is_no_dict(value: Any) -> None:
     def body(task_description: Any = value) -> None: ...
 
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         with pytest.raises(TypeError, match=r"default of 'task_description' in 'body'.*dict"):
             flow.function_task(body)
         with pytest.raises(TypeError, match=r"task_description of 'identity' must be a dict"):
@@ -318,7 +326,7 @@ async def test_the_backend_gets_words_when_a_command_wants_a_shell_or_none(
         return command
 
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         if given == "by default":
             future = flow.executable_task(body)()
         else:
@@ -331,7 +339,7 @@ async def test_the_backend_gets_words_when_a_command_wants_a_shell_or_none(
 
 
 async def test_the_task_fails_by_name_when_shell_is_no_bool() -> None:
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         task = flow.executable_task(lambda: "true")
         with pytest.raises(CommandError, match=r"'<lambda>'.*'shell'.*True or False, not str 'no'"):
             await task(task_description={"shell": "no"})
@@ -339,7 +347,7 @@ async def test_the_task_fails_by_name_when_shell_is_no_bool() -> None:
 
 async def test_the_description_is_complete_when_a_backend_gets_it() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend, uid="mine") as flow:
+    async with await WorkflowEngine.create(backend, uid="mine", cancel_on_exit=True) as flow:
         source = flow.function_task(identity)(1)
         foreign: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         foreign.set_result(3)
@@ -387,7 +395,9 @@ async def async_prompt(question: str) -> str:
 @pytest.mark.parametrize("body", [plain_prompt, async_prompt])
 async def test_the_answer_is_the_result_when_a_backend_knows_prompts(body: Any) -> None:
     model = ForeignBackend("model")
-    async with await WorkflowEngine.create([RuntimeExecutionBackend(), model]) as flow:
+    async with await WorkflowEngine.create(
+        [RuntimeExecutionBackend(), model], cancel_on_exit=True
+    ) as flow:
         question = flow.function_task(str.strip)(" why? ")
         future = flow.prompt_task(body, backend="model")(question)
         answered = flow.function_task(str.upper)(future)
@@ -414,7 +424,7 @@ async def test_the_result_is_what_the_backend_gives_when_it_answers(
     outcome: dict[str, Any], result: Any
 ) -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         future = flow.prompt_task(plain_prompt)("why?")
         await backend.end(future, **outcome)
         assert await future == result
@@ -434,7 +444,7 @@ async def test_the_task_fails_by_name_when_its_body_returns_no_prompt(value: Any
         return value
 
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for function in (body, lambda: value):
             name = function.__name__
             with pytest.raises(ValueError, match=f"prompt task '{name}' must return a prompt"):
@@ -444,7 +454,7 @@ async def test_the_task_fails_by_name_when_its_body_returns_no_prompt(value: Any
 
 async def test_the_task_fails_when_the_backend_has_no_answer() -> None:
     backend = ForeignBackend("model")
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         task = flow.prompt_task(plain_prompt)
         future, other = task("why?"), task("why not?")
         await backend.end(future, "FAILED", stderr="too many tokens")
@@ -467,7 +477,7 @@ def scoped() -> Callable[..., Any]:
     """Return what makes an engine whose tasks never end."""
 
     async def make(uid: str = "mine") -> WorkflowEngine:
-        return await WorkflowEngine.create(ForeignBackend(), uid=uid)
+        return await WorkflowEngine.create(ForeignBackend(), uid=uid, cancel_on_exit=True)
 
     return make
 
@@ -564,7 +574,7 @@ async def test_calls_bear_the_uid_of_their_block_when_made_in_one() -> None:
 
 async def test_members_are_cancelled_with_their_block_when_called_in_a_scope() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         members: list[Any] = []
 
         @flow.block

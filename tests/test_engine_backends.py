@@ -104,7 +104,7 @@ class SlottedBackend:
 
 async def test_tasks_run_when_a_backend_has_plain_methods_and_slots() -> None:
     backend = SlottedBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         task = flow.function_task(identity)
         assert await task(task("as it is")) == "as it is"
         endless = flow.function_task(add)(1, 1)
@@ -130,12 +130,13 @@ async def test_marks_of_its_engines_are_left_when_a_backend_takes_attributes() -
 async def test_the_state_is_shown_when_a_backend_has_attributes_named_like_our_methods() -> None:
     backend: Any = ForeignBackend()
     backend.is_running = backend.state = True
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         await backend.given(future)
         assert "PENDING" in repr(future)
         backend.report(future.task, "RUNNING")
         assert "RUNNING" in repr(future)
+        await flow.shutdown()
 
 
 # --- submit_tasks ---------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ async def test_only_its_tasks_fail_when_a_backend_refuses_them() -> None:
             raise ConnectionError("nobody answers")
 
     backends = [RuntimeExecutionBackend(), Refusing("late"), RefusingAtOnce("at once")]
-    async with await WorkflowEngine.create(backends) as flow:
+    async with await WorkflowEngine.create(backends, cancel_on_exit=True) as flow:
         good = flow.function_task(identity)(1)
         failing = [flow.function_task(identity, backend=b.name)(1) for b in backends[1:]]
         failing.append(flow.executable_task(lambda: "true", backend="late")())
@@ -174,7 +175,7 @@ async def test_a_task_keeps_its_result_when_its_backend_fails_after_reporting_it
             self.report({**tasks[0], "return_value": "done before"}, "DONE")
             raise ConnectionError("lost the rest")
 
-    async with await WorkflowEngine.create(Partly()) as flow:
+    async with await WorkflowEngine.create(Partly(), cancel_on_exit=True) as flow:
         first, second = flow.function_task(identity)(1), flow.function_task(identity)(2)
         assert await first == "done before"
         with pytest.raises(ConnectionError, match="lost the rest"):
@@ -207,7 +208,7 @@ async def test_tasks_are_cancelled_when_their_submission_is() -> None:
         async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
             raise asyncio.CancelledError
 
-    async with await WorkflowEngine.create(Cancelling()) as flow:
+    async with await WorkflowEngine.create(Cancelling(), cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         behind = flow.function_task(identity)(future)
         await asyncio.wait([future, behind])
@@ -228,7 +229,7 @@ class StrictBackend(ForeignBackend):
 
 async def test_a_backend_hears_nothing_of_a_task_when_its_submission_has_not_begun() -> None:
     backend = StrictBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         call = flow.function_task(identity)
         first, second = call(1), call(2)
         flow._launch()  # as the loop will do, before it begins the submission
@@ -256,7 +257,7 @@ async def test_a_complaint_is_made_when_a_backend_cannot_cancel() -> None:
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, about: complaints.append(about))
     backends = [Raising("late"), RaisingAtOnce("at once")]
-    async with await WorkflowEngine.create(backends) as flow:
+    async with await WorkflowEngine.create(backends, cancel_on_exit=True) as flow:
         for backend in backends:
             future = flow.function_task(identity, backend=backend.name)(1)
             await backend.given(future)
@@ -311,7 +312,7 @@ async def test_all_backends_are_shut_down_when_one_of_them_fails_at_that(
 @pytest.mark.parametrize("where", ["in the loop", "in a thread"])
 async def test_an_outcome_is_taken_when_the_dict_is_a_copy(as_it_is: Any, where: str) -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         record = as_it_is(await backend.given(future))
         record["return_value"] = "reported"
@@ -324,7 +325,7 @@ async def test_an_outcome_is_taken_when_the_dict_is_a_copy(as_it_is: Any, where:
 
 async def test_the_first_outcome_counts_when_a_backend_reports_many() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for first in ("DONE", "FAILED", "CANCELED"):
             future = flow.function_task(identity)(1)
             task = await backend.given(future)
@@ -343,7 +344,7 @@ async def test_the_first_outcome_counts_when_a_backend_reports_many() -> None:
 
 async def test_an_outcome_is_ignored_when_it_comes_after_the_cancellation() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         task = await backend.given(future)
         future.cancel()
@@ -356,7 +357,7 @@ async def test_an_outcome_is_ignored_when_it_comes_after_the_cancellation() -> N
 
 async def test_a_component_goes_its_way_when_a_backend_reports_what_it_was_not_given() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiting = flow.function_task(identity)(source)
         ready = flow.function_task(identity)(1)
@@ -379,7 +380,7 @@ async def test_late_outcomes_are_ignored_when_the_backend_serves_the_next_engine
     report, task = backend.report, await backend.given(early)
     await first.shutdown(skip_execution_backend=True)
     backend.tasks.clear()
-    async with await WorkflowEngine.create(backend) as second:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as second:
         future = second.function_task(identity)(2)
         assert future.uid == early.uid
         await backend.given(future)
@@ -419,7 +420,7 @@ def test_nobody_is_told_when_a_backend_reports_after_the_end_of_the_loop() -> No
 
 async def test_nothing_is_lost_when_thousands_are_reported_from_threads() -> None:
     backend = ThreadBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         task = flow.function_task(add)
         chains = [task(task(task(number, 0), 0), 1) for number in range(1_000)]
         assert await asyncio.gather(*chains) == list(range(1, 1_001))
@@ -470,7 +471,7 @@ def test_engines_do_not_mix_when_two_threads_have_each_a_loop_and_several_engine
 
 
 async def test_a_dry_call_is_described_as_run_when_it_has_ended() -> None:
-    async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
+    async with await WorkflowEngine.create(NoopExecutionBackend(), cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         assert await future == "Dummy Output"
         kept = {key: future.task[key] for key in ("stdout", "return_value", "exit_code")}
@@ -485,6 +486,6 @@ async def test_tasks_go_the_way_of_a_subclass_when_it_changes_their_submission()
             self.seen += len(tasks)
             await super().submit_tasks(tasks)
 
-    async with await WorkflowEngine.create(backend := Counting()) as flow:
+    async with await WorkflowEngine.create(backend := Counting(), cancel_on_exit=True) as flow:
         await asyncio.gather(*map(flow.function_task(identity), range(5)))
     assert backend.seen == 5

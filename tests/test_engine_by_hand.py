@@ -64,7 +64,7 @@ async def test_a_task_is_submitted_once_when_also_by_hand(decorator: str) -> Non
             await super().submit_tasks(tasks)
 
     backend = Backend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         future = getattr(flow, decorator)(async_identity)("text")
         for _ in range(2):
             await flow.submit([future.task, future.task])
@@ -84,7 +84,7 @@ async def test_a_body_runs_once_when_its_block_is_submitted_by_hand() -> None:
     async def body(number: int) -> None:
         calls.append(number)
 
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         blocks = [flow.block(body)(number) for number in range(3)]
         await flow.submit([block.block for block in reversed(blocks)])
         await asyncio.gather(*blocks)
@@ -93,7 +93,7 @@ async def test_a_body_runs_once_when_its_block_is_submitted_by_hand() -> None:
 
 async def test_nothing_is_submitted_when_one_still_waits() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         ready = flow.function_task(identity)(1)
         waiting = flow.function_task(identity)(source)
@@ -109,7 +109,7 @@ async def test_nothing_is_submitted_when_one_still_waits() -> None:
 
 async def test_nothing_happens_when_what_is_submitted_is_unknown_or_cancelled() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         cancelled = flow.function_task(identity)(1)
         cancelled.cancel()
         await flow.submit([cancelled.task, {"uid": "task.000099"}, {"uid": None}])
@@ -125,7 +125,7 @@ async def test_a_block_ends_as_the_given_body_does_when_executed_by_hand() -> No
     async def fail(text: str) -> None:
         raise LookupError(text)
 
-    async with await WorkflowEngine.create() as flow:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         seen: list[Any] = []
 
         async def call_a_task(value: int) -> int:
@@ -146,7 +146,7 @@ async def test_a_block_ends_as_the_given_body_does_when_executed_by_hand() -> No
 
 
 async def test_the_caller_is_cancelled_when_it_executes_a_block_and_is_told_to_stop() -> None:
-    async with await WorkflowEngine.create() as flow:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         block, execution = await begin(flow, forever)
         behind = flow.block(async_identity)(block)
         execution.cancel()
@@ -157,7 +157,7 @@ async def test_the_caller_is_cancelled_when_it_executes_a_block_and_is_told_to_s
 
 
 async def test_the_given_body_is_cancelled_when_its_block_is() -> None:
-    async with await WorkflowEngine.create() as flow:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         ended: list[str] = []
 
         async def body() -> None:
@@ -186,7 +186,7 @@ async def test_no_body_runs_when_the_block_runs_waits_or_has_ended() -> None:
     async def body() -> None:
         calls.append("body")
 
-    async with await WorkflowEngine.create() as flow:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         ended, running = flow.block(async_identity)(1), flow.block(forever)()
         waiting = flow.block(async_identity)(source)
@@ -213,7 +213,7 @@ def names_of(flow: WorkflowEngine, verb: str) -> list[Callable[..., Any]]:
 
 async def test_components_end_well_when_that_is_said_by_hand() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for handle in names_of(flow, "success"):
             task = flow.function_task(identity)(1)
             program = flow.executable_task(lambda: "true")()
@@ -231,7 +231,7 @@ async def test_components_end_well_when_that_is_said_by_hand() -> None:
 async def test_components_fail_when_that_is_said_by_hand() -> None:
     backend = ForeignBackend()
     error = LookupError("mine")
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for handle in names_of(flow, "failure"):
             for record, override, expected in (
                 ({"exception": error, "stderr": "no"}, None, error),
@@ -255,7 +255,7 @@ async def test_components_fail_when_that_is_said_by_hand() -> None:
 
 async def test_components_are_cancelled_when_that_is_said_by_hand() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for handle in names_of(flow, "cancellation"):
             task = flow.function_task(identity)(1)
             behind = flow.function_task(identity)(task)
@@ -277,7 +277,7 @@ async def test_nothing_happens_by_hand_when_a_result_is_still_where_it_was_made(
             return "from afar"
 
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         task = flow.function_task(identity)(1)
         await backend.end(task, return_value=Far())
         assert task.state == "DONE"
@@ -297,7 +297,7 @@ async def test_nothing_happens_by_hand_when_a_result_is_still_where_it_was_made(
 
 @pytest.mark.parametrize("verb", ["success", "failure"])
 async def test_a_component_goes_its_way_when_it_waits_and_is_ended_by_hand(verb: str) -> None:
-    async with await WorkflowEngine.create() as flow:
+    async with await WorkflowEngine.create(cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiting = flow.function_task(identity)(source)
         behind = flow.function_task(identity)(waiting)

@@ -506,6 +506,7 @@ async def test_the_process_group_dies_when_the_engine_is_shut_down(tmp_path: Pat
     async with await WorkflowEngine.create() as flow:
         future = flow.executable_task(program.command)()
         await program.started()
+        await flow.shutdown()
     assert future.cancelled()
     await program.gone()
 
@@ -699,6 +700,7 @@ async def test_messages_name_the_engine_when_it_is_shut_down() -> None:
     async with await WorkflowEngine.create(uid="the engine") as flow:
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         futures = [flow.function_task(identity)(never), flow.block(async_identity)(never)]
+        await flow.shutdown()
     assert states(*futures) == {"CANCELLED"}
     assert all("'the engine'" in message_of(future) for future in futures)
 

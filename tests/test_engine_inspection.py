@@ -27,7 +27,7 @@ def uids(*futures: Any) -> set[str]:
 
 async def test_each_stage_is_shown_when_a_component_goes_through_it() -> None:
     backend = ForeignBackend()
-    async with await WorkflowEngine.create(backend) as flow:
+    async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         source: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = flow.function_task(identity)(source)
         behind = flow.function_task(identity)(task)
@@ -129,7 +129,7 @@ async def test_results_and_arguments_die_when_nobody_holds_the_future() -> None:
 
 
 async def test_a_mapping_behaves_as_one_when_asked_for_odd_things() -> None:
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         future = flow.function_task(identity)(1)
         ended = flow.function_task(identity)(2)
         ended.cancel()
@@ -151,7 +151,7 @@ async def test_a_mapping_behaves_as_one_when_asked_for_odd_things() -> None:
 
 
 async def test_the_oldest_are_forgotten_when_thousands_have_ended() -> None:
-    async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
+    async with await WorkflowEngine.create(NoopExecutionBackend(), cancel_on_exit=True) as flow:
         task = flow.function_task(identity)
         futures = [task(number) for number in range(HISTORY_SIZE + 500)]
         waiting = task(asyncio.get_running_loop().create_future())
@@ -191,7 +191,7 @@ async def test_engines_do_not_show_each_other_s_when_there_are_several() -> None
 
 
 async def test_memory_is_bounded_when_one_engine_lives_for_thousands_of_rounds() -> None:
-    async with await WorkflowEngine.create(ForeignBackend()) as flow:
+    async with await WorkflowEngine.create(ForeignBackend(), cancel_on_exit=True) as flow:
         backend: ForeignBackend = flow.backend
         task, block = flow.function_task(add), flow.block(async_identity)
         sizes: list[int] = []

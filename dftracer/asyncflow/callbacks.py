@@ -20,17 +20,23 @@ class CallbackLoop:
     those in Python, where they are used, take the loop itself.
     """
 
-    __slots__ = ("_held", "_loop", "get_debug")
+    __slots__ = ("_held", "_loop", "_take_failure", "get_debug")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        take_failure: Callable[[dict[str, Any]], bool] = lambda _: False,
+    ) -> None:
         self._loop = loop
+        self._take_failure = take_failure
         self._held: list[_Call] | None = None
         self.get_debug = loop.get_debug
         """What a future asks when it is made."""
 
     def call_exception_handler(self, told: dict[str, Any]) -> None:
-        """Tell of an error that nobody has asked a future for."""
-        self._loop.call_exception_handler(told)
+        """Tell of an error that nobody has asked a future for, unless the engine will."""
+        if not self._take_failure(told):
+            self._loop.call_exception_handler(told)
 
     def call_soon(
         self, callback: Callable[[Any], object], future: Any, *, context: Context
@@ -69,7 +75,7 @@ class CallbackLoop:
                 raise
             except BaseException as error:
                 message = f"Exception in callback {callback!r}"
-                self.call_exception_handler(
+                self._loop.call_exception_handler(
                     {"message": message, "exception": error, "future": future}
                 )
         rest.cancel()

@@ -19,6 +19,7 @@ from dftracer.asyncflow.callbacks import CallbackLoop
 from dftracer.asyncflow.components import Component, Task, number_of
 from dftracer.asyncflow.errors import let_out, text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
+from dftracer.asyncflow.leaving import Unseen
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.telemetry import Telemetry
@@ -51,7 +52,8 @@ class Dispatcher:
         self._thread = threading.get_ident()
         """That which runs the loop, as far as is known; see :meth:`_is_in_other_thread`."""
         _alive.add(self)
-        self._callback_loop = CallbackLoop(loop)
+        self._unseen = Unseen()
+        self._callback_loop = CallbackLoop(loop, self._unseen.take)
         """What its futures have for an event loop."""
         self._backends = registry.by_name(backends)
         self._default = backends[0]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -48,6 +49,7 @@ from dftracer.asyncflow.failures import (
     without_frames_of,
 )
 from dftracer.asyncflow.inspection import HISTORY_SIZE, History
+from dftracer.asyncflow.leaving import Ends
 from dftracer.asyncflow.tallies import Tallies
 from dftracer.utils.failures import release_variables
 from dftracer.utils.primitives import Graph, track_all, untrack
@@ -111,6 +113,8 @@ class Scheduler(Dispatcher):
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
         self._is_cancelling = False
         self._is_closed = False
+        self._awaited_ends: list[Ends] = []
+        """Of those who leave the engine's block."""
         self._shutdown_begun = asyncio.Event()
         self._scope: ContextVar[Scope | None] = ContextVar(f"{uid}.scope", default=None)
 
@@ -552,6 +556,7 @@ class Scheduler(Dispatcher):
             if not is_caused and not self.loop.get_debug():
                 release_variables(failure)
             asyncio.Future.set_exception(component, failure)
+            self._unseen.add(component)
         elif isinstance(result, RemoteValue):
             self._leave(component, result)
         else:
@@ -605,6 +610,12 @@ class Scheduler(Dispatcher):
             self._members.pop(number, None)
             if component._owner in self._members:
                 self._members[component._owner].pop(number, None)
+        if self._awaited_ends:
+            self._count_ends(1)
+
+    def _count_ends(self, count: int) -> None:
+        for ends in self._awaited_ends:
+            ends.count(count)
 
     def _follow(self, verdicts: Sequence[tuple[int, str]]) -> None:
         """Carry out what the graph has decided about those who waited."""
@@ -622,6 +633,7 @@ class Scheduler(Dispatcher):
                 failed = all_failed(component._dependencies)
                 error = dependency_failure(component, failed)
                 asyncio.Future.set_exception(component, error)
+                self._unseen.add(component)
             self._forget(component, None if cancelled else False)
 
     # --- a cancellation -------------------------------------------------------------------------
@@ -722,13 +734,22 @@ class Scheduler(Dispatcher):
             for number in ready:
                 self._enqueue(self._unfinished[number])
             self._follow(ended)
+        if self._awaited_ends:
+            self._count_ends(len(done))
 
     # --- the end --------------------------------------------------------------------------------
 
     def _close(self, by: str = "") -> None:
         """Cancel all that is unfinished, and refuse calls from now on."""
         self._is_closed = True
-        for component in list(self._unfinished.values()):
+        unfinished = list(self._unfinished.values())
+        count = sum(not component._template.service for component in unfinished)
+        if count:
+            level = logging.INFO if by else logging.WARNING
+            self.log.log(
+                level, "engine '%s' is shut down%s: cancelling %d call(s)", self.uid, by, count
+            )
+        for component in unfinished:
             self._cancel(component, f"engine '{self.uid}' is shut down{by}")
         for service in self._services.values():
             self._stop(service)

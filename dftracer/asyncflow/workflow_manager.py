@@ -27,6 +27,7 @@ from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
 from dftracer.asyncflow.graph import WorkflowGraph, graph_of
 from dftracer.asyncflow.inspection import Components, Dependencies
+from dftracer.asyncflow.leaving import wait_for_calls
 from dftracer.asyncflow.scheduler import Scheduler, Scope
 from dftracer.asyncflow.tracing import EngineTrace
 from dftracer.utils.progress import show
@@ -41,7 +42,9 @@ class WorkflowEngine(Scheduler):
     """Runs workflows of decorated functions in the current event loop.
 
     Make one with ``await WorkflowEngine.create()`` and end it with :meth:`shutdown`, or use it as
-    ``async with await WorkflowEngine.create() as flow:``.
+    ``async with await WorkflowEngine.create() as flow:``. That block, if it ends without an error,
+    waits for all calls that were made but for services, logs the failures that nobody awaited, and
+    then shuts the engine down.
 
     Parameters
     ----------
@@ -64,6 +67,9 @@ class WorkflowEngine(Scheduler):
         Where to write the life of every component, in DFTracer's format: a file that ends in
         ``.pfw.gz``, or a directory; by default what ``DFTRACER_TRACE`` in the environment says.
         See ``docs/tracing.md``.
+    cancel_on_exit:
+        Cancel what is unfinished where the ``async with`` block ends without an error, and do not
+        wait for it.
 
     Raises
     ------
@@ -103,13 +109,14 @@ class WorkflowEngine(Scheduler):
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        cancel_on_exit: bool = False,
     ) -> None:
         loop = _running_loop()
         if backend is None:
             raise TypeError(
                 "backend is missing: use 'await WorkflowEngine.create()', which makes one"
             )
-        _check_arguments(dry_run, implicit_data, uid, work_dir)
+        _check_arguments(dry_run, implicit_data, uid, work_dir, cancel_on_exit)
         dry_run = dry_run or defaults.is_dry_run()
         backends = _as_list(backend)
         if dry_run:
@@ -124,6 +131,7 @@ class WorkflowEngine(Scheduler):
         """What each component depends on, by its ``uid``."""
         self._closing: asyncio.Task[None] | None = None
         self._runs = 0
+        self._cancels_on_exit = cancel_on_exit
 
         self.function_task = make_decorator(self, "function")
         self.executable_task = make_decorator(self, "executable")
@@ -144,11 +152,12 @@ class WorkflowEngine(Scheduler):
         uid: str | None = None,
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        cancel_on_exit: bool = False,
     ) -> Self:
         """Make an engine in the running event loop, and its default backend if none is given."""
         _check_interpreter()
         _running_loop()
-        _check_arguments(dry_run, implicit_data, uid, work_dir)
+        _check_arguments(dry_run, implicit_data, uid, work_dir, cancel_on_exit)
         dry_run = dry_run or defaults.is_dry_run()
         backends = [defaults.make_backend(dry_run)] if backend is None else _as_list(backend)
         registry.by_name(backends)  # before any of them starts
@@ -156,7 +165,7 @@ class WorkflowEngine(Scheduler):
             for each in backends:
                 await registry.start(each)
         try:
-            return cls(backends, dry_run, implicit_data, uid, work_dir, trace)
+            return cls(backends, dry_run, implicit_data, uid, work_dir, trace, cancel_on_exit)
         except BaseException:
             if backend is None:
                 await backends[0].shutdown()
@@ -370,6 +379,7 @@ class WorkflowEngine(Scheduler):
     # --- the end --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self._unseen.is_counting = True
         return self
 
     async def __aexit__(
@@ -378,10 +388,20 @@ class WorkflowEngine(Scheduler):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.shutdown()
+        try:
+            if exc_type is None and not self._cancels_on_exit and not self._is_closed:
+                self._unseen.is_leaving = True
+                await wait_for_calls(self)
+        finally:
+            try:
+                await self.shutdown()
+            finally:
+                self._unseen.report(self.log, self.uid)
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
         """Cancel all that is unfinished, wait until it is gone, and shut the backend down.
+
+        The log says how many calls were cancelled.
 
         Calling it again waits for the same and does nothing more: it is begun once, goes on when
         a caller is cancelled, and only if it has failed does the next call try again. Afterwards,
@@ -482,12 +502,15 @@ def _as_list(backend: Any) -> list[Any]:
     return backends
 
 
-def _check_arguments(dry_run: Any, implicit_data: Any, uid: Any, work_dir: Any) -> None:
+def _check_arguments(
+    dry_run: Any, implicit_data: Any, uid: Any, work_dir: Any, cancel_on_exit: Any
+) -> None:
     for name, value, kinds, meant in (
         ("dry_run", dry_run, bool, "True or False"),
         ("implicit_data", implicit_data, bool, "True or False"),
         ("uid", uid, (str, type(None)), "a string or None"),
         ("work_dir", work_dir, (str, os.PathLike, type(None)), "a path or None"),
+        ("cancel_on_exit", cancel_on_exit, bool, "True or False"),
     ):
         if not isinstance(value, kinds):
             raise TypeError(f"{name} must be {meant}, not {type(value).__name__} {text_of(value)}")
