@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from engine_support import GUARD_S, reached
+from engine_support import GUARD_S, ForeignBackend, reached
 
 from dftracer.asyncflow import LocalExecutionBackend, RuntimeExecutionBackend, WorkflowEngine
+from dftracer.utils import TaskTimeoutError
 
 BACKENDS: dict[str, Callable[[], Any]] = {
     "runtime": RuntimeExecutionBackend,
@@ -89,6 +90,107 @@ async def test_a_body_fails_when_an_event_has_been_awaited_in_another_loop(make:
             await asyncio.wait_for(flow.function_task(event.wait)(), GUARD_S)
         event.set()
         await here
+
+
+# --- in the engine's own loop -------------------------------------------------------------------
+
+
+async def test_bodies_share_what_is_bound_to_the_loop_when_they_run_in_the_engines() -> None:
+    async with await WorkflowEngine.create() as flow:
+        lock, future = asyncio.Lock(), asyncio.get_running_loop().create_future()
+        order: list[int] = []
+        all_there = asyncio.Event()
+
+        @flow.function_task(loop="engine")
+        async def body(number: int) -> int:
+            assert asyncio.get_running_loop() is flow.loop
+            async with lock:
+                order.append(number)
+                if len(order) == 3:
+                    all_there.set()
+            return number + int(await future)
+
+        @flow.function_task
+        def double(value: int) -> int:
+            return 2 * value
+
+        tasks = [double(body(number)) for number in range(3)]
+        await asyncio.wait_for(all_there.wait(), GUARD_S)
+        future.set_result(10)
+        assert await asyncio.gather(*tasks) == [20, 22, 24]
+        assert order == [0, 1, 2]
+
+
+async def test_a_task_in_the_engines_loop_fails_is_tried_again_and_runs_out_of_time() -> None:
+    async with await WorkflowEngine.create() as flow:
+        tries: list[int] = []
+
+        @flow.function_task(loop="engine", retries=1, backoff=0)
+        async def falls() -> str:
+            tries.append(1)
+            if len(tries) == 1:
+                raise ValueError("once")
+            return "well"
+
+        @flow.function_task(loop="engine", timeout=0.01)
+        async def endless() -> None:
+            await asyncio.get_running_loop().create_future()
+
+        assert await falls() == "well"
+        with pytest.raises(TaskTimeoutError):
+            await endless()
+        assert endless.__name__ == "endless"
+
+
+async def test_a_task_in_the_engines_loop_is_no_business_of_its_backend_when_cancelled() -> None:
+    backend = ForeignBackend()
+    async with await WorkflowEngine.create(backend) as flow:
+        was_cancelled: list[bool] = []
+        began = asyncio.Event()
+
+        @flow.function_task(loop="engine")
+        async def endless() -> None:
+            began.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                was_cancelled.append(True)
+                raise
+
+        future = endless()
+        await asyncio.wait_for(began.wait(), GUARD_S)
+        assert future.state == "RUNNING"
+        flow.task_callbacks({"uid": future.uid, "return_value": 1}, "DONE")
+        assert not future.done()
+        assert future.cancel()
+        await asyncio.sleep(0)
+        assert future.state == "CANCELLED"
+    assert was_cancelled == [True]
+    assert (backend.tasks, backend.cancelled) == ({}, [])
+
+
+async def test_a_task_in_the_engines_loop_does_not_run_when_the_run_is_dry() -> None:
+    async with await WorkflowEngine.create(dry_run=True) as flow:
+
+        @flow.function_task(loop="engine")
+        async def body() -> None:
+            raise AssertionError("it ran")
+
+        assert await body() == "Dummy Output"
+
+
+async def test_the_option_loop_is_refused_when_it_makes_no_sense() -> None:
+    async with await WorkflowEngine.create() as flow:
+        decorate: Any = flow.function_task
+        with pytest.raises(TypeError, match="'<lambda>' is none"):
+            decorate(lambda: 1, loop="engine")
+        with pytest.raises(ValueError, match="must be 'engine' or None, not 'worker'"):
+            decorate(loop="worker")
+        with pytest.raises(ValueError, match="runs on no backend"):
+            decorate(loop="engine", backend="default")
+        other: Any = flow.block
+        with pytest.raises(TypeError, match="has no option 'loop'"):
+            other(loop="engine")
 
 
 # --- asyncio and threads that others have replaced ----------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, ov
 
 from dftracer.asyncflow.attempts import Backoff, Policy, RetryOn, policy_of
 from dftracer.asyncflow.backends import registry
+from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.components import Block, Component, Task
 from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.tallies import Tally
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
         backoff: Backoff
         timeout: float | None
 
+    class FunctionOptions(Options, total=False):
+        """What that of functions takes besides."""
+
+        loop: Literal["engine"] | None
+
 
 @dataclass(frozen=True, eq=False)
 class Template:
@@ -65,6 +71,8 @@ class Template:
     would otherwise be taken for one."""
     tally: Tally
     """Where its calls are counted, but for those in the bodies of blocks."""
+    runs_in_loop: bool
+    """Whether the bodies of its calls run in the engine's event loop, as those of blocks do."""
     may_be_plain: bool
     """Whether those of its calls that have no options and files are no more than calls for the
     default backend, if that takes such."""
@@ -95,7 +103,7 @@ class FunctionDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
     @overload
-    def __call__(self, **options: Unpack[Options]) -> FunctionDecorator: ...
+    def __call__(self, **options: Unpack[FunctionOptions]) -> FunctionDecorator: ...
 
 
 class ExecutableDecorator(Protocol):
@@ -129,6 +137,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         retry_on: RetryOn = Exception,
         backoff: Backoff = 0.1,
         timeout: float | None = None,
+        loop: str | None = None,
     ) -> Callable[..., Any]:
         attribute = _attribute(kind)
         if len(functions) > 1:
@@ -142,6 +151,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         policy = policy_of(f"@flow.{attribute}", retries, retry_on, backoff, timeout)
         target = engine._backend_named(backend, f"@flow.{attribute}")
 
+        _check_loop(kind, loop, backend)
         if not functions:
             return functools.partial(
                 decorator,
@@ -152,10 +162,18 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 retry_on=retry_on,
                 backoff=backoff,
                 timeout=timeout,
+                loop=loop,
             )
 
         function = functions[0]
         name, is_async = _describe(kind, function)
+        if loop is not None and not is_async:
+            raise TypeError(
+                f"@flow.{attribute}: loop='engine' takes an async function, and '{name}' is none: "
+                "it would block the engine's event loop"
+            )
+        # A dry run runs nothing.
+        runs_in_loop = loop is not None and not isinstance(target, NoopExecutionBackend)
         parameters = _parameters_of(function)
         template = Template(
             kind=kind,
@@ -174,7 +192,13 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
             ),
             tally=engine._tallies.of(kind, name),
-            may_be_plain=kind == "function" and policy is None and target is engine._default,
+            runs_in_loop=runs_in_loop,
+            may_be_plain=(
+                kind == "function"
+                and policy is None
+                and target is engine._default
+                and not runs_in_loop
+            ),
         )
 
         @functools.wraps(function)
@@ -192,6 +216,21 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
 
 def _attribute(kind: Kind) -> str:
     return kind if kind == "block" else f"{kind}_task"
+
+
+def _check_loop(kind: Kind, loop: Any, backend: str | None) -> None:
+    """Refuse an option ``loop`` that makes no sense."""
+    if loop is None:
+        return
+    attribute = _attribute(kind)
+    if kind != "function":
+        raise TypeError(f"@flow.{attribute} has no option 'loop': it is one of @flow.function_task")
+    if loop != "engine":
+        raise ValueError(f"@flow.{attribute}: loop must be 'engine' or None, not {text_of(loop)}")
+    if backend is not None:
+        raise ValueError(
+            f"@flow.{attribute}: loop='engine' runs on no backend: leave out backend={backend!r}"
+        )
 
 
 def _describe(kind: Kind, function: Any) -> tuple[str, bool]:

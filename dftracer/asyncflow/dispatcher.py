@@ -256,8 +256,8 @@ class Dispatcher:
             ):
                 del self._services[service._number]
             return
-        if component._stage not in _ON_BACKEND:
-            return  # no backend has been given it yet
+        if component._stage not in _ON_BACKEND or component._template.runs_in_loop:
+            return  # no backend has been given it, or not yet
         if component._attempts is not None and not component._attempts.takes(record["uid"]):
             return  # of an attempt that has run out of time
         if service_callback is not None:
@@ -375,4 +375,8 @@ def _as_calls(components: list[Component[Any]]) -> Iterator[tuple[Any, ...]]:
 
 def is_on_backend(component: Component[Any]) -> bool:
     """Tell whether a backend has been given the component, which has not ended or is a service."""
-    return component._stage in _ON_BACKEND and isinstance(component, Task)
+    return (
+        component._stage in _ON_BACKEND
+        and isinstance(component, Task)
+        and not component._template.runs_in_loop
+    )

@@ -323,7 +323,8 @@ class Scheduler(Dispatcher):
             component._launched_at = now
             if template.policy is not None:
                 self._begin_attempt(component, template.policy)
-            if template.kind == "function" and not (component._files or component._producers):
+            needs_none_here = not (component._files or component._producers)
+            if template.kind == "function" and needs_none_here and not template.runs_in_loop:
                 component._stage = "LAUNCHED"
                 is_plain = gives_calls and template.may_be_plain and not component._options
                 (calls if is_plain else tasks).append(component)
@@ -473,8 +474,19 @@ class Scheduler(Dispatcher):
                     description.update(order)
                     # Seen to: what is run is run directly.
                     description["task_backend_specific_kwargs"].pop("shell", None)
+                if template.runs_in_loop:
+                    await self._run_here(component)
+                    return
                 component._stage = "LAUNCHED"
                 self._submit([component])
+
+    async def _run_here(self, task: Component[Any]) -> None:
+        """Await the body of a function task in the engine's event loop."""
+        if self._telemetry is not None:
+            self._telemetry.submitted([task])
+            self._telemetry.started(task, {})
+        args, kwargs = task._args, task._own_kwargs()
+        await self._run_body(task, task._template.function, args, kwargs)
 
     async def _link_files(self, component: Component[Any]) -> None:
         """Let the files of a task be brought, and its body know where they are."""
@@ -509,12 +521,15 @@ class Scheduler(Dispatcher):
         if self._trace is not None:
             self._trace.began(block)
         # In this task's own copy of the context, so never to be reset.
-        self._scope.set(Scope(weakref.ref(block), block.uid))
-        telemetry = self._telemetry
+        is_block = not block._template.runs_in_loop
+        self._scope.set(Scope(weakref.ref(block), block.uid if is_block else block._workflow_id))
+        telemetry = self._telemetry if is_block else None
         try:
             with telemetry.scope("block", block.uid) if telemetry is not None else nullcontext():
                 work, attempts = function(*args, **kwargs), block._attempts
                 result = await (work if attempts is None else attempts.limit(work))
+            if block._files and block._describe().get("directory") is not None:
+                await block._template.backend.check_outputs(block._describe())
         except asyncio.CancelledError:
             self._cancel(block, None)
         except BaseException as error:
@@ -787,6 +802,7 @@ _DRIVERS = frozenset(
         Scheduler._prepare.__code__,
         Scheduler._run_block.__code__,
         Scheduler._run_body.__code__,
+        Scheduler._run_here.__code__,
         Attempts.limit.__code__,
     }
 )

@@ -92,7 +92,8 @@ class WorkflowEngine(Scheduler):
     that has failed is tried again, for errors that ``retry_on=`` (an exception type, several in a
     tuple, or a function of the error) covers, after ``backoff=`` seconds (doubled each time) or
     what a function of the attempt's number returns. ``timeout=`` is how many seconds each attempt
-    may take.
+    may take. This one also takes ``loop="engine"``, for async functions: their bodies run in the
+    engine's event loop, on no backend, and may share connections and events with the program.
     """
     executable_task: ExecutableDecorator
     """Decorates a function that returns a command; the result is what the program writes."""

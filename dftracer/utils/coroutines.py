@@ -188,7 +188,7 @@ class _Server:
     def stop_copy(self) -> None:
         """See to it that the loop goes on with nothing else when this turn of a body is over."""
         self.is_copy = True
-        ready = self.loop._ready  # type: ignore[attr-defined]
+        ready = self.loop._ready
         for index in range(len(ready)):
             ready[index] = asyncio.Handle(self.leave, (), self.loop)
 
