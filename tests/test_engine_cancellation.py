@@ -174,13 +174,14 @@ async def test_the_task_is_cancelled_at_once_when_a_plain_body_runs() -> None:
             assert_nothing_kept(flow)
 
 
-async def test_the_body_is_interrupted_when_a_plain_one_runs() -> None:
+@pytest.mark.parametrize("interrupt", [False, True])
+async def test_a_plain_body_is_interrupted_only_when_its_decorator_says_so(interrupt: bool) -> None:
     async with await WorkflowEngine.create() as flow:
         with Gate() as gate:
             started, ended = threading.Event(), threading.Event()
             seen: list[type[BaseException]] = []
 
-            @flow.function_task
+            @flow.function_task(interrupt=interrupt)
             def body() -> None:
                 try:
                     started.set()
@@ -196,7 +197,7 @@ async def test_the_body_is_interrupted_when_a_plain_one_runs() -> None:
             future.cancel()
             gate.set()
             await reached(ended)
-            assert seen == [asyncio.CancelledError]
+            assert seen == ([asyncio.CancelledError] if interrupt else [])
             assert await flow.function_task(identity)(1) == 1  # and nobody else is
 
 

@@ -206,7 +206,7 @@ def test_body_can_return_early_when_it_looks_whether_it_is_to_stop(one_worker: R
 
 
 @pytest.mark.parametrize(("method", "lane"), [("submit", "python"), ("submit_io", "io")])
-def test_stuck_body_keeps_its_worker_busy_when_its_time_is_up(
+def test_stuck_body_keeps_its_worker_busy_and_others_run_when_its_time_is_up(
     one_worker: Runtime, deadline: Deadline, method: str, lane: str
 ) -> None:
     submit = getattr(one_worker, method)
@@ -220,9 +220,7 @@ def test_stuck_body_keeps_its_worker_busy_when_its_time_is_up(
         (worker,) = [w for w in one_worker.get_progress()["workers"] if w["lane"] == lane]
         assert (worker["idle"], worker["task"]) == (False, "stuck")
         follower = submit(echo, 1)
-        assert follower.state == "queued"
-        assert one_worker.get_progress()["queued"] == 1
-    assert follower.get(GUARD_S) == 1
+        assert follower.get(GUARD_S) == 1, "another worker stands in for the one that is busy"
     one_worker.shutdown()
     assert handle.state == "failed", "the late result is dropped"
     assert isinstance(handle.exception, TaskTimeoutError)
@@ -586,9 +584,10 @@ def count_to(limit: int) -> int:
     return number
 
 
+@pytest.mark.parametrize("interrupt", [False, True])
 @pytest.mark.parametrize("method", ["submit", "submit_io"])
 def test_no_interruption_hits_the_next_task_when_short_bodies_are_cancelled(
-    one_worker: Runtime, method: str
+    one_worker: Runtime, method: str, interrupt: bool
 ) -> None:
     """Cancels race with the ends of short bodies; between them run bodies that nobody cancels."""
     submit = getattr(one_worker, method)
@@ -601,7 +600,7 @@ def test_no_interruption_hits_the_next_task_when_short_bodies_are_cancelled(
             started.set()
             return count_to(limit)
 
-        victim = submit(body)
+        victim = submit(body, interrupt=interrupt)
         innocent = [submit(count_to, 300) for _ in range(3)]
         if round_ % 4:
             assert started.wait(GUARD_S)
@@ -634,7 +633,8 @@ runtime = Runtime(python_threads=1)
 runtime.submit(int).get()
 sys.modules["asyncio"].__class__ = Slow
 del asyncio.__dict__["CancelledError"]
-handle, behind = runtime.submit(release.wait), runtime.submit(next_has_run.set)
+handle = runtime.submit(release.wait, interrupt=True)
+behind = runtime.submit(next_has_run.set)
 while handle.state == "queued":
     threading.Event().wait(0.001)
 handle.cancel()
@@ -653,7 +653,10 @@ print(handle.state)
     assert ended.stdout.strip() in ("done", "cancelled")
 
 
-def test_no_interruption_hits_the_next_task_when_many_threads_cancel(runtime: Runtime) -> None:
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_no_interruption_hits_the_next_task_when_many_threads_cancel(
+    runtime: Runtime, interrupt: bool
+) -> None:
     stop = threading.Event()
     victims: list[TaskHandle[int]] = []
     lock = threading.Lock()
@@ -670,7 +673,7 @@ def test_no_interruption_hits_the_next_task_when_many_threads_cancel(runtime: Ru
         cancellers = [pool.submit(cancel) for _ in range(3)]
         try:
             for _ in range(300):
-                batch = [runtime.submit(count_to, 100) for _ in range(4)]
+                batch = [runtime.submit(count_to, 100, interrupt=interrupt) for _ in range(4)]
                 with lock:
                     victims.extend(batch)
                 innocent = [runtime.submit(count_to, 100) for _ in range(4)]
@@ -685,7 +688,7 @@ def test_no_interruption_hits_the_next_task_when_many_threads_cancel(runtime: Ru
 
 
 def test_no_interruption_hits_a_callback_when_its_task_is_cancelled(one_worker: Runtime) -> None:
-    for _ in range(200):
+    for round_ in range(200):
         started: concurrent.futures.Future[None] = concurrent.futures.Future()
         called: concurrent.futures.Future[int] = concurrent.futures.Future()
 
@@ -699,7 +702,7 @@ def test_no_interruption_hits_a_callback_when_its_task_is_cancelled(one_worker: 
             except BaseException as error:
                 called.set_exception(error)
 
-        victim = one_worker.submit(body)
+        victim = one_worker.submit(body, interrupt=round_ % 2 == 0)
         victim.add_done_callback(tell)
         started.result(GUARD_S)
         victim.cancel()
@@ -722,7 +725,7 @@ def test_outer_body_is_not_hit_when_the_one_it_waits_for_is_cancelled(one_worker
 
         def outer(inner: Callable[[], None] = inner) -> int:
             with pytest.raises(concurrent.futures.CancelledError):
-                one_worker.submit(inner).get()
+                one_worker.submit(inner, interrupt=True).get()
             return count_to(300)
 
         handle = one_worker.submit(outer)
@@ -746,7 +749,7 @@ def test_body_is_done_when_it_catches_the_interruption(one_worker: Runtime) -> N
             return "caught"
         return "not reached"
 
-    handle = one_worker.submit(body)
+    handle = one_worker.submit(body, interrupt=True)
     assert started.wait(GUARD_S)
     assert handle.cancel() is Cancellation.REQUESTED
     try:
@@ -773,7 +776,7 @@ def test_body_stops_when_it_cancels_its_own_task(one_worker: Runtime) -> None:
         task.cancel()
         until(threading.Event())
 
-    handle = one_worker.submit(body)
+    handle = one_worker.submit(body, interrupt=True)
     with pytest.raises(concurrent.futures.CancelledError):
         handle.get(GUARD_S)
     assert one_worker.submit(count_to, 100).get(GUARD_S) == 100

@@ -196,6 +196,8 @@ class Component(asyncio.Future[T], Generic[T]):
                 "context": self._own_context(),
                 "engine": self._engine.uid,
             }
+            if template.interrupt:
+                self._description["interrupt"] = True
         return self._description
 
     def _own_kwargs(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         """What that of functions takes besides."""
 
         loop: Literal["engine"] | None
+        interrupt: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,8 @@ class Template:
     """The name by which the decorator chose it, if it did."""
     service: bool
     capture_stdio: bool
+    interrupt: bool
+    """Whether a plain body that is cancelled or runs out of time gets an exception."""
     policy: Policy | None
     """How often and for how long its calls are tried, if that is not once and without end."""
     task_description: Mapping[str, Any]
@@ -138,16 +141,27 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         backoff: Backoff = 0.1,
         timeout: float | None = None,
         loop: str | None = None,
+        interrupt: bool = False,
     ) -> Callable[..., Any]:
         attribute = _attribute(kind)
         if len(functions) > 1:
             raise TypeError(f"@flow.{attribute} takes one function, not {len(functions)}")
-        for option, value in (("service", service), ("capture_stdio", capture_stdio)):
+        flags = (
+            ("service", service),
+            ("capture_stdio", capture_stdio),
+            ("interrupt", interrupt),
+        )
+        for option, value in flags:
             if not isinstance(value, bool):
                 raise TypeError(
                     f"@flow.{attribute}: {option} must be True or False, "
                     f"not {type(value).__name__} {text_of(value)}"
                 )
+        if interrupt and kind != "function":
+            raise TypeError(
+                f"@flow.{attribute}: interrupt=True is for the bodies of function tasks, which a "
+                f"{attribute} has not"
+            )
         policy = policy_of(f"@flow.{attribute}", retries, retry_on, backoff, timeout)
         target = engine._backend_named(backend, f"@flow.{attribute}")
 
@@ -163,6 +177,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 backoff=backoff,
                 timeout=timeout,
                 loop=loop,
+                interrupt=interrupt,
             )
 
         function = functions[0]
@@ -184,6 +199,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             backend_name=backend,
             service=service,
             capture_stdio=capture_stdio,
+            interrupt=interrupt,
             policy=policy,
             task_description=_default_description(name, parameters),
             workflow_id_is_argument="workflow_id" in parameters,
@@ -198,6 +214,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 and policy is None
                 and target is engine._default
                 and not runs_in_loop
+                and not interrupt
             ),
         )
 

@@ -94,6 +94,9 @@ class WorkflowEngine(Scheduler):
     what a function of the attempt's number returns. ``timeout=`` is how many seconds each attempt
     may take. This one also takes ``loop="engine"``, for async functions: their bodies run in the
     engine's event loop, on no backend, and may share connections and events with the program.
+    ``interrupt=True``: a plain body that is cancelled or runs out of
+    time gets :class:`asyncio.CancelledError`, on the runtime and on Dask; see "Cancellation" in
+    ``docs/lifecycle.md`` for what that risks.
     """
     executable_task: ExecutableDecorator
     """Decorates a function that returns a command; the result is what the program writes."""

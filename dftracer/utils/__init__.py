@@ -7,7 +7,7 @@
 1024
 """
 
-from dftracer.utils._native import ProcessResult, TaskHandle, available_cpus
+from dftracer.utils._native import ProcessResult, TaskHandle, available_cpus, sleep
 from dftracer.utils.completion import as_completed
 from dftracer.utils.current import current_task
 from dftracer.utils.default import get_default_runtime, peek_default_runtime, set_default_runtime
@@ -28,6 +28,7 @@ __all__ = [
     "get_default_runtime",
     "peek_default_runtime",
     "set_default_runtime",
+    "sleep",
 ]
 
 warn_of_another_owner()

@@ -39,6 +39,7 @@ __all__ = [
     "keep_secret",
     "running_task",
     "shutdown_all",
+    "sleep",
     "track_all",
     "untrack",
 ]
@@ -49,6 +50,17 @@ def available_cpus() -> int:
     """Return how many CPUs this process may use.
 
     That is the smaller of its affinity mask and its cgroup's quota, not the number in the box.
+    """
+
+def sleep(seconds: float, /) -> None:
+    """Sleep as :func:`time.sleep` does, but end at once if the task is cancelled or times out.
+
+    Raises
+    ------
+    asyncio.CancelledError
+        If that happens to the task whose plain body calls this.
+    ValueError
+        If ``seconds`` is not a number.
     """
 
 def bare_frame(code: CodeType, globals: dict[str, Any], /) -> FrameType:
@@ -189,11 +201,11 @@ class TaskHandle(Generic[_T_co]):
         """Stop the task if that can be done, and tell how far it came.
 
         A task that has not begun never will: ``DEQUEUED``. One that runs is asked to stop:
-        ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits, a plain body
-        when it next runs Python code, and it can look at :attr:`cancel_requested`; a child process
-        is killed with its process group. A file that is being staged does not appear any more, and
-        its task ends at once. Hashing cannot be stopped: ``TOO_LATE``, as for a task that has
-        ended.
+        ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits; a child
+        process is killed with its process group. The task of a plain body ends at once, and the
+        body goes on: it gets the same error in the waits of this package, and can look at
+        :attr:`cancel_requested`. A file that is being staged does not appear any more, and its
+        task ends at once. Hashing cannot be stopped: ``TOO_LATE``, as for a task that has ended.
         """
 
     @property
@@ -252,6 +264,7 @@ class Runtime:
         python_threads: int = 0,
         trace: str | PathLike[str] | None = None,
         keep_frames: bool = False,
+        interrupt: bool = False,
     ) -> Self: ...
     @property
     def sizes(self) -> dict[str, int]:
@@ -279,11 +292,18 @@ class Runtime:
         /,
         *args: Any,
         name: str | None = None,
+        interrupt: bool = False,
         **kwargs: Any,
     ) -> TaskHandle[_R]: ...
     @overload
     def submit(
-        self, task_or_fn: Callable[..., _R], /, *args: Any, name: str | None = None, **kwargs: Any
+        self,
+        task_or_fn: Callable[..., _R],
+        /,
+        *args: Any,
+        name: str | None = None,
+        interrupt: bool = False,
+        **kwargs: Any,
     ) -> TaskHandle[_R]:
         """Run ``task_or_fn(*args, **kwargs)`` on a worker thread, in a copy of this context.
 
@@ -294,6 +314,10 @@ class Runtime:
         ----------
         name:
             The task's name, instead of that of the callable.
+        interrupt:
+            Whether a plain body that is cancelled or runs out of time gets
+            :class:`asyncio.CancelledError`, thrown into its thread. That can break locks for the
+            whole process; see "Cancellation" in ``docs/lifecycle.md``.
 
         Raises
         ------
@@ -331,12 +355,14 @@ class Runtime:
             ]
         ],
         notes: Sequence[tuple[int, str]] | None = None,
+        interrupts: Sequence[bool] | None = None,
     ) -> list[TaskHandle[Any]]:
         """Run many calls for one reader: token, function, args, kwargs, name, context.
 
         A body runs in its ``context``, which nothing else may run in, or in a new one if that is
         empty; ``None`` is a copy of this one. ``notes`` say of each call, for the trace, when it
         was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
+        ``interrupts`` say of each what ``interrupt`` is for :meth:`submit`.
 
         Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
         mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
@@ -348,7 +374,13 @@ class Runtime:
         """
 
     def submit_io(
-        self, function: Callable[..., _R], /, *args: Any, name: str | None = None, **kwargs: Any
+        self,
+        function: Callable[..., _R],
+        /,
+        *args: Any,
+        name: str | None = None,
+        interrupt: bool = False,
+        **kwargs: Any,
     ) -> TaskHandle[_R]:
         """Run a call that blocks, as :meth:`submit` does, but on a thread of the I/O lane.
 
@@ -483,7 +515,13 @@ class Runtime:
         """Take no more tasks; with ``wait``, return when all have ended and the threads are gone.
 
         Without it, what was submitted is still run. Inside a task of this runtime it never waits.
+        Threads whose body goes on though its task was cancelled or has run out of time are left
+        behind after ``DFTRACER_EXIT_PATIENCE_S`` (3 s), which is logged.
         """
+
+    def wait_for_bodies(self) -> bool:
+        """Wait until no body goes on whose task was cancelled or has run out of time, for at most
+        ``DFTRACER_EXIT_PATIENCE_S`` (3 s); return whether all have returned."""
 
 @final
 @final

@@ -106,6 +106,10 @@ class Runtime(_native.Runtime):
     keep_frames:
         Whether :meth:`get_failed` keeps the frames of tracebacks, with the variables of all
         functions on the way, for a debugger to look at. Otherwise they go with the task's handle.
+    interrupt:
+        Whether plain bodies that are cancelled or run out of time get
+        :class:`asyncio.CancelledError`, thrown into their thread. That can break locks for the
+        whole process; see "Cancellation" in ``docs/lifecycle.md``.
 
     Raises
     ------
@@ -127,6 +131,7 @@ class Runtime(_native.Runtime):
         python_threads: int = 0,
         trace: str | os.PathLike[str] | None = None,
         keep_frames: bool = False,
+        interrupt: bool = False,
     ) -> None:
         if os.environ.get("DFTRACER_STATUS"):
             from dftracer.utils import status

@@ -30,6 +30,9 @@ A *task* is a dict. The engine fills in:
 ``attempt``
     The number of the attempt, from 1, if the decorator allows several or limits their time. Each
     attempt is another task, with a ``uid`` of its own.
+``interrupt``
+    True, if the decorator says so: when the task is cancelled or runs out of time, an exception is
+    to be thrown into the thread of a plain body, if the backend can do that. Otherwise left out.
 ``engine``
     The engine's name. Identifiers repeat between engines.
 

@@ -149,8 +149,9 @@ def pack(
         if options.pure and not options.key:
             key = f"{name}-{tokenize(function, arguments, [future.key for future in inputs])}"
         is_async = inspect.iscoroutinefunction(task["function"])
+        interrupt = task.get("interrupt", False)
         order = dask_worker.Call(
-            key, name, uid, telling, function, arguments, is_async, options.timeout
+            key, name, uid, telling, function, arguments, is_async, options.timeout, interrupt
         )
         return Job(label, task, order, inputs, options)
     if not task.get("executable"):

@@ -113,11 +113,12 @@ class Call:
     is_async: bool
     timeout: float | None
     """Seconds."""
+    interrupt: bool = False
 
     def start(self, runtime: Runtime, values: Sequence[Any]) -> TaskHandle[Any]:
         """Have it run by ``runtime``, with ``values`` in the place of other tasks' results."""
         body: Callable[..., Any] = _call_async if self.is_async else _call
-        return runtime.submit(body, self, values, name=self.name)
+        return runtime.submit(body, self, values, name=self.name, interrupt=self.interrupt)
 
     def result_of(self, value: Any) -> Any:
         """Return the task's result, given that of the handle."""

@@ -47,9 +47,10 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         return self._given_runtime or Runtime(threads_of_environment())
 
     async def _release(self) -> None:
-        if self._runtime is not None and self._given_runtime is None:
-            # Waits for its threads; not in the event loop's.
-            await asyncio.to_thread(self._runtime.shutdown)
+        if self._runtime is not None:
+            runtime, is_own = self._runtime, self._given_runtime is None
+            # Waits for threads; not in the event loop's.
+            await asyncio.to_thread(runtime.shutdown if is_own else runtime.wait_for_bodies)
 
     def call_nowait(
         self,
@@ -119,7 +120,10 @@ class RuntimeExecutionBackend(HostExecutionBackend):
                 (task, function, task["args"], task["kwargs"], task["name"], task.get("context"))
             )
         notes = [task["trace_note"] for task in accepted if "trace_note" in task]
-        handles = self._runtime.submit_to(self._mailbox, calls, notes or None)
+        interrupts = [task.get("interrupt", False) for task in accepted]
+        handles = self._runtime.submit_to(
+            self._mailbox, calls, notes or None, interrupts if any(interrupts) else None
+        )
         for task, handle in zip(accepted, handles, strict=True):
             self._unfinished[task["uid"]] = (task, handle)
             if notes:

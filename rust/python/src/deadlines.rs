@@ -201,7 +201,11 @@ fn run_out_all(py: Python<'_>, shared: &Shared) {
             batch.run_out(py);
         }
     }
-    for (index, handle) in shared.hold_all(py).iter().enumerate() {
+    let handles = shared.hold_all(py);
+    // Those that run come last: a worker that stands in for one would begin what is queued.
+    let (running, queued): (Vec<_>, Vec<_>) =
+        handles.into_iter().partition(|handle| handle.get().has_begun());
+    for (index, handle) in queued.iter().chain(&running).enumerate() {
         run_out(py, handle, OUT_OF_TIME);
         if index % SLICE == SLICE - 1 {
             py.detach(|| ());

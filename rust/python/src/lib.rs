@@ -27,6 +27,7 @@ mod results;
 mod runtime;
 mod shared;
 mod signals;
+mod stopping;
 mod submit;
 mod trace;
 mod waits;
@@ -62,6 +63,8 @@ mod _native {
     use crate::results::Results;
     #[pymodule_export]
     use crate::runtime::Runtime;
+    #[pymodule_export]
+    use crate::stopping::py_sleep;
     #[pymodule_export]
     use crate::trace::Trace;
     #[pymodule_export]

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::ptr::NonNull;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::ThreadId;
 
 use dftracer_core::running::{IDLE, Running};
 use pyo3::ffi;
@@ -16,6 +18,7 @@ use crate::batch::Shown;
 use crate::handle::{Look, TaskHandle, state};
 use crate::origin::Origin;
 use crate::shared::{LaneKind, Shared};
+use crate::stopping::Waiting;
 
 /// Nanoseconds on a clock that never goes back, and at least 1. Read twice for each task, so not
 /// through `Instant`, which adds a third to what the clock itself takes.
@@ -163,6 +166,11 @@ pub(crate) struct Slot {
     pub(crate) ident: std::sync::atomic::AtomicU64,
     /// The innermost body that runs here, for others to reach.
     pub(crate) running: Running,
+    /// The wait of ours in which the innermost body stands. No Python code runs while it is locked.
+    pub(crate) waiting: Mutex<Option<Waiting>>,
+    /// How many of the bodies on its stack were given up. Relaxed: each returns in its own time.
+    pub(crate) given_up: AtomicU32,
+    pub(crate) id: ThreadId,
     /// Since when, as `nanos_now`. Relaxed: only shown.
     pub(crate) since: std::sync::atomic::AtomicU64,
 }
@@ -176,6 +184,9 @@ impl Slot {
             thread: dftracer_core::thread::number(),
             ident: Default::default(),
             running: Running::default(),
+            waiting: Mutex::default(),
+            given_up: AtomicU32::new(0),
+            id: std::thread::current().id(),
             since: Default::default(),
         }
     }

@@ -203,6 +203,9 @@ impl Runtime {
         };
         let (lane, handle) = self
             .accept(py, Submission { call: call?, name: arguments.name, lane: LaneKind::Python })?;
+        if arguments.interrupt {
+            handle.get().allow_interrupt();
+        }
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -211,13 +214,14 @@ impl Runtime {
 #[pymethods]
 impl Runtime {
     #[new]
-    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None, keep_frames=false))]
+    #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None, keep_frames=false, interrupt=false))]
     fn new(
         threads: isize,
         io_threads: isize,
         python_threads: isize,
         trace: Option<Bound<'_, PyAny>>,
         keep_frames: bool,
+        interrupt: bool,
     ) -> PyResult<Self> {
         let sizes = Sizes::resolve(
             size(threads, "threads")?,
@@ -226,6 +230,9 @@ impl Runtime {
         );
         let trace = trace.map(|path| trace::open(&path)).transpose()?;
         let shared = Shared::new(sizes, keep_frames);
+        if interrupt {
+            shared.interrupt_bodies();
+        }
         if let Some(trace) = trace {
             shared.start_trace(trace);
         }
@@ -233,17 +240,21 @@ impl Runtime {
         Ok(Self { shared })
     }
 
-    #[pyo3(signature = (function, /, *args, name=None, **kwargs))]
+    #[pyo3(signature = (function, /, *args, name=None, interrupt=false, **kwargs))]
     fn submit_io<'py>(
         &self,
         py: Python<'py>,
         function: &Bound<'py, PyAny>,
         args: Bound<'py, PyTuple>,
         name: Option<Bound<'py, PyString>>,
+        interrupt: bool,
         kwargs: Option<Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
         let call = Call::new(function.clone(), args, kwargs, None)?;
         let (lane, handle) = self.accept(py, Submission { call, name, lane: LaneKind::Io })?;
+        if interrupt {
+            handle.get().allow_interrupt();
+        }
         self.shared.push(lane, &handle);
         Ok(handle)
     }
@@ -262,14 +273,16 @@ impl Runtime {
 
     /// As `submit` for many calls and one reader: each outcome is posted to `mailbox` under the
     /// call's token, and failures are its business, not that of `wait_all`. `notes` tell the trace
-    /// of each call when it was created, and more.
-    #[pyo3(signature = (mailbox, calls, notes=None))]
+    /// of each call when it was created, and more; `interrupts` which of the bodies may be
+    /// interrupted.
+    #[pyo3(signature = (mailbox, calls, notes=None, interrupts=None))]
     fn submit_to<'py>(
         &self,
         py: Python<'py>,
         mailbox: &Mailbox,
         calls: &Bound<'py, PyAny>,
         notes: Option<Vec<Note>>,
+        interrupts: Option<Vec<bool>>,
     ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
         let calls = self.parse(calls)?;
         let count = calls.len();
@@ -304,6 +317,9 @@ impl Runtime {
             TaskHandle::untrack(&handle);
             if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
                 tracing.note(handle.get(), &note);
+            }
+            if interrupts.as_ref().is_some_and(|each| each.get(number) == Some(&true)) {
+                handle.get().allow_interrupt();
             }
             TaskHandle::deliver_to(&handle, &mailbox.core, token);
             match lane {
@@ -448,6 +464,11 @@ impl Runtime {
 
     fn clear_failed(&self) {
         self.shared.clear_failed();
+    }
+
+    /// Waits, for some time, for bodies whose tasks have ended without them; false if some run on.
+    fn wait_for_bodies(&self, py: Python<'_>) -> bool {
+        self.shared.is_copy() || self.shared.wait_for_bodies(py)
     }
 
     #[pyo3(signature = (wait=true))]

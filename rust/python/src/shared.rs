@@ -29,6 +29,7 @@ use crate::kept::{Bounded, Failure, Failures, NewFailure, Spare};
 use crate::native::NativeOutcome;
 use crate::origin::Origins;
 use crate::progress::{HandleAddress, Slot};
+use crate::stopping::{BodyWait, Stopping};
 use crate::trace::Tracing;
 use crate::waits::{self, Waiting};
 use crate::{coroutine, signals, worker};
@@ -98,6 +99,7 @@ pub(crate) struct Shared {
     io: Mutex<OnceCell<IoLane>>,
     compute: Mutex<OnceCell<ComputeLane>>,
     pub(crate) deadlines: Deadlines,
+    pub(crate) stopping: Stopping,
     pub(crate) origins: Origins,
     /// Every handle that is alive.
     pub(crate) ledger: Ledger<HandleAddress>,
@@ -148,6 +150,7 @@ impl Shared {
             io: Mutex::default(),
             compute: Mutex::default(),
             deadlines: Deadlines::default(),
+            stopping: Stopping::default(),
             origins: Origins::default(),
             ledger: Ledger::new(),
             batches: Mutex::default(),
@@ -304,6 +307,7 @@ impl Shared {
         let unnamed = unnamed.then(|| InsideWaitAll::new(self));
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parker = Arc::new(Parker::default());
+        let body = BodyWait::begin(&parker);
         loop {
             lock(&self.idle_waiters).push(parker.clone());
             // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
@@ -317,10 +321,10 @@ impl Shared {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let woken = match idle {
                 true => Ok(Wakeup::Notified),
-                false => match signals::park(py, &parker, left) {
+                false => body.check(py).and_then(|()| match signals::park(py, &parker, left) {
                     Wakeup::Interrupted => on_signal().map(|()| Wakeup::Interrupted),
                     other => Ok(other),
-                },
+                }),
             };
             lock(&self.idle_waiters).retain(|other| !Arc::ptr_eq(other, &parker));
             if idle || woken? == Wakeup::TimedOut {
@@ -366,6 +370,15 @@ impl Shared {
         if !self.is_copy() {
             lock(&self.batches).remove(&first_id);
         }
+    }
+
+    /// The one that a task is an item of.
+    pub(crate) fn batch_of(&self, task_id: i64) -> Option<Arc<Batch>> {
+        let (_, batch) = lock(&self.batches)
+            .range(..=task_id)
+            .next_back()
+            .map(|(first, batch)| (*first, batch.upgrade()))?;
+        batch.filter(|batch| batch.has(task_id))
     }
 
     /// Those that are alive, the oldest first.
@@ -687,9 +700,20 @@ impl Shared {
             log::debug!("runtime shut down");
         }
         if wait {
+            let has_left = self.wait_for_bodies(py);
             let threads = std::mem::take(&mut *lock(&self.threads));
+            let left = if has_left { Vec::new() } else { self.threads_left() };
+            if !left.is_empty() {
+                log::warn!(
+                    target: "dftracer.utils",
+                    "{} thread(s) of a runtime that is shut down are left behind, because the \
+                     bodies that run there go on although they were cancelled or have run out of \
+                     time (DFTRACER_EXIT_PATIENCE_S)",
+                    left.len()
+                );
+            }
             py.detach(|| {
-                for thread in threads {
+                for thread in threads.into_iter().filter(|t| !left.contains(&t.thread().id())) {
                     // An error means that the thread panicked, and its lane has been told.
                     let _ = thread.join();
                 }
@@ -756,6 +780,11 @@ impl Drop for InsideWaitAll<'_> {
     fn drop(&mut self) {
         self.0.waiting_for_all.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Whether the interpreter is about to go.
+pub(crate) fn is_exiting() -> bool {
+    EXITING.load(Ordering::Relaxed)
 }
 
 /// From here on no runtime takes tasks. Returns those that are alive.

@@ -15,6 +15,8 @@ pub(crate) struct Arguments<'a, 'py> {
     /// The positional ones: live objects.
     positional: &'a [*mut ffi::PyObject],
     pub(crate) name: Option<Bound<'py, PyString>>,
+    /// Whether the body may be interrupted.
+    pub(crate) interrupt: bool,
     pub(crate) kwargs: Option<Bound<'py, PyDict>>,
     py: Python<'py>,
 }
@@ -35,7 +37,7 @@ impl<'a, 'py> Arguments<'a, 'py> {
             // SAFETY: the caller's promise: so many pointers stand there.
             _ => unsafe { std::slice::from_raw_parts(args, count) },
         };
-        let mut arguments = Self { positional, name: None, kwargs: None, py };
+        let mut arguments = Self { positional, name: None, interrupt: false, kwargs: None, py };
         // SAFETY: a tuple of names, or null.
         if let Some(keywords) = unsafe { Borrowed::from_ptr_or_opt(py, keywords) } {
             for (index, keyword) in keywords.cast::<PyTuple>()?.iter().enumerate() {
@@ -45,6 +47,8 @@ impl<'a, 'py> Arguments<'a, 'py> {
                     if !value.is_none() {
                         arguments.name = Some(value.cast::<PyString>()?.to_owned());
                     }
+                } else if keyword.eq(pyo3::intern!(py, "interrupt"))? {
+                    arguments.interrupt = value.is_truthy()?;
                 } else {
                     let kwargs = arguments.kwargs.get_or_insert_with(|| PyDict::new(py));
                     kwargs.set_item(keyword, value)?;
@@ -78,7 +82,8 @@ impl<'a, 'py> Arguments<'a, 'py> {
     }
 }
 
-const TEXT: &std::ffi::CStr = c"submit($self, task_or_fn, /, *args, name=None, **kwargs)\n--\n\n";
+const TEXT: &std::ffi::CStr =
+    c"submit($self, task_or_fn, /, *args, name=None, interrupt=False, **kwargs)\n--\n\n";
 
 /// Gives the class its method.
 pub(crate) fn install(class: &Bound<'_, PyType>) -> PyResult<()> {

@@ -14,9 +14,9 @@ use dftracer_core::patience::Patience;
 use dftracer_core::running::{IDLE, Outer};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyType;
 
 use crate::batch::{self, Batch};
 use crate::call::{in_context, panic_error, panic_text};
@@ -24,7 +24,7 @@ use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::progress::{Family, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::waits::Within;
-use crate::{guard, signals};
+use crate::{guard, signals, stopping};
 
 /// How deep a worker runs tasks it waits for on its own stack before it asks for a spare thread:
 /// each level takes native stack and a part of Python's recursion limit.
@@ -41,6 +41,8 @@ struct Current {
     task: Option<Py<TaskHandle>>,
     /// What is being run: without a `task`, it is the item that the slot tells.
     batch: Option<Arc<Batch>>,
+    /// The task whose body was last told to stop by a wait of ours.
+    told: i64,
 }
 
 thread_local! {
@@ -214,6 +216,7 @@ pub(crate) fn as_worker<T>(
             slot: slot.clone(),
             task: None,
             batch: None,
+            told: IDLE,
         }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
         CURRENT.set(None);
@@ -269,10 +272,9 @@ pub(crate) fn end_task(
     py: Python<'_>,
     handle: &Py<TaskHandle>,
     result: PyResult<(Py<PyAny>, Py<PyAny>)>,
-    interrupted: bool,
     sleepers: &mut Sleepers,
 ) -> Option<End> {
-    let outcome = outcome_of(py, handle, result, interrupted)?;
+    let outcome = outcome_of(py, handle, result)?;
     settle(py, handle, outcome, sleepers)
 }
 
@@ -314,20 +316,22 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
     };
     this.keep_name(call.callable().bind(py));
-    let outer = begin_body(py, handle);
+    let around = begin_body(py, handle);
+    // After it can be reached: whoever asks later finds it.
     if this.is_cancel_requested() {
-        // Asked before it could be reached.
-        end_body(py, outer);
+        end_body(py, around);
         return Some(Outcome::Cancelled);
     }
-    let result = call.context(py).and_then(|context| {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let context = call.context(py)?;
         let value = in_context(context.bind(py), || call.here(py))?;
         Ok((value.unbind(), context))
-    });
-    let interrupted = end_body(py, outer);
+    }))
+    .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
+    end_body(py, around);
     // The arguments go before the outcome is told: who waits for it sees them released.
     drop(call);
-    outcome_of(py, handle, result, interrupted)
+    outcome_of(py, handle, result)
 }
 
 /// What a body has come to, which has answered with a value in this context. `None` if that is a
@@ -336,9 +340,14 @@ fn outcome_of(
     py: Python<'_>,
     handle: &Py<TaskHandle>,
     result: PyResult<(Py<PyAny>, Py<PyAny>)>,
-    interrupted: bool,
 ) -> Option<Outcome> {
     match result {
+        Ok((coroutine, _)) if handle.get().is_settled() && is_coroutine(coroutine.bind(py)) => {
+            // Its task has ended without it: nobody awaits it. Closing one that has not begun runs
+            // nothing of it.
+            let _ = coroutine.call_method0(py, intern!(py, "close"));
+            Some(Outcome::Cancelled)
+        }
         Ok((coroutine, context)) if is_coroutine(coroutine.bind(py)) => {
             handle.get().become_(Content::Coroutine { coroutine, context });
             if let Some(shared) = handle.get().shared() {
@@ -347,7 +356,10 @@ fn outcome_of(
             None
         }
         Ok((value, _)) => Some(Outcome::Value(value)),
-        Err(error) if interrupted && error.is_instance(py, interruption(py).as_any()) => {
+        Err(error)
+            if handle.get().is_cancel_requested()
+                && error.is_instance(py, stopping::interruption(py).as_any()) =>
+        {
             Some(Outcome::Cancelled)
         }
         Err(error) => Some(Outcome::Error(error)),
@@ -374,55 +386,17 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Around> {
     })
 }
 
-/// Goes back to the outer body; true if the inner one was sent an exception, which can reach
-/// nobody else from here on.
-fn end_body(py: Python<'_>, around: Option<Around>) -> bool {
-    let Some((task, outer)) = around else { return false };
-    let (ended, interrupted) = with_current(|current| {
-        let Some(current) = current else { return (None, false) };
+/// Goes back to the outer body: nothing that others do to the inner one reaches anybody else from
+/// here on.
+fn end_body(py: Python<'_>, around: Option<Around>) {
+    let Some((task, outer)) = around else { return };
+    let ended = with_current(|current| {
+        let current = current?;
         let ended = std::mem::replace(&mut current.task, task);
-        (ended, leave_body(py, &current.slot, outer))
+        stopping::leave_body(py, &current.shared, &current.slot, outer);
+        ended
     });
     drop(ended);
-    interrupted
-}
-
-/// As `end_body`, of an item of a batch.
-pub(crate) fn leave_body(_py: Python<'_>, slot: &Slot, outer: Outer) -> bool {
-    let interrupted = slot.running.leave(outer).interrupted();
-    if interrupted {
-        let ident = slot.ident.load(Ordering::Relaxed);
-        // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
-        unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
-    }
-    interrupted
-}
-
-/// Sends an exception to the worker that runs a plain body, if that is its innermost one. It is
-/// raised when the body next runs Python code, and never outside of it.
-pub(crate) fn interrupt(shared: &Shared, task_id: i64, py: Python<'_>) -> bool {
-    // Before anything is held: the first time it is imported, which lets go of the interpreter.
-    let class = interruption(py);
-    shared.slots().iter().filter(|slot| slot.lane != LaneKind::Coroutine).any(|slot| {
-        let ident = slot.ident.load(Ordering::Relaxed);
-        slot.running.reach(task_id, |marks| {
-            // SAFETY: attached; the class is a live object; the worker cannot leave the body
-            // meanwhile. Nothing in there lets go of the interpreter.
-            match unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) } {
-                1 => marks.and_interrupted(),
-                _ => marks,
-            }
-        })
-    })
-}
-
-/// What an interrupted body sees: `asyncio.CancelledError`, which `except Exception` lets pass.
-fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    match CLASS.import(py, "asyncio", "CancelledError") {
-        Ok(class) => class.clone(),
-        Err(_) => py.get_type::<pyo3::exceptions::PyKeyboardInterrupt>(),
-    }
 }
 
 /// Runs a task on the stack of the thread that waits for it, if nobody has started it and this is
@@ -437,7 +411,9 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
         })
     });
     let (py, depth) = (handle.py(), INLINE_DEPTH.get());
-    if !ours || depth >= MAX_INLINE_DEPTH || has_deep_stack(py) || !this.claim() {
+    // One that may run out of time ends for its waiter, too, at once: not on the stack of that.
+    let has_limit = this.shared().is_some_and(|shared| shared.deadlines.task_timeout().is_some());
+    if !ours || has_limit || depth >= MAX_INLINE_DEPTH || has_deep_stack(py) || !this.claim() {
         return false;
     }
     INLINE_DEPTH.set(depth + 1);
@@ -448,6 +424,41 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
     handled.put_back(py);
     wake(&mut sleepers);
     INLINE_DEPTH.set(depth);
+    // Whoever has asked the body that waits to stop did not find it: it was not the innermost.
+    if let Some(outer) = known_task(py)
+        && outer.get().is_cancel_requested()
+    {
+        stopping::stop_body(outer.get(), py);
+    }
+    true
+}
+
+/// The handle of the innermost plain body here, if it has one.
+pub(crate) fn known_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
+    let (task, batch, id) = with_current(|current| {
+        let current = current?;
+        let task = current.task.as_ref().map(|task| task.clone_ref(py));
+        Some((task, current.batch.clone(), current.slot.running.task()))
+    })?;
+    task.or_else(|| batch?.shown(py, id))
+}
+
+/// The slot of the worker that this thread is and the plain body that runs here, if one does.
+pub(crate) fn current_body() -> Option<(Arc<Slot>, i64)> {
+    with_current(|current| {
+        let slot = &current?.slot;
+        let task = slot.running.task();
+        (slot.lane != LaneKind::Coroutine && task != IDLE).then(|| (slot.clone(), task))
+    })
+}
+
+/// Whether the plain body that runs here is asked to stop and has not been told so. It is told now.
+pub(crate) fn tell_to_stop(py: Python<'_>, task: i64) -> bool {
+    let is_told = with_current(|current| current.is_none_or(|current| current.told == task));
+    if is_told || !known_task(py).is_some_and(|handle| handle.get().is_cancel_requested()) {
+        return false;
+    }
+    with_current(|current| current.map(|current| current.told = task));
     true
 }
 

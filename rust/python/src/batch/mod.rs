@@ -273,10 +273,26 @@ impl Batch {
         }
     }
 
+    /// Whether the task with that id is one of its items.
+    pub(crate) fn has(&self, id: i64) -> bool {
+        self.index_of(id).is_some()
+    }
+
+    fn index_of(&self, id: i64) -> Option<usize> {
+        usize::try_from(id - self.first_id()).ok().filter(|index| *index < self.len)
+    }
+
     /// The handle of the item with that task id.
     pub(crate) fn handle_of(&self, py: Python<'_>, id: i64) -> Option<Py<TaskHandle>> {
-        let index = usize::try_from(id - self.first_id()).ok()?;
-        self.handle(py, index).ok().flatten()
+        self.handle(py, self.index_of(id)?).ok().flatten()
+    }
+
+    /// The same, unless nobody has wanted to see it as a task yet.
+    pub(crate) fn shown(&self, py: Python<'_>, id: i64) -> Option<Py<TaskHandle>> {
+        match &self.lock().list[self.index_of(id)?].item {
+            Item::Shown(handle) => Some(handle.clone_ref(py)),
+            _ => None,
+        }
     }
 
     fn call(&self, py: Python<'_>, argument: Py<PyAny>) -> PyResult<Call> {

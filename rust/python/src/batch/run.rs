@@ -10,6 +10,7 @@ use super::{Batch, Next};
 use crate::call::{Contexts, call_one, in_context, panic_error, panic_text};
 use crate::handle::{Sleepers, wake};
 use crate::progress::{Slot, nanos_now};
+use crate::stopping;
 use crate::worker::{self, Turn, is_coroutine};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
@@ -71,7 +72,7 @@ fn run_item(
         Ok((value, context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    let interrupted = worker::leave_body(py, slot, outer);
+    stopping::leave_body(py, &batch.shared, slot, outer);
     drop(argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {
@@ -87,7 +88,7 @@ fn run_item(
     };
     batch.was_called(index, nanos_now());
     match batch.handle(py, index) {
-        Ok(Some(handle)) => worker::end_task(py, &handle, result, interrupted, sleepers)
+        Ok(Some(handle)) => worker::end_task(py, &handle, result, sleepers)
             .filter(|end| end.unheard)
             .map(|end| end.at),
         Ok(None) => None,

@@ -12,9 +12,9 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
-use super::{Content, Outcome, TaskHandle};
+use super::{Content, Outcome, STOP_REQUESTED, TaskHandle};
 use crate::shared::LaneKind;
-use crate::worker;
+use crate::stopping;
 
 /// How a cancellation went; `dftracer.utils.Cancellation` gives these numbers their names.
 const TOO_LATE: u8 = 0;
@@ -254,7 +254,7 @@ pub(crate) enum Stopper {
     /// A function that says whether it could.
     Foreign(Py<PyAny>),
     Process(Kill),
-    /// An exception sent to the worker's thread.
+    /// A plain body, see `stopping.rs`.
     Body,
     /// Nothing but `cancel_requested`, which is looked at when the coroutine suspends.
     Coroutine,
@@ -276,12 +276,19 @@ impl TaskHandle {
             return Ok(TOO_LATE);
         }
         let stopper = this.stopper(self_.py());
+        // The task of a plain body ends for everybody, whatever the body does.
+        if matches!(stopper, Stopper::Body)
+            && !this.may_interrupt()
+            && !Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py())
+        {
+            return Ok(TOO_LATE);
+        }
         let told = this.stop(self_.py(), stopper)?;
         Ok(if told { REQUESTED } else { TOO_LATE })
     }
 
     pub(crate) fn request_cancel(&self) {
-        self.cancel_requested.store(true, Ordering::Relaxed);
+        self.requests.fetch_or(STOP_REQUESTED, Ordering::SeqCst);
     }
 
     /// How the running task can be stopped, as it is now: to be asked before the task is settled.
@@ -315,10 +322,8 @@ impl TaskHandle {
                 Ok(true)
             }
             Stopper::Body => {
-                if let Some(shared) = self.shared() {
-                    worker::interrupt(shared, self.task_id, py);
-                }
-                // Even if no exception could be sent, the body can look at `cancel_requested`.
+                // In any case the body can look at `cancel_requested`.
+                stopping::stop_body(self, py);
                 Ok(true)
             }
             Stopper::Coroutine => Ok(true),

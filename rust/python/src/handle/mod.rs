@@ -7,7 +7,7 @@ mod methods;
 mod settle;
 mod waiter;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::native::NativeOutcome;
 use crate::origin::Origin;
 use crate::progress::{Family, HandleAddress, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
+use crate::stopping::BodyWait;
 use crate::waits::Waiting;
 use crate::{callbacks, signals, worker};
 pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
@@ -69,8 +70,9 @@ pub(crate) struct TaskHandle {
     pub(crate) lane: Option<LaneKind>,
     /// Whether `wait_all` and `get_failed` of the runtime speak of this task.
     tracked: bool,
-    /// Somebody wants it to stop. Relaxed: a hint that the body may look at when it likes.
-    cancel_requested: AtomicBool,
+    /// `STOP_REQUESTED` and `MAY_INTERRUPT`. SeqCst: whoever asks a body to stop sets this, then
+    /// looks for its worker, which publishes the body, then looks at this: one sees the other.
+    requests: AtomicU8,
     #[pyo3(get)]
     pub(crate) task_id: i64,
     /// What is known of its callable, if that has a code object.
@@ -89,6 +91,11 @@ pub(crate) struct TaskHandle {
 }
 
 const NO_ENTRY: u32 = u32::MAX;
+
+/// Somebody wants the task to stop.
+const STOP_REQUESTED: u8 = 1;
+/// A plain body that is to stop gets an exception, as whoever submitted it has asked.
+const MAY_INTERRUPT: u8 = 2;
 
 struct Cell {
     /// Of the built-in class, so that it refers to nothing. Given, or, if its origin has none,
@@ -249,7 +256,7 @@ impl TaskHandle {
             state: AtomicU8::new(QUEUED),
             lane,
             tracked,
-            cancel_requested: AtomicBool::new(false),
+            requests: AtomicU8::new(0),
             task_id,
             origin,
             times,
@@ -267,7 +274,7 @@ impl TaskHandle {
             state: AtomicU8::new(RUNNING),
             lane: None,
             tracked: false,
-            cancel_requested: AtomicBool::new(false),
+            requests: AtomicU8::new(0),
             task_id,
             origin: None,
             times: Times::default(),
@@ -292,7 +299,7 @@ impl TaskHandle {
             state: AtomicU8::new(TICKET),
             lane: None,
             tracked: false,
-            cancel_requested: AtomicBool::new(false),
+            requests: AtomicU8::new(0),
             task_id: -1,
             origin: None,
             times: Times::default(),
@@ -376,7 +383,18 @@ impl TaskHandle {
     }
 
     pub(crate) fn is_cancel_requested(&self) -> bool {
-        self.cancel_requested.load(Ordering::Relaxed)
+        self.requests.load(Ordering::SeqCst) & STOP_REQUESTED != 0
+    }
+
+    /// Of a task that nobody has seen yet: its body is to be interrupted rather than given up.
+    pub(crate) fn allow_interrupt(&self) {
+        self.requests.fetch_or(MAY_INTERRUPT, Ordering::Relaxed);
+    }
+
+    /// Whether a plain body that is to stop gets an exception. If not, its task ends without it.
+    pub(crate) fn may_interrupt(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) & MAY_INTERRUPT != 0
+            || self.shared.as_ref().is_some_and(|shared| shared.interrupts())
     }
 
     /// The tasks that this one submits.
@@ -540,11 +558,17 @@ impl TaskHandle {
         if this.add_waiter(Waiter::Thread(parker.clone())).is_err() {
             return Ok(true);
         }
+        let body = BodyWait::begin(&parker);
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
+            if let Err(error) = body.check(py) {
+                this.remove_waiter(&parker);
+                return Err(error);
+            }
             let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
             match signals::park(py, &parker, left) {
-                Wakeup::Notified => return Ok(true),
+                Wakeup::Notified if this.is_settled() => return body.check(py).map(|()| true),
+                Wakeup::Notified => {} // the body that waits is asked to stop
                 Wakeup::TimedOut => {
                     this.remove_waiter(&parker);
                     return Ok(this.is_settled());
