@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::WaitIdStatus;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, oneshot};
@@ -203,8 +202,8 @@ pub async fn run(
     match tokio::time::timeout(DEATH_GRACE, exit.wait()).await {
         Ok(status) => {
             // Unknown if somebody else has reaped it.
-            output.exit_code = status.as_ref().and_then(WaitIdStatus::exit_status);
-            output.signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+            output.exit_code = status.and_then(|status| status.exit_code);
+            output.signal = status.and_then(|status| status.signal);
             spawned.ended();
         }
         Err(_) => {

@@ -1,7 +1,9 @@
 //! A program that runs, until it is reaped.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -112,13 +114,26 @@ pub(crate) struct Exit {
     pid: Pid,
     pidfd: Option<AsyncFd<Ours<OwnedFd>>>,
     /// How it has ended, once that is known; nothing if somebody else was told.
-    status: Option<Option<WaitIdStatus>>,
+    status: Option<Option<Status>>,
+}
+
+/// The exit code, or the signal that ended it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Status {
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+}
+
+impl Status {
+    fn of(status: WaitIdStatus) -> Self {
+        Self { exit_code: status.exit_status(), signal: status.terminating_signal() }
+    }
 }
 
 impl Exit {
     /// Waits until the program has ended and reaps it. `None` if somebody else has: another thread
     /// of this process, or the system, where SIGCHLD is ignored.
-    pub(crate) async fn wait(&mut self) -> Option<WaitIdStatus> {
+    pub(crate) async fn wait(&mut self) -> Option<Status> {
         loop {
             if let Some(status) = self.status {
                 return status;
@@ -136,13 +151,14 @@ impl Exit {
         }
     }
 
-    fn reap(&self) -> rustix::io::Result<Option<WaitIdStatus>> {
+    fn reap(&self) -> rustix::io::Result<Option<Status>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        match &self.pidfd {
+        let status = match &self.pidfd {
             #[cfg(target_os = "linux")]
             Some(pidfd) => waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options),
             _ => waitid(WaitId::Pid(self.pid), options),
-        }
+        };
+        status.map(|status| status.map(Status::of))
     }
 }
 
