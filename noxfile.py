@@ -56,7 +56,8 @@ DEPENDENCY_TESTS = [
 """Tests of what uses other projects' packages."""
 RESULTS = Path(".nox/results")
 
-nox.options.default_venv_backend = "virtualenv"
+nox.options.default_venv_backend = "uv"
+nox.options.download_python = "never"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = IS_CI
 nox.options.sessions = [
@@ -68,7 +69,7 @@ nox.options.sessions = [
     "docs",
     *(f"tests-{version}" for version in WHOLE),
     *(f"interpreter-{version}" for version in PYTHONS if version not in WHOLE),
-    f"lowest-{LOWEST}",
+    "lowest",
     "portable",
     "sanitizer",
     "coverage",
@@ -85,23 +86,27 @@ def cargo_env(folder: str = "") -> dict[str, str]:
     return {"CARGO_TARGET_DIR": str(target)}
 
 
-def install_wheel(session: nox.Session, *extras: str, env: dict[str, str] | None = None) -> None:
-    """Build the wheel for the session's interpreter and install that, with `extras`."""
+def build_wheel(session: nox.Session, env: dict[str, str] | None = None) -> Path:
+    """Build the wheel for the session's interpreter."""
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    session.install("pip>=24")
-    env = env or cargo_env()
-    session.run("pip", "wheel", "-q", "--no-deps", "-w", str(wheels), ".", env=env)
-    wheel = next(wheels.glob("*.whl"))
-    # By force: the version stays the same while the code changes.
-    session.install("--force-reinstall", "--no-deps", str(wheel))
+    python = str(Path(session.bin) / "python")
+    build = ["uv", "build", "-q", "--wheel", "--python", python, "--out-dir", str(wheels)]
+    session.run(*build, env=env or cargo_env())
+    return next(wheels.glob("*.whl"))
+
+
+def install_wheel(session: nox.Session, *extras: str, env: dict[str, str] | None = None) -> None:
+    """Build the wheel for the session's interpreter and install that, with `extras`."""
+    wheel = build_wheel(session, env)
     extra = f"[{','.join(extras)}]" if extras else ""
-    session.install(f"{wheel}{extra}")
+    # By force: the version stays the same while the code changes.
+    session.install("--reinstall-package", "dftracer-asyncflow", f"{wheel}{extra}")
 
 
 def run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Print what is installed, run pytest on all cores, and keep its figures for the summary."""
-    session.run("pip", "list", "--format=freeze")
+    session.run("uv", "pip", "list", "--format=freeze")
     RESULTS.mkdir(parents=True, exist_ok=True)
     figures = RESULTS.resolve() / f"{session.name}.json"
     figures.unlink(missing_ok=True)
@@ -254,14 +259,14 @@ def interpreter(session: nox.Session) -> None:
 @nox.session(python=LOWEST)
 def lowest(session: nox.Session) -> None:
     """The tests of what uses other packages, with the lowest versions that we allow."""
-    install_wheel(session)
-    project = nox.project.load_toml()["project"]
-    extras = project["optional-dependencies"]
-    ours = [each for name, extra in extras.items() if name != "test" for each in extra]
-    wanted = [each.replace(">=", "==", 1) for each in (*project["dependencies"], *ours)]
-    named = {re.split(r"[\[>=;]", each)[0] for each in ours}
-    others = [each for each in extras["test"] if re.split(r"[\[>=;]", each)[0] not in named]
-    session.install(*wanted, *others)
+    wheel = build_wheel(session)
+    extras = nox.project.load_toml()["project"]["optional-dependencies"]
+    ours = ",".join(name for name in extras if name != "test")
+    session.install("--resolution", "lowest-direct", f"{wheel}[{ours}]")
+    named = {re.split(r"[\[>=;]", each)[0] for name in ours.split(",") for each in extras[name]}
+    session.install(
+        *[each for each in extras["test"] if re.split(r"[\[>=;]", each)[0] not in named]
+    )
     run_tests(session, *(session.posargs or DEPENDENCY_TESTS))
 
 
