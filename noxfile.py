@@ -51,7 +51,7 @@ DEPENDENCY_TESTS = [
     "tests/test_remote_results.py",
     "tests/test_report.py",
     "tests/test_telemetry.py",
-    "tests/test_tracebacks_by_value.py",
+    "tests/test_remote_tracebacks.py",
 ]
 """Tests of what uses other projects' packages."""
 RESULTS = Path(".nox/results")
@@ -259,14 +259,13 @@ def interpreter(session: nox.Session) -> None:
 @nox.session(python=LOWEST)
 def lowest(session: nox.Session) -> None:
     """The tests of what uses other packages, with the lowest versions that we allow."""
-    wheel = build_wheel(session)
-    extras = nox.project.load_toml()["project"]["optional-dependencies"]
-    ours = ",".join(name for name in extras if name != "test")
-    session.install("--resolution", "lowest-direct", f"{wheel}[{ours}]")
-    named = {re.split(r"[\[>=;]", each)[0] for name in ours.split(",") for each in extras[name]}
-    session.install(
-        *[each for each in extras["test"] if re.split(r"[\[>=;]", each)[0] not in named]
-    )
+    project = nox.project.load_toml()["project"]
+    extras = dict(project["optional-dependencies"])
+    of_tests = extras.pop("test")
+    ours = [*project["dependencies"], *(each for extra in extras.values() for each in extra)]
+    session.install("--upgrade", "--resolution", "lowest-direct", str(build_wheel(session)), *ours)
+    named = {re.split(r"[\[>=;]", each)[0] for each in ours}
+    session.install(*[each for each in of_tests if re.split(r"[\[>=;]", each)[0] not in named])
     run_tests(session, *(session.posargs or DEPENDENCY_TESTS))
 
 
