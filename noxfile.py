@@ -110,7 +110,8 @@ def run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None 
     RESULTS.mkdir(parents=True, exist_ok=True)
     figures = RESULTS.resolve() / f"{session.name}.json"
     figures.unlink(missing_ok=True)
-    workers = ["-n", "2", "--dist", "loadfile"]
+    # Not the plugin of a package that others bring along: an old one does not know a new pytest.
+    workers = ["-n", "2", "--dist", "loadfile", "-p", "no:anyio"]
     session.run(
         "pytest", *workers, *arguments, env={"DFTRACER_FIGURES": str(figures), **(env or {})}
     )
