@@ -257,7 +257,7 @@ class Attempts:
         self, delay: float, callback: Callable[..., object], *args: Any
     ) -> asyncio.TimerHandle:
         # A loop may keep a cancelled timer until it is due: its context, but not what it calls.
-        run = self._context.copy().run
+        run: Callable[..., Any] = self._context.copy().run
         return self._component.get_loop().call_later(delay, run, callback, *args, context=Context())
 
     def _stop_timer(self) -> None:

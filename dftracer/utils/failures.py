@@ -53,7 +53,8 @@ def release_variables(error: BaseException) -> None:
         seen.add(id(each))
         if each.__traceback__ is not None:
             each.__traceback__ = _without_frames(each.__traceback__)
-        members = each.exceptions if isinstance(each, _GROUP) else ()
+        group: Any = each
+        members = group.exceptions if isinstance(each, _GROUP) else ()
         errors += (*members, each.__context__, each.__cause__)
 
 
