@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -467,10 +468,9 @@ def test_bars_fit_when_the_terminal_is_narrow(terminal: Terminal) -> None:
     assert terminal.run([*PYTHON, program]) == 0
     lines = terminal.screen()
     assert len(lines) == 6
-    assert [line.split() for line in lines[-2:]] == [
-        ["a_rather_long_…", "1/1"],
-        ["15", "others", "15/15"],
-    ]
+    (name, count), others = (line.split() for line in lines[-2:])
+    assert re.fullmatch(r"a_rather_long_n?…", name)  # versions of rich differ by one column
+    assert (count, others) == ("1/1", ["15", "others", "15/15"])
 
 
 def test_two_engines_share_the_bars_when_both_show_progress(terminal: Terminal) -> None:

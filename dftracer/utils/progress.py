@@ -242,8 +242,10 @@ class RuntimeRows:
         unfinished: dict[str, int] = {}
         ends: dict[str, dict[str, int]] = {"failed": {}, "cancelled": {}}
         tasks: list[Any] = list(progress["tasks"])
+        listed: set[int] = set()
         for task in tasks:  # to which their children are added meanwhile
             tasks += task["children"]
+            listed.add(task["task_id"])
             name, state = task["name"], task["state"]
             if task["task_id"] > last_id:
                 self._totals[name] = self._totals.get(name, 0) + 1
@@ -252,6 +254,14 @@ class RuntimeRows:
                 unfinished[name] = unfinished.get(name, 0) + 1
             elif state in ends:
                 ends[state][name] = ends[state].get(name, 0) + 1
+        for failure in progress["errors"]:
+            name, task_id = failure["name"], failure["task_id"]
+            if task_id in listed:
+                continue
+            if task_id > last_id:
+                self._totals[name] = self._totals.get(name, 0) + 1
+                self._last_id = max(self._last_id, task_id)
+            ends["failed"][name] = ends["failed"].get(name, 0) + 1
         unseen = progress["total"] - sum(self._totals.values())
         rows = [
             Row(
