@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from multiprocessing.connection import Connection
@@ -34,6 +35,10 @@ def note(folder: str, number: int) -> int:
     return number
 
 
+def open_and_close(path: str, flags: int = os.O_RDONLY) -> None:
+    os.close(os.open(path, flags))
+
+
 def exit_thread(_: Any) -> None:
     raise SystemExit
 
@@ -45,7 +50,13 @@ def end_thread_of(pool: Any) -> Any:
         manager.process_result_item = manager.terminate_broken = exit_thread
         pool.submit(abs, -1)
     else:
-        pool.submit(abs, -1).add_done_callback(exit_thread)
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = os.path.join(folder, "pipe")
+            os.mkfifo(pipe)
+            call = pool.submit(open_and_close, pipe)  # which waits for the other end
+            call.add_done_callback(exit_thread)
+            open_and_close(pipe, os.O_WRONLY)
+            call.result(GUARD_S)
     return pool._executor_manager_thread
 
 

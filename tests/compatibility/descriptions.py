@@ -35,7 +35,7 @@ async def main():
     future = simulate(changed)
     await future
     task = future.task
-    print(task["name"], task["args"], task["is_service"], task["target_backend"])
+    print(task["name"], task["is_service"], task["target_backend"])
     print([dependency["name"] for dependency in task["metadata"]["dependencies"]])
     print(task["uid"] == f"task.{future.id}", task["uid"] in flow.components)
     print(flow.components[task["uid"]]["type"], flow.components[task["uid"]]["future"] is future)
@@ -57,7 +57,7 @@ if __name__ == "__main__":
 # '$HOME\n'
 # 'a | b\n'
 # '2\n'
-# simulate (4,) False None
+# simulate False None
 # ['simulate']
 # True True
 # task True

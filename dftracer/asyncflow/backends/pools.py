@@ -182,6 +182,7 @@ class PoolWatch:
     def shut_down(self) -> None:
         """Shut the executor down, and end the workers that it has left behind. Blocks."""
         processes = dict(getattr(self._executor, "_processes", None) or {})
+        self.has_lost_its_thread()  # which it knows of only before it is shut down
         self._executor.shutdown()
         if self.has_lost_its_thread():  # which would have seen to that
             _end_all(processes)
