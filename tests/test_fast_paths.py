@@ -396,9 +396,13 @@ def test_calls_are_futures_when_those_of_asyncio_are_in_python() -> None:
     # As nest_asyncio makes them, which notebooks often begin with.
     assert run_alone("""
             import asyncio
+            import sys
 
             asyncio.Future = asyncio.futures.Future = asyncio.futures._PyFuture
             asyncio.Task = asyncio.tasks.Task = asyncio.tasks._PyTask
+            if sys.version_info >= (3, 14):
+                # Each kind of task knows there only the current one of its own kind.
+                asyncio.current_task = asyncio.tasks.current_task = asyncio.tasks._py_current_task
 
             from dftracer.asyncflow import WorkflowEngine
 
