@@ -385,13 +385,23 @@ async def test_inputs_leave_the_cluster_when_the_tasks_that_took_them_have_ended
 
 # --- stopping -----------------------------------------------------------------------------------
 
-BODIES = ["plain", "async", "program"]
+BODIES = ["plain", "interrupted", "async", "program"]
+LAST_WORDS = {"plain": "asked", "interrupted": "CancelledError", "async": "CancelledError"}
+"""What bodies say when they are stopped."""
 
 
 def endless(flow: WorkflowEngine, kind: str, path: str) -> Any:
     """Return a task that says its process at ``path``, then how it is stopped, if it can."""
 
     def plain() -> None:
+        from dftracer.utils import current_task
+
+        say(path, f"{os.getpid()}")
+        while not current_task().cancel_requested:
+            time.sleep(0.001)
+        say(path, "asked")
+
+    def interrupted() -> None:
         try:
             say(path, f"{os.getpid()}")
             while True:
@@ -413,6 +423,8 @@ def endless(flow: WorkflowEngine, kind: str, path: str) -> Any:
 
     if kind == "program":
         return flow.executable_task(program)
+    if kind == "interrupted":
+        return flow.function_task(interrupt=True)(interrupted)
     return flow.function_task({"plain": plain, "async": wait}[kind])
 
 
@@ -425,7 +437,7 @@ async def test_task_is_stopped_where_it_runs_when_it_is_cancelled(dask_client, l
         if kind == "program":
             await gone(pid)
         else:
-            assert await line.read() == "CancelledError"
+            assert await line.read() == LAST_WORDS[kind]
         # The place is free.
         assert await flow.function_task(identity)(1, task_description={"workers": [0]}) == 1
 
@@ -440,7 +452,45 @@ async def test_task_is_stopped_where_it_runs_when_its_time_is_over(dask_client, 
         if kind == "program":
             await gone(pid)
         else:
-            assert await line.read() == "CancelledError"
+            assert await line.read() == LAST_WORDS[kind]
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout"])
+async def test_place_is_free_when_a_plain_body_goes_on_that_was_to_stop(
+    dask_client, line, tmp_path, end
+):
+    path, release = line.path, tmp_path / "release"
+
+    def body() -> None:
+        from dftracer.utils import current_task
+
+        try:
+            say(path, "begun")
+            while not current_task().cancel_requested:
+                time.sleep(0.001)
+            say(path, "asked")
+            while not release.exists():
+                time.sleep(0.001)
+        except BaseException as error:
+            say(path, type(error).__name__)
+            raise
+        say(path, "end")
+
+    async with engine(dask_client) as flow:
+        description = {"workers": [0], **({"timeout": 2} if end == "timeout" else {})}
+        future = flow.function_task(body)(task_description=description)
+        try:
+            assert await line.read() == "begun"
+            if end == "cancel":
+                assert future.cancel()
+            else:
+                with pytest.raises(TaskTimeoutError):
+                    await future
+            assert await line.read() == "asked"
+            assert await flow.function_task(identity)(1, task_description={"workers": [0]}) == 1
+        finally:
+            release.touch()
+        assert await line.read() == "end", "nothing was thrown into it"
 
 
 async def test_output_up_to_then_is_kept_when_the_time_of_a_program_is_over(dask_client, line):
@@ -453,15 +503,48 @@ async def test_output_up_to_then_is_kept_when_the_time_of_a_program_is_over(dask
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_tasks_are_stopped_when_the_engine_ends(dask_client, line, kind):
-    async with engine(dask_client) as flow:
+@pytest.mark.parametrize("end", ["shutdown", "cancel_on_exit"])
+async def test_tasks_are_stopped_when_the_engine_ends(dask_client, line, kind, end):
+    async with engine(dask_client, cancel_on_exit=end == "cancel_on_exit") as flow:
         future = endless(flow, kind, line.path)()
         pid = int(await line.read())
+        if end == "shutdown":
+            await flow.shutdown()
     assert future.cancelled()
     if kind == "program":
         await gone(pid)
     else:
-        assert await line.read() == "CancelledError"
+        assert await line.read() == LAST_WORDS[kind]
+
+
+async def test_leaving_the_block_waits_when_nobody_has_awaited_a_task(dask_client, line, tmp_path):
+    path, release = line.path, tmp_path / "release"
+
+    def body() -> None:
+        from dftracer.utils import current_task
+
+        say(path, "begun")
+        while not release.exists():
+            time.sleep(0.001)
+        say(path, "asked" if current_task().cancel_requested else "end")
+
+    left = asyncio.Event()
+
+    async def run() -> None:
+        async with engine(dask_client) as flow:
+            flow.function_task(body)()
+            assert await line.read() == "begun"
+            asyncio.get_running_loop().call_soon(left.set)
+
+    running = asyncio.create_task(run())
+    try:
+        await left.wait()
+        await asyncio.to_thread(dask_client.nthreads)  # others have had their turn
+        assert not running.done()
+    finally:
+        release.touch()
+    await running
+    assert await line.read() == "end"
 
 
 async def test_task_is_cancelled_when_its_body_says_so(dask_client):
@@ -510,7 +593,7 @@ async def test_task_is_running_when_its_worker_has_begun_it(dask_client, line, e
         say(path, "begun")
         await asyncio.sleep(1_000)
 
-    async with engine(dask_client) as flow:
+    async with engine(dask_client, cancel_on_exit=True) as flow:
         flow.backend.report_running = everything
         begin = time.time()
         task = flow.function_task(body)

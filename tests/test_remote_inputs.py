@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from engine_support import GUARD_S, assert_nothing_kept, reached
 from files_support import CONTENT, FileServer, Recorder, serving
 
-from dftracer.asyncflow import DataError, InputFile, OutputFile, WorkflowEngine
+from dftracer.asyncflow import DataError, InputFile, OutputFile, WorkflowEngine, downloads
+from dftracer.utils import Cancellation, Runtime
 
 
 @pytest.fixture
@@ -153,7 +155,11 @@ async def test_download_goes_on_when_one_of_its_tasks_is_cancelled(
 
 @pytest.mark.parametrize("end", ["cancel", "shutdown"])
 async def test_download_is_stopped_when_nobody_waits_for_it(
-    server: FileServer, elsewhere: Path, new_loop: Callable[[], Any], end: str
+    server: FileServer,
+    elsewhere: Path,
+    new_loop: Callable[[], Any],
+    caplog: pytest.LogCaptureFixture,
+    end: str,
 ) -> None:
     async with await engine(elsewhere) as flow:
         read = flow.function_task(content_of)
@@ -170,6 +176,69 @@ async def test_download_is_stopped_when_nobody_waits_for_it(
         await asyncio.to_thread(runtime.shutdown)  # waits for what is left of it
         assert files_below(elsewhere.parent) == []
     assert_nothing_kept(flow)
+    assert [record for record in caplog.records if record.name == "dftracer.utils"] == []
+
+
+async def test_another_download_begins_when_a_task_asks_while_the_first_one_stops(
+    server: FileServer, elsewhere: Path
+) -> None:
+    async with await engine(elsewhere) as flow:
+        read = flow.function_task(content_of)
+        first = read(InputFile(f"{server.url}/held.bin"))
+        await reached(server.held)
+        assert first.cancel()
+        await asyncio.sleep(0)
+        second = read(InputFile(f"{server.url}/held.bin"))
+        server.gate.set()
+        assert await second == CONTENT
+        assert first.cancelled()
+    assert server.requests == {"/held.bin": 2}
+
+
+async def test_download_is_stopped_when_the_body_that_makes_it_is_cancelled(
+    server: FileServer, elsewhere: Path
+) -> None:
+    runtime = Runtime(threads=1, io_threads=1, python_threads=1)
+    url = f"{server.url}/held.bin"
+    seen: list[type[BaseException]] = []
+
+    def body() -> None:
+        try:
+            InputFile.download_remote_url(url, elsewhere)
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    with runtime:
+        handle = runtime.submit(body)
+        await reached(server.held)
+        assert handle.cancel() is Cancellation.REQUESTED
+    assert seen == [asyncio.CancelledError]
+    assert files_below(elsewhere) == []
+
+
+async def test_download_is_stopped_between_chunks_when_it_is_no_transfer_of_http(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    source = elsewhere / "zeros"
+
+    stop = threading.Event()
+
+    def update(self: Any, size: int | None, count: int) -> None:
+        begun.set()
+        stop.wait(GUARD_S)
+
+    source.write_bytes(bytes(3 * downloads._CHUNK))
+    monkeypatch.setattr(downloads._Progress, "update", update)
+    target = elsewhere / "target"
+    copy = asyncio.to_thread(downloads.download, source.as_uri(), target, stop)
+    copying = asyncio.create_task(copy)
+    await reached(begun)
+    stop.set()
+    with pytest.raises(asyncio.CancelledError):
+        await copying
+    assert files_below(target) == []
 
 
 async def test_foreign_backend_gets_the_downloaded_file_when_its_tasks_read_it(

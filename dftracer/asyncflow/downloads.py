@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from dftracer.asyncflow.errors import DataError, text_of_error
-from dftracer.utils import Runtime
+from dftracer.utils import Runtime, current_task
 from dftracer.utils.redaction import hide, hide_in_logs, keep
 
 _log = logging.getLogger("dftracer.asyncflow")
@@ -30,8 +31,10 @@ _STALLED_AFTER_S = 60
 """How long a server may send nothing."""
 _SIGNATURE = 16
 """How long the values in the query of a URL are that may be signatures or keys."""
-_INTERRUPTED_WITHIN_S = 0.2
-"""How soon a thread that waits heeds a cancellation, which it cannot while it is asleep."""
+_STOPPED_WITHIN_S = 0.2
+"""How often a thread that waits for a transfer looks whether it is to stop."""
+_GIVEN_UP_AFTER_S = 2
+"""How long a download that is to stop may take for that, before its thread is replaced."""
 
 _AS_FSSPEC: dict[str, tuple[str, dict[str, Any]]] = {
     "azure": ("az", {}),
@@ -51,13 +54,19 @@ def name_in(url: str) -> str:
     return name
 
 
-def download(url: str, directory: str | os.PathLike[str]) -> Path:
+def download(
+    url: str, directory: str | os.PathLike[str], stop: threading.Event | None = None
+) -> Path:
     """Download a file into ``directory`` and return its absolute path. Blocks.
 
-    The file appears complete or not at all, and replaces none. Its progress is logged.
+    The file appears complete or not at all, and replaces none. Its progress is logged. Nothing is
+    thrown into the thread to stop it, as the libraries that transfer may hold locks: it looks by
+    itself whether ``stop`` is set, or the task that it is called in is to stop.
 
     Raises
     ------
+    asyncio.CancelledError
+        If it is to stop.
     DataError
         If a file of that name is there already, or the download fails.
     ImportError
@@ -71,7 +80,8 @@ def download(url: str, directory: str | os.PathLike[str]) -> Path:
     if os.path.lexists(target):
         raise DataError(f"cannot download {shown}: {target} exists already: move it away first")
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-    progress = _Progress(shown)
+    progress = _Progress(shown, stop)
+    progress.check()
     target.parent.mkdir(parents=True, exist_ok=True)
     failed: Exception | None = None
     cause: Exception | None = None
@@ -125,6 +135,7 @@ def _fetch(url: str, partial: Path, progress: _Progress) -> None:
         with store.open(path, "rb") as source:
             size = getattr(source, "size", None)
             while chunk := source.read(_CHUNK):
+                progress.check()
                 target.write(chunk)
                 progress.update(size, target.tell())
 
@@ -143,7 +154,8 @@ def _fetch_http(url: str, target: BinaryIO, progress: _Progress) -> None:
     )
     try:
         while not transfer.done():
-            concurrent.futures.wait([transfer], timeout=_INTERRUPTED_WITHIN_S)
+            progress.check()
+            concurrent.futures.wait([transfer], timeout=_STOPPED_WITHIN_S)
     except BaseException:
         transfer.cancel()
         raise
@@ -151,10 +163,11 @@ def _fetch_http(url: str, target: BinaryIO, progress: _Progress) -> None:
 
 
 class _Progress:
-    """How far a download is, told every few seconds."""
+    """How far a download is, told every few seconds, and whether it is to go on."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, stop: threading.Event | None) -> None:
         self._what = what
+        self._stop = stop
         self._begun = self._told = time.monotonic()
         self._size: int | None = None
         self._bytes = 0
@@ -165,6 +178,13 @@ class _Progress:
         if time.monotonic() - self._told >= _TELL_EVERY_S:
             self._told = time.monotonic()
             self.tell("downloading")
+
+    def check(self) -> None:
+        """Raise ``asyncio.CancelledError`` if the download is to stop."""
+        task = current_task()
+        is_cancelled = task is not None and task.cancel_requested
+        if is_cancelled or (self._stop is not None and self._stop.is_set()):
+            raise asyncio.CancelledError
 
     def tell(self, word: str) -> None:
         of = "" if self._size is None else f" of {self._size / 1e6:.1f}"
@@ -231,6 +251,7 @@ class Downloads:
             if not self._waiting[url]:
                 del self._waiting[url]
                 if not task.done():
+                    del self._by_url[url]  # who asks while it stops gets another one
                     task.cancel()
                     await asyncio.wait([task])
         return task.result()
@@ -240,13 +261,27 @@ class Downloads:
             # Of its own: elsewhere they would keep other work from threads.
             self._runtime = Runtime(threads=1, io_threads=_AT_A_TIME, python_threads=1)
         place = os.path.join(directory, f"download.{next(self._numbers):06d}")
-        return await self._runtime.submit_io(_download_to_fresh, url, place, name="download")
+        stop = threading.Event()
+        handle = self._runtime.submit_io(_download_to_fresh, url, place, stop, name="download")
+        ended = asyncio.ensure_future(handle)
+        try:
+            await asyncio.wait([ended])
+        except asyncio.CancelledError:
+            # Its task would end at once if that were cancelled, but its files go when it stops.
+            stop.set()
+            await asyncio.wait([ended], timeout=_GIVEN_UP_AFTER_S)
+            raise
+        finally:
+            if ended.done():
+                _ = ended.cancelled() or ended.exception()  # asyncio tells of what nobody has seen
+            ended.cancel()
+        return ended.result()
 
 
-def _download_to_fresh(url: str, place: str) -> Path:
+def _download_to_fresh(url: str, place: str, stop: threading.Event) -> Path:
     directory = make_fresh_directory(place)
     try:
-        return download(url, directory)
+        return download(url, directory, stop)
     except BaseException:
         os.rmdir(directory)
         raise
