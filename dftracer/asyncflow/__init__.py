@@ -31,6 +31,7 @@ from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.components import Component
 from dftracer.asyncflow.data import File, InputFile, OutputFile
 from dftracer.asyncflow.errors import (
+    CircularWaitError,
     CommandError,
     DataError,
     DependencyFailureError,
@@ -68,6 +69,7 @@ def __getattr__(name: str) -> _Any:
 
 
 __all__ = [
+    "CircularWaitError",
     "CommandError",
     "Component",
     "DataError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ class Bodies:
 
     def __len__(self) -> int:
         return len(self._bodies)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._bodies)
+
+    def get(self, number: int) -> asyncio.Task[None] | None:
+        """Return the body of a component, if it runs here."""
+        return self._bodies.get(number)
 
     def start(
         self, component: Component[Any], body: Coroutine[Any, Any, None]

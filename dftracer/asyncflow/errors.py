@@ -137,6 +137,13 @@ class WorkerDiedError(BrokenExecutor):
     """A task was lost with the worker process that held it, or with the pool of that worker."""
 
 
+class CircularWaitError(RuntimeError):
+    """A block can never end: it waits for a call that waits, maybe by others, for the block.
+
+    The message names the calls of that circle, and who waits for whom.
+    """
+
+
 class EngineShutdownError(RuntimeError):
     """A task or block was called on an engine that is shut down."""
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from dftracer.asyncflow import dependencies, linking
 from dftracer.asyncflow.attempts import Attempts, Policy
 from dftracer.asyncflow.backends.base import RemoteValue
+from dftracer.asyncflow.circles import Circles
 from dftracer.asyncflow.commands import to_argv, to_prompt
 from dftracer.asyncflow.components import EMPTY, Component, RemoteTask, Task, new_component
 from dftracer.asyncflow.decorators import Template
@@ -115,6 +116,7 @@ class Scheduler(Dispatcher):
         self._is_closed = False
         self._awaited_ends: list[Ends] = []
         """Of those who leave the engine's block."""
+        self._circles = Circles(self)
         self._shutdown_begun = asyncio.Event()
         self._scope: ContextVar[Scope | None] = ContextVar(f"{uid}.scope", default=None)
 
@@ -357,6 +359,7 @@ class Scheduler(Dispatcher):
     ) -> asyncio.Task[None]:
         """Run a part of a component in the event loop; cancelling the component cancels it."""
         component._stage = "PREPARING"
+        self._circles.watch()
         return self._bodies.start(component, body)
 
     def _resolve(self, component: Component[Any]) -> bool:
