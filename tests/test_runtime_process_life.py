@@ -675,8 +675,15 @@ def test_queued_tasks_run_once_when_a_task_forks_and_its_child_waits(run_script:
             40,
         ),
         ('handles = [runtime.run_process(["true"]) for _ in range(20)]', 80),
+        (
+            """
+            with Runtime(python_threads=1) as own:
+                handles = [own.submit(function, 3) for function in (echo, echo_later)]
+            """,
+            80,
+        ),
     ],
-    ids=["tasks", "processes"],
+    ids=["tasks", "processes", "threads"],
 )
 def test_every_child_works_when_forked_in_a_storm(
     run_script: Script, storm: str, forks: int
@@ -711,6 +718,47 @@ def test_every_child_works_when_forked_in_a_storm(
     body = textwrap.indent(textwrap.dedent(storm).strip(), "    ")
     storm = f"def storm():\n{body}\n    for handle in handles:\n        handle.get()"
     assert run_script(program(IN_CHILD, source, storm, fork), options=FORK) == "True\n"
+
+
+def test_every_child_works_when_forked_while_others_use_a_runtime_for_the_first_time(
+    run_script: Script,
+) -> None:
+    # What is made once may be in the making: by whoever submits, or by a worker.
+    source = """
+        def fail():
+            raise LookupError
+
+        def use():
+            runtime = get_default_runtime()
+            assert runtime.submit(echo, 3).get() == 3
+            assert runtime.submit(sum, [3]).get() == 3
+            assert runtime.submit(echo_later, 3).get() == 3
+            assert list(runtime.map(echo, [3, 3])) == [3, 3]
+            assert runtime.run_process(["true"]).get().exit_code == 0
+            told = threading.Event()
+            failed = runtime.submit(fail)
+            failed.add_done_callback(lambda _: told.set())
+            assert told.wait(5)
+            assert isinstance(failed.exception, LookupError)
+            failed.cancel()
+            runtime.wait_all()
+            runtime.shutdown()
+
+        def begin_and_fork():
+            # Threads let another go on only where they let go of the interpreter.
+            sys.setswitchinterval(1_000)
+            thread = threading.Thread(target=use)
+            thread.start()
+            went_well = in_child(use)
+            while went_well and thread.is_alive():
+                went_well = in_child(use)
+            thread.join()
+            assert went_well
+
+        # Each child of this one is one that has never used a runtime.
+        say(all(in_child(begin_and_fork) for _ in range(100)))
+        """
+    assert run_script(program(IN_CHILD, source), options=FORK) == "True\n"
 
 
 def test_child_works_when_forked_while_a_worker_imports(run_script: Script) -> None:

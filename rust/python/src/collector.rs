@@ -21,8 +21,9 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyType};
+
+use crate::once::Lazy;
 
 /// Takes a new object of ours off the collector's list, which is walked again and again while many
 /// are made.
@@ -47,7 +48,7 @@ pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
 #[pyfunction]
 #[pyo3(name = "untrack", signature = (future, /))]
 pub(crate) fn untrack_future(future: &Bound<'_, PyAny>) -> PyResult<()> {
-    static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static FUTURE: Lazy<Py<PyType>> = Lazy::new();
     if !future.is_instance(FUTURE.import(future.py(), "asyncio", "Future")?)? {
         return Err(PyTypeError::new_err(format!(
             "untrack() takes an asyncio future that a task will end, not {}",

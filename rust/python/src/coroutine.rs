@@ -10,13 +10,12 @@ use dftracer_core::park::Unpark;
 use dftracer_core::running::IDLE;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTraceback;
 
 use crate::call::{Call, Step, begin_coroutine, call_for_life, in_context};
 use crate::handle::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
+use crate::once::{Lazy, intern};
 use crate::progress::{Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::signals;
@@ -382,7 +381,7 @@ impl Shared {
 
 /// The coroutine that is a body: what calling it has given, or a new one that awaits that.
 fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
-    static AWAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static AWAIT: Lazy<Py<PyAny>> = Lazy::new();
     let coroutine = match body {
         Body::Call(call) => call.here(py)?,
         Body::Coroutine(coroutine) => coroutine.into_bound(py),
@@ -396,7 +395,7 @@ fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
 
 /// The context variable that says whose body is run.
 fn coroutine_task_variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static VARIABLE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static VARIABLE: Lazy<Py<PyAny>> = Lazy::new();
     VARIABLE.import(py, "dftracer.utils.current", "coroutine_task")
 }
 

@@ -1,8 +1,11 @@
 //! `fork()`, as the interpreter tells of it. What it must not interrupt, and what the child closes,
 //! is in [`forks`].
 //!
-//! Attached threads cannot be in the middle of anything: the one that forks has the interpreter.
-//! Threads without it could be, where they end a task: that is what is waited for here.
+//! Attached threads cannot be in the middle of anything: the one that forks has the interpreter. This
+//! holds as long as nobody keeps a lock while Python code runs or the interpreter is let go of, and so
+//! objects that are made once are kept as [`crate::once`] does. Threads without the interpreter could
+//! be, where they end a task, or are about to attach for the first time: that is what is waited for
+//! here.
 
 use dftracer_core::forks;
 pub(crate) use dftracer_core::forks::apart as apart_from_forks;

@@ -6,6 +6,11 @@
 //! a callback, the `__del__` of an argument, a log record. So a thread of ours that goes into Python
 //! leaves word with the C library before: instead of unwinding, it stands still until the process
 //! has ended.
+//!
+//! In the child of a `fork()`, CPython 3.10 and 3.11 take the lock of the list of threads before they
+//! make it anew. A thread that was just entering itself into the list at the moment of the fork holds
+//! it there for ever. Threads that Python starts are entered by their creator, who has the interpreter
+//! as the one that forks; ours enter themselves where a fork waits for them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -15,7 +20,51 @@ use pyo3::prelude::*;
 /// `work` panicked, of which the panic hook has told.
 pub(crate) fn attach<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     stand_still_instead_of_unwinding();
-    Python::try_attach(|py| catch_unwind(AssertUnwindSafe(|| work(py))).ok()).flatten()
+    let entered = enter_list_of_threads();
+    #[expect(clippy::disallowed_methods, reason = "this is the way that all others go")]
+    Python::try_attach(|py| {
+        leave_list_at_the_end(py, entered);
+        catch_unwind(AssertUnwindSafe(|| work(py))).ok()
+    })
+    .flatten()
+}
+
+#[cfg(Py_3_12)]
+fn enter_list_of_threads() -> bool {
+    false // to attach does it, at any time
+}
+
+#[cfg(Py_3_12)]
+fn leave_list_at_the_end(_py: Python<'_>, _entered: bool) {}
+
+/// Whether this thread had to be entered, and has been.
+#[cfg(not(Py_3_12))]
+fn enter_list_of_threads() -> bool {
+    use crate::fork::apart_from_forks;
+    use pyo3::ffi;
+
+    // SAFETY: can be called on any thread; the state is not looked at.
+    let is_needed =
+        unsafe { ffi::Py_IsInitialized() != 0 && ffi::PyGILState_GetThisThreadState().is_null() };
+    if !is_needed {
+        return false;
+    }
+    // SAFETY: needs no interpreter to be attached; it has begun. That it may end meanwhile is so for
+    // whoever attaches, and does this in the same way. The new state becomes that of this thread.
+    let state =
+        apart_from_forks(|| unsafe { ffi::PyThreadState_New(ffi::PyInterpreterState_Main()) });
+    !state.is_null()
+}
+
+/// Who makes a thread's state counts as one who is attached by it; whoever detaches last frees it.
+/// From here on, that is who attaches now.
+#[cfg(not(Py_3_12))]
+fn leave_list_at_the_end(_py: Python<'_>, entered: bool) {
+    use pyo3::ffi;
+    if entered {
+        // SAFETY: attached, which counts as another one: neither detaches nor frees anything.
+        unsafe { ffi::PyGILState_Release(ffi::PyGILState_STATE::PyGILState_LOCKED) };
+    }
 }
 
 #[cfg(not(target_os = "linux"))]

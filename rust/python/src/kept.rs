@@ -13,13 +13,13 @@ use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyCode, PyDict, PyString, PyTraceback, PyTuple};
 
 use crate::call::call_one;
 use crate::failures::describe;
 use crate::handle::{Content, TaskHandle};
 use crate::native::NativeOutcome;
+use crate::once::{Lazy, intern};
 use crate::progress;
 use crate::shared::Shared;
 
@@ -259,7 +259,7 @@ fn stand_in(
     exception: &Bound<'_, PyBaseException>,
     traceback: Option<Bound<'_, PyTraceback>>,
 ) -> Py<PyBaseException> {
-    static STAND_IN: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static STAND_IN: Lazy<Py<PyAny>> = Lazy::new();
     let make = || -> PyResult<Py<PyBaseException>> {
         let stand_in = STAND_IN.import(py, "dftracer.utils.failures", "stand_in")?;
         let argument =
@@ -274,7 +274,7 @@ fn stand_in(
 }
 
 fn traceback_of<'py>(exception: &Bound<'py, PyBaseException>) -> Option<Bound<'py, PyTraceback>> {
-    exception.getattr(pyo3::intern!(exception.py(), "__traceback__")).ok()?.cast_into().ok()
+    exception.getattr(intern!(exception.py(), "__traceback__")).ok()?.cast_into().ok()
 }
 
 /// A frame that runs nothing and holds no variables, to stand in a traceback. `code` has no free
@@ -286,7 +286,7 @@ pub(crate) fn bare_frame<'py>(
     globals: &Bound<'py, PyDict>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = code.py();
-    if code.getattr(pyo3::intern!(py, "co_freevars"))?.len()? > 0 {
+    if code.getattr(intern!(py, "co_freevars"))?.len()? > 0 {
         return Err(PyValueError::new_err("the code of a bare frame has no free variables"));
     }
     // SAFETY: attached; a code object and a dictionary, both live; a new reference or null with an

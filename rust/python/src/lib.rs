@@ -19,6 +19,7 @@ mod handle;
 mod kept;
 mod mailbox;
 mod native;
+mod once;
 mod origin;
 mod process;
 mod progress;
@@ -78,6 +79,7 @@ mod _native {
         // Fails only if another extension has set a logger already; then that one is used.
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
+        crate::once::make_early(module.py())?;
         crate::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -2,7 +2,7 @@
 //! submission: a campaign submits few functions, many times.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::PyTraverseError;
 use pyo3::ffi;
@@ -10,6 +10,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use crate::once::{Lazy, intern};
 use crate::progress::{derive_name, qualified_name};
 
 /// `inspect.CO_COROUTINE`.
@@ -24,7 +25,7 @@ pub(crate) struct Origin {
     pub(crate) is_coroutine: bool,
     /// Of a plain function.
     names: Option<Names>,
-    name: OnceLock<Py<PyString>>,
+    name: Lazy<Py<PyString>>,
     /// The number of the name in the trace of its runtime. Relaxed: all write the same.
     label: AtomicU32,
 }
@@ -66,7 +67,7 @@ impl Origin {
             return Some(name.bind(py).clone());
         }
         let names = self.names.as_ref()?;
-        let name = self.name.get_or_init(|| {
+        let name = self.name.get_or_init(py, || {
             let text = |object: &Py<PyAny>| object.bind(py).extract::<String>().ok();
             let qualname = text(&names.qualname).unwrap_or_default();
             qualified_name(py, names.module.as_ref().and_then(text), &qualname).unbind()
@@ -102,11 +103,11 @@ impl Origin {
     fn new(code: Bound<'_, PyAny>, names: Option<Names>) -> PyResult<Py<Self>> {
         let py = code.py();
         let is_coroutine = code
-            .getattr(pyo3::intern!(py, "co_flags"))
+            .getattr(intern!(py, "co_flags"))
             .and_then(|flags| flags.extract::<u32>())
             .is_ok_and(|flags| flags & CO_COROUTINE != 0);
         let label = AtomicU32::new(UNLABELLED);
-        Py::new(py, Self { code: code.unbind(), is_coroutine, names, name: OnceLock::new(), label })
+        Py::new(py, Self { code: code.unbind(), is_coroutine, names, name: Lazy::new(), label })
     }
 }
 
@@ -142,7 +143,7 @@ impl Origins {
             Some(parts) => &parts.code,
             None if is_builtin(callable) => callable,
             None => {
-                let code = callable.getattr(pyo3::intern!(py, "__code__")).ok()?;
+                let code = callable.getattr(intern!(py, "__code__")).ok()?;
                 return Origin::new(code, None).ok();
             }
         };
@@ -160,7 +161,7 @@ impl Origins {
         });
         let origin = Origin::new(code.clone(), names).ok()?;
         if parts.is_none() {
-            origin.get().name.get_or_init(|| derive_name(callable).unbind());
+            origin.get().name.get_or_init(py, || derive_name(callable).unbind());
         }
         let newest = Some(origin.clone_ref(py));
         let unneeded =

@@ -10,13 +10,13 @@ use dftracer_core::process::{
     Environment, Kill, ProcessOutcome, ProcessOutput, ProcessSpec, SignalMask, Sink, Source,
 };
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyString, PyType};
 
 use crate::fork::apart_from_forks;
 use crate::handle::{Content, NativeRun, Outcome, TaskHandle, seconds, state};
 use crate::mailbox::Delivery;
 use crate::native::{NativeOutcome, os_error};
+use crate::once::Lazy;
 use crate::shared::Shared;
 
 #[pyclass(frozen, get_all, module = "dftracer.utils._native")]
@@ -162,7 +162,7 @@ pub(crate) fn decode(
 
 /// A `TaskTimeoutError` for a task that was stopped at its deadline.
 pub(crate) fn timeout_error(py: Python<'_>, handle: &TaskHandle, what: &str) -> PyResult<PyErr> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
     let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
     let name = handle.name_now(py);
     let text = format!("task {} '{name}' has run out of time: {what}", handle.task_id);

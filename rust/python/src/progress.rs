@@ -8,14 +8,13 @@ use std::thread::ThreadId;
 
 use dftracer_core::running::{IDLE, Running};
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyString, PyType};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::batch::Shown;
 use crate::handle::{Look, TaskHandle, state};
+use crate::once::{Lazy, intern};
 use crate::origin::Origin;
 use crate::shared::{LaneKind, Shared};
 use crate::stopping::Waiting;
@@ -135,7 +134,7 @@ pub(crate) fn qualified_name<'py>(
 
 /// What a `functools.partial` calls.
 fn partial_function<'py>(callable: &Bound<'py, PyAny>) -> Option<Bound<'py, PyAny>> {
-    static PARTIAL: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static PARTIAL: Lazy<Py<PyType>> = Lazy::new();
     let partial = PARTIAL.import(callable.py(), "functools", "partial").ok()?;
     // Not `isinstance`: an object that pretends to have every attribute pretends to be one, too.
     if !callable.get_type().is_subclass(partial).unwrap_or(false) {

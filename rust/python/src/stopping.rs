@@ -14,14 +14,14 @@ use dftracer_core::park::{Parker, Unpark, Wakeup};
 use dftracer_core::running::Outer;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::call::call_for_life;
 use crate::handle::{TaskHandle, seconds};
+use crate::once::Lazy;
 use crate::progress::Slot;
 use crate::shared::{self, LaneKind, Shared};
-use crate::{signals, worker};
+use crate::{guard, signals, worker};
 
 /// Stops the plain body of a task that was asked to stop, as far as that can be done.
 pub(crate) fn stop_body(handle: &TaskHandle, py: Python<'_>) {
@@ -117,7 +117,7 @@ fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
 
 /// What a body that is stopped sees: `asyncio.CancelledError`, which `except Exception` lets pass.
 pub(crate) fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
     match CLASS.import(py, "asyncio", "CancelledError") {
         Ok(class) => class.clone(),
         Err(_) => py.get_type::<pyo3::exceptions::PyKeyboardInterrupt>(),
@@ -276,7 +276,7 @@ impl Shared {
         let log = py.import("dftracer.utils.current").and_then(|m| m.getattr("log_given_up"));
         let Ok(log) = log.map(Bound::unbind) else { return };
         let say = move || {
-            Python::try_attach(|py| {
+            guard::attach(|py| {
                 let said = call_for_life(log.bind(py), name.bind(py).clone());
                 if let Err(error) = said {
                     error.write_unraisable(py, None);

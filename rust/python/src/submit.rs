@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use crate::call::{panic_error, panic_text};
+use crate::once::intern;
 use crate::runtime::Runtime;
 
 /// What `submit` was called with.
@@ -43,11 +44,11 @@ impl<'a, 'py> Arguments<'a, 'py> {
             for (index, keyword) in keywords.cast::<PyTuple>()?.iter().enumerate() {
                 // SAFETY: the values of the keywords follow the positional arguments.
                 let value = unsafe { Borrowed::from_ptr(py, *args.add(count + index)) };
-                if keyword.eq(pyo3::intern!(py, "name"))? {
+                if keyword.eq(intern!(py, "name"))? {
                     if !value.is_none() {
                         arguments.name = Some(value.cast::<PyString>()?.to_owned());
                     }
-                } else if keyword.eq(pyo3::intern!(py, "interrupt"))? {
+                } else if keyword.eq(intern!(py, "interrupt"))? {
                     arguments.interrupt = value.is_truthy()?;
                 } else {
                     let kwargs = arguments.kwargs.get_or_insert_with(|| PyDict::new(py));

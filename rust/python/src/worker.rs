@@ -14,13 +14,12 @@ use dftracer_core::patience::Patience;
 use dftracer_core::running::{IDLE, Outer};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
-use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 
 use crate::batch::{self, Batch};
 use crate::call::{in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
+use crate::once::{Lazy, intern};
 use crate::progress::{Family, Slot, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::waits::Within;
@@ -73,7 +72,7 @@ impl Turn {
     /// Only Python code is asked for it, and bodies may be functions written in C. To let go of it
     /// without being asked would not do: who waits would be woken, come too late, and wait anew.
     pub(crate) fn share(&mut self, py: Python<'_>, mut now: u64) -> u64 {
-        static NOTHING: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static NOTHING: Lazy<Py<PyAny>> = Lazy::new();
         if now.saturating_sub(self.0) > TURN_NS {
             let nothing = NOTHING
                 .get_or_try_init(py, || py.eval(c"lambda: None", None, None).map(Bound::unbind));
@@ -478,7 +477,7 @@ fn outer_body(py: Python<'_>) -> Option<Within> {
 /// Whether Python's stack here is so deep that a body above it would have much less than its own
 /// recursion limit.
 fn has_deep_stack(py: Python<'_>) -> bool {
-    static GETFRAME: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    static GETFRAME: Lazy<Py<PyAny>> = Lazy::new();
     // Raises if there are not so many frames; does not look at them.
     GETFRAME
         .import(py, "sys", "_getframe")

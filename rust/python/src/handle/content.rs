@@ -5,13 +5,13 @@ use std::sync::Arc;
 use dftracer_core::process::Kill;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTraceback, PyType};
 
 use super::state;
 use crate::batch::Batch;
 use crate::call::Call;
 use crate::native::NativeOutcome;
+use crate::once::Lazy;
 
 /// The one slot of a task. It goes down this list, never up.
 pub(crate) enum Content {
@@ -82,7 +82,7 @@ impl Content {
 
 /// `concurrent.futures.CancelledError`.
 pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
-    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
     match CLASS.import(py, "concurrent.futures", "CancelledError") {
         Ok(class) => PyErr::from_type(class.clone(), ()),
         Err(error) => error,

@@ -8,11 +8,11 @@ use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
 use super::{Content, Outcome, STOP_REQUESTED, TaskHandle};
+use crate::once::{Lazy, intern};
 use crate::shared::LaneKind;
 use crate::stopping;
 
@@ -61,7 +61,7 @@ impl TaskHandle {
                 (name, id, Some(native.as_any()))
             }
             (None, Some(future)) => {
-                static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+                static FUTURE: Lazy<Py<PyType>> = Lazy::new();
                 if !future.is_instance(FUTURE.import(py, "concurrent.futures", "Future")?)? {
                     return Err(PyTypeError::new_err(format!(
                         "future must be a concurrent.futures.Future, not {}",
@@ -185,13 +185,13 @@ impl TaskHandle {
     }
 
     fn __await__<'py>(self_: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        static WAIT: Lazy<Py<PyAny>> = Lazy::new();
         WAIT.import(self_.py(), "dftracer.utils.awaiting", "iterate")?.call1((self_,))
     }
 
     /// Stops the task if that can be done, and tells how far it came.
     fn cancel(self_: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        static CLASS: Lazy<Py<PyType>> = Lazy::new();
         let py = self_.py();
         let class = CLASS.import(py, "dftracer.utils.handle", "Cancellation")?;
         let code = Self::cancel_or_stop(self_)?;
@@ -311,8 +311,8 @@ impl TaskHandle {
     pub(crate) fn stop(&self, py: Python<'_>, stopper: Stopper) -> PyResult<bool> {
         match stopper {
             Stopper::Suspended { task, event_loop } => {
-                let cancel = task.getattr(py, pyo3::intern!(py, "cancel"))?;
-                let call_soon = pyo3::intern!(py, "call_soon_threadsafe");
+                let cancel = task.getattr(py, intern!(py, "cancel"))?;
+                let call_soon = intern!(py, "call_soon_threadsafe");
                 event_loop.call_method1(py, call_soon, (cancel,))?;
                 Ok(true)
             }
