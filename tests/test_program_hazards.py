@@ -6,7 +6,9 @@ that tests of ordinary programs do not meet: its start, its pipes, its end.
 """
 
 import asyncio
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -619,11 +621,30 @@ def test_program_fails_when_it_is_to_have_a_terminal_and_there_is_none(run_scrip
     assert "/dev/tty" in told[1]
 
 
-def test_program_leads_a_session_of_its_own(runtime: Runtime) -> None:
-    show = "import os; print(os.getpid(), os.getsid(0), os.getpgid(0))"
-    result = runtime.run_process([sys.executable, "-c", show]).get(GUARD_S)
-    pid, session, group = result.stdout.split()
-    assert pid == session == group
+SHOW_SESSION = """
+    import sys
+    from dftracer.utils import Runtime
+    show = "import os; print(os.getpid() == os.getpgid(0), os.getpid() == os.getsid(0))"
+    with Runtime() as runtime:
+        print("leads", runtime.run_process([sys.executable, "-c", show]).get(30).stdout.decode())
+"""
+
+
+def test_program_leads_a_group_of_its_own_when_there_is_no_terminal(run_script: Script) -> None:
+    assert run_script(SHOW_SESSION).split() == ["leads", "True", "False"]
+
+
+def test_program_leads_a_session_of_its_own_when_there_is_a_terminal() -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(SHOW_SESSION)])
+    shown = b""
+    with contextlib.suppress(OSError):  # which is the end of it
+        while chunk := os.read(terminal, 1000):
+            shown += chunk
+    os.waitpid(pid, 0)
+    os.close(terminal)
+    assert shown.split() == [b"leads", b"True", b"True"]
 
 
 # --- its directory and its path -----------------------------------------------------------------

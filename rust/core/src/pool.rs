@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many threads jobs that were replaced may keep.
 const MAX_REPLACED: usize = 512;
@@ -42,10 +42,15 @@ struct State {
     started: usize,
     /// Threads that wait for a job.
     idle: usize,
-    /// The jobs that run, and whether each was replaced.
-    running: HashMap<JobId, bool>,
+    running: HashMap<JobId, Running>,
     replaced: usize,
     open: bool,
+}
+
+/// A job that runs.
+struct Running {
+    since: Instant,
+    is_replaced: bool,
 }
 
 impl Pool {
@@ -83,16 +88,23 @@ impl Pool {
         }
     }
 
+    /// For how long a job has run; nothing if it waits for its turn, or has ended.
+    pub fn has_run_for(&self, id: JobId) -> Duration {
+        let state = self.shared.lock();
+        state.running.get(&id).map_or(Duration::ZERO, |running| running.since.elapsed())
+    }
+
     /// A job takes long: if it runs, another thread takes its place.
     pub fn replace(&self, id: JobId) {
         let mut state = self.shared.lock();
         if state.replaced >= MAX_REPLACED {
             return;
         }
-        let Some(replaced) = state.running.get_mut(&id).filter(|replaced| !**replaced) else {
+        let Some(running) = state.running.get_mut(&id).filter(|running| !running.is_replaced)
+        else {
             return;
         };
-        *replaced = true;
+        running.is_replaced = true;
         state.replaced += 1;
         // Refused, it is asked for again with the next job.
         let _ = self.shared.call_thread(&mut state);
@@ -129,11 +141,11 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some((id, job)) = state.queue.pop_front() {
-                state.running.insert(id, false);
+                state.running.insert(id, Running { since: Instant::now(), is_replaced: false });
                 drop(state);
                 job();
                 state = self.lock();
-                if state.running.remove(&id) == Some(true) {
+                if state.running.remove(&id).is_some_and(|running| running.is_replaced) {
                     state.replaced -= 1;
                 }
                 // One that was replaced is one too many now.

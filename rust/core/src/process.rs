@@ -254,11 +254,19 @@ async fn start_once(spec: &Arc<ProcessSpec>, starters: &Arc<Pool>) -> Result<Spa
     });
     let about = |error| (spec.argv.first().cloned().unwrap_or_default(), error);
     let job = job.map_err(about)?;
+    let mut patience = START_PATIENCE;
     loop {
-        match tokio::time::timeout(START_PATIENCE, &mut started).await {
+        match tokio::time::timeout(patience, &mut started).await {
             Ok(Ok(spawned)) => return spawned,
             Ok(Err(_)) => return Err(about(io::Error::other("the start has panicked"))),
-            Err(_) => starters.replace(job),
+            // Its turn may have come late: others were started before it.
+            Err(_) => match START_PATIENCE.checked_sub(starters.has_run_for(job)) {
+                Some(left) if !left.is_zero() => patience = left,
+                _ => {
+                    starters.replace(job);
+                    patience = START_PATIENCE;
+                }
+            },
         }
     }
 }

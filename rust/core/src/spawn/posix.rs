@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 
 use rustix::io::Errno;
 
+use super::terminal;
 use crate::process::ProcessSpec;
 
 /// The signals that a thread blocks.
@@ -65,14 +66,17 @@ impl Attributes {
         }
     }
 
-    /// A group of its own, so that all that it starts can be killed with it; in a session of its
-    /// own, or else in that of the terminal. Signals as `subprocess` gives them: those that Python
+    /// A group of its own, so that all that it starts can be killed with it. Where this process has
+    /// a terminal that it does not get, a session of its own: it would be stopped for asking there.
+    /// Elsewhere none, for the kernel shares the processors out among sessions, and programs by the
+    /// hundred would leave little to what starts them. Signals as `subprocess` gives them: those that Python
     /// ignores for itself do what they do by default, others stay ignored, and the mask is that of
     /// the thread that asked for the program.
     pub(super) fn set(&mut self, spec: &ProcessSpec, in_terminal: bool) -> io::Result<()> {
         let defaults = SignalMask::of(&[libc::SIGPIPE, libc::SIGXFSZ]);
         let mask = spec.mask.unwrap_or_else(|| SignalMask::of(&[]));
-        let group = if in_terminal { libc::POSIX_SPAWN_SETPGROUP as c_short } else { SETSID };
+        let is_in_session = in_terminal || !terminal::is_there();
+        let group = if is_in_session { libc::POSIX_SPAWN_SETPGROUP as c_short } else { SETSID };
         let flags = group
             | libc::POSIX_SPAWN_SETSIGDEF as c_short
             | libc::POSIX_SPAWN_SETSIGMASK as c_short;
@@ -80,7 +84,7 @@ impl Attributes {
         unsafe {
             check(libc::posix_spawnattr_setsigdefault(&mut self.0, &defaults.0))?;
             check(libc::posix_spawnattr_setsigmask(&mut self.0, &mask.0))?;
-            if in_terminal {
+            if is_in_session {
                 check(libc::posix_spawnattr_setpgroup(&mut self.0, 0))?;
             }
             check(libc::posix_spawnattr_setflags(&mut self.0, flags))

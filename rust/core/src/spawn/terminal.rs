@@ -24,6 +24,11 @@ const DISABLED: u8 = if cfg!(target_os = "linux") { 0 } else { 0xff };
 
 const TERMINAL: &str = "/dev/tty";
 
+/// Whether this process has a terminal, in whose background a program can be stopped.
+pub(super) fn is_there() -> bool {
+    open(TERMINAL, OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).is_ok()
+}
+
 impl Terminal {
     pub(super) fn open() -> Result<Self, SpawnError> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
