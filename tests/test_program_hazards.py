@@ -634,9 +634,10 @@ def test_program_leads_a_group_of_its_own_when_there_is_no_terminal(run_script: 
     assert run_script(SHOW_SESSION).split() == ["leads", "True", "False"]
 
 
-def test_program_leads_a_session_of_its_own_when_there_is_a_terminal() -> None:
+def test_program_leads_a_session_of_its_own_when_there_is_a_terminal(tmp_path: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
+        os.chdir(tmp_path)
         os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(SHOW_SESSION)])
     shown = b""
     with contextlib.suppress(OSError):  # which is the end of it

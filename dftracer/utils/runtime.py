@@ -154,9 +154,9 @@ class Runtime(_native.Runtime):
     ) -> TaskHandle[ProcessResult]:
         """Run a program, without a thread of its own.
 
-        It runs in a process group of its own (and in a session, where there is a terminal), which :meth:`TaskHandle.cancel`, a
-        timeout and the end of the interpreter kill as a whole. It has no terminal, unless you ask
-        for that: what would ask there for a password fails at once.
+        It runs in a process group of its own, which :meth:`TaskHandle.cancel`, a timeout and the
+        end of the interpreter kill as a whole. It has no terminal, unless you ask for that: what
+        would ask there for a password fails at once.
 
         Parameters
         ----------
