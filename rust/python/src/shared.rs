@@ -319,15 +319,16 @@ impl Shared {
             };
             let idle = unfinished == 0 || unfinished <= unnamed + waiting.held_up(self);
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let woken = match idle {
+            // A body that was asked to stop gets the error though there is nothing left to wait for.
+            let woken = body.check(py).and_then(|()| match idle {
                 true => Ok(Wakeup::Notified),
-                false => body.check(py).and_then(|()| match signals::park(py, &parker, left) {
+                false => match signals::park(py, &parker, left) {
                     Wakeup::Interrupted => on_signal().map(|()| Wakeup::Interrupted),
                     other => Ok(other),
-                }),
-            };
+                },
+            });
             lock(&self.idle_waiters).retain(|other| !Arc::ptr_eq(other, &parker));
-            if idle || woken? == Wakeup::TimedOut {
+            if woken? == Wakeup::TimedOut || idle {
                 return Ok(idle);
             }
         }
