@@ -188,6 +188,8 @@ class _Server:
     def stop_copy(self) -> None:
         """See to it that the loop goes on with nothing else when this turn of a body is over."""
         self.is_copy = True
+        # On CPython 3.14 a child forgets which loop runs, and the end of this step complains of it.
+        self.loop.set_exception_handler(lambda *_: None)
         ready = self.loop._ready
         for index in range(len(ready)):
             ready[index] = asyncio.Handle(self.leave, (), self.loop)

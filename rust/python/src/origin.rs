@@ -40,11 +40,17 @@ struct Names {
 }
 
 /// The parts of a plain function that an [`Origin`] is made of.
-struct Parts<'a, 'py> {
-    code: Borrowed<'a, 'py, PyAny>,
-    qualname: Borrowed<'a, 'py, PyAny>,
-    module: Option<Borrowed<'a, 'py, PyAny>>,
+struct Parts<P> {
+    code: P,
+    qualname: P,
+    module: Option<P>,
 }
+
+#[cfg(not(Py_GIL_DISABLED))]
+type Part<'a, 'py> = Borrowed<'a, 'py, PyAny>;
+/// Without a lock around the interpreter, another thread can change the function meanwhile.
+#[cfg(Py_GIL_DISABLED)]
+type Part<'a, 'py> = Bound<'py, PyAny>;
 
 #[pymethods]
 impl Origin {
@@ -87,10 +93,10 @@ impl Origin {
         self.names.is_some() || self.name.get().is_some()
     }
 
-    fn is_of(&self, code: &Bound<'_, PyAny>, parts: Option<&Parts<'_, '_>>) -> bool {
+    fn is_of(&self, code: &Bound<'_, PyAny>, parts: Option<&Parts<Part<'_, '_>>>) -> bool {
         let same_names = match (&self.names, parts) {
             (Some(names), Some(parts)) => {
-                let module = parts.module.map(|module| module.as_ptr());
+                let module = parts.module.as_ref().map(|module| module.as_ptr());
                 names.qualname.as_ptr() == parts.qualname.as_ptr()
                     && names.module.as_ref().map(Py::as_ptr) == module
             }
@@ -156,8 +162,8 @@ impl Origins {
             _ => drop(kept),
         }
         let names = parts.as_ref().map(|parts| Names {
-            qualname: parts.qualname.to_owned().unbind(),
-            module: parts.module.map(|module| module.to_owned().unbind()),
+            qualname: held(&parts.qualname),
+            module: parts.module.as_ref().map(|module| held(module)),
         });
         let origin = Origin::new(code.clone(), names).ok()?;
         if parts.is_none() {
@@ -182,7 +188,6 @@ fn is_builtin(callable: &Bound<'_, PyAny>) -> bool {
     }
 }
 
-#[cfg(not(Py_GIL_DISABLED))]
 unsafe extern "C" {
     static mut PyMethod_Type: ffi::PyTypeObject;
     /// A borrowed reference.
@@ -190,12 +195,10 @@ unsafe extern "C" {
 }
 
 /// The parts of a plain function, and of the one that a bound method calls.
-#[cfg(not(Py_GIL_DISABLED))]
-fn parts_of_function<'a, 'py>(callable: &'a Bound<'py, PyAny>) -> Option<Parts<'a, 'py>> {
-    let py = callable.py();
-    // SAFETY: attached, live objects, each looked at as what its type says. Nobody can change the
-    // function meanwhile, since no Python code runs here, and it holds what is borrowed from it.
-    unsafe {
+fn parts_of_function<'a, 'py>(callable: &'a Bound<'py, PyAny>) -> Option<Parts<Part<'a, 'py>>> {
+    // SAFETY: attached, live objects, each looked at as what its type says. A method holds the same
+    // function all its life.
+    let function = unsafe {
         let mut function = callable.as_ptr();
         if ffi::Py_IS_TYPE(function, &raw mut PyMethod_Type) != 0 {
             function = PyMethod_Function(function);
@@ -203,7 +206,22 @@ fn parts_of_function<'a, 'py>(callable: &'a Bound<'py, PyAny>) -> Option<Parts<'
         if ffi::PyFunction_Check(function) == 0 {
             return None;
         }
-        let object = &*function.cast::<ffi::PyFunctionObject>();
+        Borrowed::from_ptr(callable.py(), function)
+    };
+    parts_of(function)
+}
+
+fn held(part: &Bound<'_, PyAny>) -> Py<PyAny> {
+    part.clone().unbind()
+}
+
+#[cfg(not(Py_GIL_DISABLED))]
+fn parts_of<'a, 'py>(function: Borrowed<'a, 'py, PyAny>) -> Option<Parts<Part<'a, 'py>>> {
+    let py = function.py();
+    // SAFETY: attached, a live function. Nobody can change it meanwhile, since no Python code runs
+    // here, and it holds what is borrowed from it.
+    unsafe {
+        let object = &*function.as_ptr().cast::<ffi::PyFunctionObject>();
         Some(Parts {
             code: Borrowed::from_ptr_or_opt(py, object.func_code)?,
             qualname: Borrowed::from_ptr_or_opt(py, object.func_qualname)?,
@@ -212,8 +230,12 @@ fn parts_of_function<'a, 'py>(callable: &'a Bound<'py, PyAny>) -> Option<Parts<'
     }
 }
 
-/// Without a lock around the interpreter, another thread could change the function meanwhile.
 #[cfg(Py_GIL_DISABLED)]
-fn parts_of_function<'a, 'py>(_callable: &'a Bound<'py, PyAny>) -> Option<Parts<'a, 'py>> {
-    None
+fn parts_of<'a, 'py>(function: Borrowed<'a, 'py, PyAny>) -> Option<Parts<Part<'a, 'py>>> {
+    let py = function.py();
+    Some(Parts {
+        code: function.getattr(pyo3::intern!(py, "__code__")).ok()?,
+        qualname: function.getattr(pyo3::intern!(py, "__qualname__")).ok()?,
+        module: function.getattr(pyo3::intern!(py, "__module__")).ok(),
+    })
 }
