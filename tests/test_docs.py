@@ -96,6 +96,7 @@ async def test_an_example_runs_when_it_is_taken_from_its_page(block: Block, tmp_
             sys.executable,
             "-Werror",
             "-Wignore::UserWarning:distributed.node",  # another program has Dask's usual port
+            "-Wignore:'asyncio.iscoroutinefunction' is deprecated",  # RHAPSODY on 3.14
             "-Wignore:Creating scratch directories",  # for which a busy machine takes a second
             str(script),
             cwd=tmp_path,

@@ -262,6 +262,7 @@ def test_an_engine_goes_with_its_loop_when_that_is_closed(moment: str) -> None:
 
 
 async def test_signals_are_handled_as_before_when_the_last_engine_of_a_loop_has_gone() -> None:
+    signal.set_wakeup_fd(-1)  # of a loop that another test has moved to a thread
     before = [signal.getsignal(number) for number in SIGNALS]
 
     async def cell() -> None:
@@ -279,6 +280,7 @@ async def test_signals_are_handled_as_before_when_the_last_engine_of_a_loop_has_
 
 
 def test_signals_are_handled_as_before_when_a_loop_was_closed_with_an_engine() -> None:
+    signal.set_wakeup_fd(-1)  # of a loop that another test has moved to a thread
     before = [signal.getsignal(number) for number in SIGNALS]
     loop = asyncio.new_event_loop()
     loop.run_until_complete(default_engine())

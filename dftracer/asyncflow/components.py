@@ -100,14 +100,19 @@ class Component(asyncio.Future[T], Generic[T]):
     """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
 
     # As a future it is given a stand-in for its loop. One in Python, which nest_asyncio puts in the
-    # place of those in C, sets and reads this attribute, at first when it has no engine yet.
+    # place of those in C, sets and reads this attribute, at first when it has no engine yet. From
+    # CPython 3.15 on it looks, before it sets it, that it is not set.
+    _has_loop = False
+
     @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return self._engine.loop if hasattr(self, "_engine") else asyncio.get_running_loop()
+    def _loop(self) -> Any:
+        if hasattr(self, "_engine"):
+            return self._engine.loop
+        return asyncio.get_running_loop() if self._has_loop else None
 
     @_loop.setter
     def _loop(self, loop: object) -> None:
-        pass
+        self._has_loop = True
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop of its engine."""
