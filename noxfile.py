@@ -1,4 +1,4 @@
-"""Every check of the project. `nox` runs them all; `nox -l` lists them.
+"""Every check of the project. `nox` runs those that CI runs; `nox -l` lists all.
 
 The tests run against the built wheel, never against the checkout: `dftracer` is a namespace that
 other distributions share, and what users install is the wheel.
@@ -72,7 +72,6 @@ nox.options.sessions = [
     "lowest",
     "portable",
     "sanitizer",
-    "coverage",
     "summary",
 ]
 
