@@ -74,7 +74,7 @@ def is_alive(pid: int) -> bool:
 # --- no process is left ---------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
 @pytest.mark.parametrize(("workers", "calls_each"), [(1, 1), (1, 2), (2, 3)])
 async def test_all_calls_run_when_workers_end_after_some(workers: int, calls_each: int) -> None:
     context = multiprocessing.get_context("forkserver")
@@ -90,7 +90,7 @@ async def test_all_calls_run_when_workers_end_after_some(workers: int, calls_eac
         assert backend.executor is pool
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
 async def test_another_process_is_started_when_the_pool_was_left_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

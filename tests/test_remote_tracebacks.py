@@ -213,7 +213,7 @@ class StatusError(Exception):
         self.status = status
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="new in Python 3.11")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
 async def test_a_group_keeps_its_type_and_parts_when_a_body_raises_it(make_engine: Any) -> None:
     from builtins import ExceptionGroup
 
