@@ -29,7 +29,7 @@ from page import write_figures
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "costs.md"
 
 asyncflow: Any = import_module("dftracer.asyncflow")
-dependencies: Any = import_module("dftracer.asyncflow.dependencies")
+dependencies: Any = import_module("dftracer.asyncflow.engine.arguments")
 graph: Any = import_module("dftracer.utils.primitives")
 host: Any = import_module("dftracer.asyncflow.backends.host")
 utils: Any = import_module("dftracer.utils")

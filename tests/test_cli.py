@@ -15,7 +15,8 @@ import pytest
 from docs_support import examples
 from terminal_support import Terminal
 
-from dftracer.asyncflow import cli, doctor
+from dftracer.asyncflow.cli.main import doctor
+from dftracer.asyncflow.cli.main import main as cli
 from dftracer.utils import status
 
 ROOT = Path(__file__).parents[1]
@@ -512,7 +513,7 @@ def test_doctor_says_why_and_what_would_help_when_an_extra_is_missing() -> None:
     source = """
     import sys
     sys.modules["rich"] = None
-    from dftracer.asyncflow.cli import main
+    from dftracer.asyncflow.cli.main import main
     sys.exit(main(["doctor"]))
     """
     done = subprocess.run(
@@ -610,7 +611,7 @@ def test_a_shell_completes_what_is_typed_when_it_has_read_the_script(
 
 def test_completion_names_its_extra_when_that_is_missing() -> None:
     source = "import sys; sys.modules['shtab'] = None\n"
-    source += "from dftracer.asyncflow.cli import main; sys.exit(main(['completion', 'bash']))"
+    source += "from dftracer.asyncflow.cli.main import main; sys.exit(main(['completion', 'bash']))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install 'dftracer-asyncflow[completion]'" in done.stderr

@@ -24,7 +24,7 @@ from engine_support import identity
 from process_support import gone
 
 from dftracer.asyncflow import DependencyFailureError
-from dftracer.asyncflow.backends import dask as dask_backend
+from dftracer.asyncflow.backends.dask import backend as dask_backend
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from files_support import CONTENT, FileServer, serving
 
-from dftracer.asyncflow import DataError, File, InputFile, OutputFile, downloads
-from dftracer.asyncflow.downloads import name_in
+from dftracer.asyncflow import DataError, File, InputFile, OutputFile
+from dftracer.asyncflow.data import downloads
+from dftracer.asyncflow.data.downloads import name_in
 
 
 @pytest.fixture

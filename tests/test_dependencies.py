@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dftracer.asyncflow.dependencies import find_in_call, resolve
+from dftracer.asyncflow.engine.arguments import find_in_call, resolve
 
 
 @pytest.fixture

@@ -12,12 +12,8 @@ import pytest
 from conftest import NewLoop
 from engine_support import identity, launched
 
-from dftracer.asyncflow import (
-    CircularWaitError,
-    DependencyFailureError,
-    WorkflowEngine,
-    circles,
-)
+from dftracer.asyncflow import CircularWaitError, DependencyFailureError, WorkflowEngine
+from dftracer.asyncflow.engine.stuck import cycles as circles
 
 Wait = Callable[[asyncio.Future[Any]], Coroutine[Any, Any, Any]]
 
@@ -406,7 +402,8 @@ def test_inner_tasks_in_a_circle_are_logged_when_no_call_is_among_them(
         """
         import asyncio, logging, os
 
-        from dftracer.asyncflow import WorkflowEngine, circles
+        from dftracer.asyncflow import WorkflowEngine
+        from dftracer.asyncflow.engine.stuck import cycles as circles
 
         circles._INTERVAL_S = 0.02
 

@@ -16,7 +16,7 @@ from engine_support import (
 )
 
 from dftracer.asyncflow import NoopExecutionBackend, RuntimeExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.inspection import HISTORY_SIZE
+from dftracer.asyncflow.observe.history import HISTORY_SIZE
 
 pytestmark = pytest.mark.usefixtures("new_loop")
 

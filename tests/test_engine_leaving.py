@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from engine_support import Gate, identity, launched
 
-from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine, leaving
+from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine
+from dftracer.asyncflow.engine import leaving
 
 
 def fail(number: int) -> None:

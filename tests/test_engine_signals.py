@@ -19,12 +19,8 @@ from typing import Any
 import pytest
 from engine_support import GUARD_S, Gate, reached
 
-from dftracer.asyncflow import (
-    EngineShutdownError,
-    NoopExecutionBackend,
-    WorkflowEngine,
-    signals,
-)
+from dftracer.asyncflow import EngineShutdownError, NoopExecutionBackend, WorkflowEngine
+from dftracer.asyncflow.engine import signals
 
 Script = Callable[..., str]
 StartScript = Callable[..., "subprocess.Popen[str]"]

@@ -16,9 +16,9 @@ from docs_support import examples
 from engine_support import ForeignBackend, Gate, add, identity, launched, reached
 
 from dftracer.asyncflow import RuntimeExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.graph import Edge, Node, WorkflowGraph
-from dftracer.asyncflow.inspection import HISTORY_SIZE
-from dftracer.asyncflow.tallies import MAX_TALLIES
+from dftracer.asyncflow.observe.counts import MAX_TALLIES
+from dftracer.asyncflow.observe.graph.model import Edge, Node, WorkflowGraph
+from dftracer.asyncflow.observe.history import HISTORY_SIZE
 
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="the program dot is needed")
 

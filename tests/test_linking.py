@@ -19,7 +19,7 @@ from dftracer.asyncflow import (
     OutputFile,
     WorkflowEngine,
 )
-from dftracer.asyncflow.dependencies import find_in_call, place_files
+from dftracer.asyncflow.engine.arguments import find_in_call, place_files
 
 
 class AsyncRecorder(Recorder):

@@ -16,7 +16,7 @@ import pytest
 from backend_support import GUARD_S, Door, Recorder, function_task, make_pool
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
-from dftracer.asyncflow.backends import local
+from dftracer.asyncflow.backends.local import backend as local
 
 KINDS = ["processes", "loky"]
 

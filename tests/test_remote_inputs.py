@@ -11,7 +11,8 @@ import pytest
 from engine_support import GUARD_S, assert_nothing_kept, reached
 from files_support import CONTENT, FileServer, Recorder, serving
 
-from dftracer.asyncflow import DataError, InputFile, OutputFile, WorkflowEngine, downloads
+from dftracer.asyncflow import DataError, InputFile, OutputFile, WorkflowEngine
+from dftracer.asyncflow.data import downloads
 from dftracer.utils import Cancellation, Runtime
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from report_support import event, shift, write
 
-from dftracer.asyncflow.cli import main
-from dftracer.asyncflow.report import analysis, write_report
-from dftracer.asyncflow.report.reader import Trace, read_trace
+from dftracer.asyncflow.cli.main import main
+from dftracer.asyncflow.observe.report import analysis, write_report
+from dftracer.asyncflow.observe.report.reader import Trace, read_trace
 
 
 def read(folder: Path, *events: dict[str, Any]) -> Trace:

@@ -11,8 +11,8 @@ import pytest
 from report_support import Browser, event, write
 
 from dftracer.asyncflow import WorkflowEngine
-from dftracer.asyncflow.cli import main
-from dftracer.asyncflow.report import write_report
+from dftracer.asyncflow.cli.main import main
+from dftracer.asyncflow.observe.report import write_report
 
 
 def run_workflow(path: Path) -> None:

@@ -36,7 +36,7 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-from dftracer.asyncflow.attempts import Policy
+from dftracer.asyncflow.engine.retries import Policy
 from dftracer.utils import Runtime, TaskTimeoutError
 
 LONG_S = 3_600.0

@@ -17,7 +17,7 @@ from dftracer.asyncflow import (
     InputFile,
     OutputFile,
 )
-from dftracer.asyncflow.backends import staging
+from dftracer.asyncflow.data import staging
 
 
 @pytest.fixture(autouse=True)

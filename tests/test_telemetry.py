@@ -28,8 +28,8 @@ from dftracer.asyncflow import (
     WorkflowEngine,
 )
 from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
-from dftracer.asyncflow.backends.calls import Call
-from dftracer.asyncflow.backends.notes import Notes
+from dftracer.asyncflow.backends.local.calls import Call
+from dftracer.asyncflow.backends.local.notes import Notes
 from dftracer.utils import Runtime
 from dftracer.utils.primitives import Mailbox
 
@@ -888,7 +888,7 @@ def test_nothing_is_imported_or_asked_when_telemetry_is_off(run_script: Script) 
         asyncio.run(main())
         names = {name.partition(".")[0] for name in sys.modules}
         assert not names & {"rhapsody", "opentelemetry"}, names
-        assert "dftracer.asyncflow.telemetry" not in sys.modules
+        assert "dftracer.asyncflow.observe.telemetry" not in sys.modules
         """
     run_script(source)
 

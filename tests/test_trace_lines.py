@@ -86,7 +86,7 @@ def written(path: Path, *lines: str) -> Path:
 def test_the_rest_is_merged_and_reported_when_a_line_is_odd(
     line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dftracer.asyncflow.report import write_report
+    from dftracer.asyncflow.observe.report import write_report
 
     trace, merged = written(tmp_path / "t.pfw", GOOD, line, GOOD), tmp_path / "merged.json"
     assert merge_traces([trace], merged) == 2
@@ -103,7 +103,7 @@ def test_the_rest_is_merged_and_reported_when_a_line_is_odd(
 def test_a_line_is_kept_when_it_can_be_written_strictly(
     line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dftracer.asyncflow.report import write_report
+    from dftracer.asyncflow.observe.report import write_report
 
     trace, merged = written(tmp_path / "t.pfw", GOOD, line, GOOD), tmp_path / "merged.json"
     assert merge_traces([trace], merged) == 3
@@ -162,7 +162,7 @@ print(count, int(peak) < 200_000, left_out)
 def test_a_report_holds_so_many_tasks_when_a_trace_has_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dftracer.asyncflow.report import reader
+    from dftracer.asyncflow.observe.report import reader
 
     monkeypatch.setattr(reader, "_MAX_KEPT", 10)
     trace = reader.read_trace([written(tmp_path / "t.pfw", *[GOOD] * 20)])
@@ -185,7 +185,7 @@ def test_nothing_half_written_stays_when_there_is_no_room(command: str, tmp_path
     output.write_text("of before")
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, -1)); "
-        "from dftracer.asyncflow.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from dftracer.asyncflow.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, command, str(trace), "-o", str(output)],

@@ -19,8 +19,8 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-from dftracer.asyncflow.components import Block, Task
-from dftracer.asyncflow.decorators import Call
+from dftracer.asyncflow.engine.component import Block, Task
+from dftracer.asyncflow.engine.decorators import Call
 
 P = ParamSpec("P")
 T = TypeVar("T")

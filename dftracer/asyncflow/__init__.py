@@ -25,11 +25,11 @@ if not hasattr(_utils, "available_cpus"):
         "use two environments."
     )
 
-from dftracer.asyncflow.backends.local import LocalExecutionBackend
+from dftracer.asyncflow.backends.local.backend import LocalExecutionBackend
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
-from dftracer.asyncflow.components import Component
 from dftracer.asyncflow.data import File, InputFile, OutputFile
+from dftracer.asyncflow.engine.component import Component
 from dftracer.asyncflow.errors import (
     CircularWaitError,
     CommandError,
@@ -44,11 +44,13 @@ from dftracer.asyncflow.workflow_manager import WorkflowEngine
 from dftracer.utils.primitives import __version__
 
 if _TYPE_CHECKING:
-    from dftracer.asyncflow.backends.dask import DaskExecutionBackend as DaskExecutionBackend
+    from dftracer.asyncflow.backends.dask.backend import (
+        DaskExecutionBackend as DaskExecutionBackend,
+    )
     from dftracer.asyncflow.backends.prompts import OpenAIBackend as OpenAIBackend
 
 _EXTRAS = {
-    "DaskExecutionBackend": ("dftracer.asyncflow.backends.dask", "dask"),
+    "DaskExecutionBackend": ("dftracer.asyncflow.backends.dask.backend", "dask"),
     "OpenAIBackend": ("dftracer.asyncflow.backends.prompts", "prompt"),
 }
 """What is imported when it is first asked for, from where, and the extra that it needs."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from dftracer.asyncflow.cli import main
+from dftracer.asyncflow.cli.main import main
 
 sys.exit(main())

@@ -13,23 +13,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from dftracer.asyncflow import defaults, signals
+from dftracer.asyncflow import environment
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
-from dftracer.asyncflow.components import Component
-from dftracer.asyncflow.decorators import (
+from dftracer.asyncflow.engine import signals
+from dftracer.asyncflow.engine.component import Component
+from dftracer.asyncflow.engine.decorators import (
     BlockDecorator,
     ExecutableDecorator,
     FunctionDecorator,
     make_decorator,
 )
+from dftracer.asyncflow.engine.failures import failure_on_backend, result_on_backend
+from dftracer.asyncflow.engine.leaving import wait_for_calls
+from dftracer.asyncflow.engine.scheduler import Scheduler, Scope
 from dftracer.asyncflow.errors import text_of
-from dftracer.asyncflow.failures import failure_on_backend, result_on_backend
-from dftracer.asyncflow.graph import WorkflowGraph, graph_of
-from dftracer.asyncflow.inspection import Components, Dependencies
-from dftracer.asyncflow.leaving import wait_for_calls
-from dftracer.asyncflow.scheduler import Scheduler, Scope
-from dftracer.asyncflow.tracing import EngineTrace
+from dftracer.asyncflow.observe.graph.model import WorkflowGraph, graph_of
+from dftracer.asyncflow.observe.history import Components, Dependencies
+from dftracer.asyncflow.observe.trace import EngineTrace
 from dftracer.utils.progress import show
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class WorkflowEngine(Scheduler):
                 "backend is missing: use 'await WorkflowEngine.create()', which makes one"
             )
         _check_arguments(dry_run, implicit_data, uid, work_dir, cancel_on_exit)
-        dry_run = dry_run or defaults.is_dry_run()
+        dry_run = dry_run or environment.is_dry_run()
         backends = _as_list(backend)
         if dry_run:
             backends = [NoopExecutionBackend(each.name) for each in backends]
@@ -143,7 +144,7 @@ class WorkflowEngine(Scheduler):
         self.block = make_decorator(self, "block")
         self._trace = EngineTrace.opened(trace, self.uid, backends)
         self._ask_for_beginnings()
-        defaults.register(self)
+        environment.register(self)
         self._attach()
         signals.watch(self)
 
@@ -162,8 +163,8 @@ class WorkflowEngine(Scheduler):
         _check_interpreter()
         _running_loop()
         _check_arguments(dry_run, implicit_data, uid, work_dir, cancel_on_exit)
-        dry_run = dry_run or defaults.is_dry_run()
-        backends = [defaults.make_backend(dry_run)] if backend is None else _as_list(backend)
+        dry_run = dry_run or environment.is_dry_run()
+        backends = [environment.make_backend(dry_run)] if backend is None else _as_list(backend)
         registry.by_name(backends)  # before any of them starts
         if not dry_run:
             for each in backends:
@@ -280,7 +281,7 @@ class WorkflowEngine(Scheduler):
         RuntimeError
             If the engine has its telemetry already, or is shut down.
         """
-        from dftracer.asyncflow import telemetry  # not before: it needs the extra
+        from dftracer.asyncflow.observe import telemetry  # not before: it needs the extra
 
         return await telemetry.start(
             self,

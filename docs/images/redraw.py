@@ -100,7 +100,7 @@ def photograph(report: Path, picture: Path, critical_path: Path | None = None) -
 
 def draw(name: str, start: Callable[[Path], None], output: Path) -> None:
     """Run one example and write its pictures to ``output``."""
-    from dftracer.asyncflow.report import write_report
+    from dftracer.asyncflow.observe.report import write_report
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

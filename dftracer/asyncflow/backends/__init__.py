@@ -1,6 +1,6 @@
 """Where tasks run. Each module holds one backend; ``base`` says what a backend is."""
 
-from dftracer.asyncflow.backends.local import LocalExecutionBackend
+from dftracer.asyncflow.backends.local.backend import LocalExecutionBackend
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 

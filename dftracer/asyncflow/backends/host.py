@@ -30,7 +30,7 @@ from dftracer.asyncflow.backends.programs import (
     start_program,
     timeout_of,
 )
-from dftracer.asyncflow.backends.staging import StagesFiles
+from dftracer.asyncflow.data.staging import StagesFiles
 from dftracer.asyncflow.errors import let_out
 from dftracer.utils import ProcessResult, Runtime, TaskTimeoutError
 

@@ -1,0 +1,1 @@
+"""Tasks on a Dask cluster. Workers import from here, so that this imports nothing."""

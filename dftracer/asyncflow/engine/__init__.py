@@ -1,0 +1,1 @@
+"""How calls become a graph, what runs next, and what happens when something ends."""

@@ -1,0 +1,318 @@
+"""What decorating a function does: describe it once, and make of each call a component."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from dftracer.asyncflow.backends import registry
+from dftracer.asyncflow.backends.noop import NoopExecutionBackend
+from dftracer.asyncflow.engine.component import Block, Component, Task
+from dftracer.asyncflow.engine.retries import Backoff, Policy, RetryOn, policy_of
+from dftracer.asyncflow.errors import text_of
+from dftracer.asyncflow.observe.counts import Tally
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    from dftracer.asyncflow.engine.scheduler import Scheduler
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C_co = TypeVar("C_co", covariant=True)
+
+Kind = Literal["function", "executable", "prompt", "block"]
+
+if TYPE_CHECKING:
+
+    class Options(TypedDict, total=False):
+        """What all four decorators take."""
+
+        service: bool
+        backend: str | None
+        capture_stdio: bool
+        retries: int
+        retry_on: RetryOn
+        backoff: Backoff
+        timeout: float | None
+
+    class FunctionOptions(Options, total=False):
+        """What that of functions takes besides."""
+
+        loop: Literal["engine"] | None
+        interrupt: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A decorated function: all that its calls have in common."""
+
+    kind: Kind
+    function: Callable[..., Any]
+    name: str
+    is_async: bool
+    backend: Any
+    """The backend that its calls run on; for a block, the engine's default one."""
+    backend_name: str | None
+    """The name by which the decorator chose it, if it did."""
+    service: bool
+    capture_stdio: bool
+    interrupt: bool
+    """Whether a plain body that is cancelled or runs out of time gets an exception."""
+    policy: Policy | None
+    """How often and for how long its calls are tried, if that is not once and without end."""
+    task_description: Mapping[str, Any]
+    """The default of the parameter of that name, which a call may override key by key."""
+    workflow_id_is_argument: bool
+    component: type[Component[Any]]
+    """What a call is."""
+    uid_prefix: str
+    """What the identifiers of its calls begin with: the engine's name where tasks of two engines
+    would otherwise be taken for one."""
+    tally: Tally
+    """Where its calls are counted, but for those in the bodies of blocks."""
+    runs_in_loop: bool
+    """Whether the bodies of its calls run in the engine's event loop, as those of blocks do."""
+    may_be_plain: bool
+    """Whether those of its calls that have no options and files are no more than calls for the
+    default backend, if that takes such."""
+
+    def uid_of(self, number: int) -> str:
+        """Return the identifier of the call of that number."""
+        return f"{self.uid_prefix}{self.component.kind}.{number:06d}"
+
+
+class Call(Protocol[P, C_co]):
+    """A decorated function: keeps the parameters of the body and gives a component.
+
+    The second form is for the futures that may stand in place of any value, and for the keyword
+    arguments that every call takes: ``task_description=`` and ``workflow_id=``.
+    """
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co: ...
+    @overload
+    def __call__(self, *args: Any, **kwargs: Any) -> C_co: ...
+
+
+class FunctionDecorator(Protocol):
+    """``@flow.function_task``: what a call gives is an awaitable of the body's result."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Task[R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
+    @overload
+    def __call__(self, **options: Unpack[FunctionOptions]) -> FunctionDecorator: ...
+
+
+class ExecutableDecorator(Protocol):
+    """``@flow.executable_task`` and ``@flow.prompt_task``: what a call gives is an awaitable of
+    the text that the program or the model writes."""
+
+    @overload
+    def __call__(self, function: Callable[P, Any], /) -> Call[P, Task[str]]: ...
+    @overload
+    def __call__(self, **options: Unpack[Options]) -> ExecutableDecorator: ...
+
+
+class BlockDecorator(Protocol):
+    """``@flow.block``: what a call gives is an awaitable of the body's result."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Block[R]]: ...
+    @overload
+    def __call__(self, **options: Unpack[Options]) -> BlockDecorator: ...
+
+
+def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
+    """Return the decorator of one kind of component, for use with and without parentheses."""
+
+    def decorator(
+        *functions: Any,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        retries: int = 0,
+        retry_on: RetryOn = Exception,
+        backoff: Backoff = 0.1,
+        timeout: float | None = None,
+        loop: str | None = None,
+        interrupt: bool = False,
+    ) -> Callable[..., Any]:
+        attribute = _attribute(kind)
+        if len(functions) > 1:
+            raise TypeError(f"@flow.{attribute} takes one function, not {len(functions)}")
+        flags = (
+            ("service", service),
+            ("capture_stdio", capture_stdio),
+            ("interrupt", interrupt),
+        )
+        for option, value in flags:
+            if not isinstance(value, bool):
+                raise TypeError(
+                    f"@flow.{attribute}: {option} must be True or False, "
+                    f"not {type(value).__name__} {text_of(value)}"
+                )
+        if interrupt and kind != "function":
+            raise TypeError(
+                f"@flow.{attribute}: interrupt=True is for the bodies of function tasks, which a "
+                f"{attribute} has not"
+            )
+        policy = policy_of(f"@flow.{attribute}", retries, retry_on, backoff, timeout)
+        target = engine._backend_named(backend, f"@flow.{attribute}")
+
+        _check_loop(kind, loop, backend)
+        if not functions:
+            return functools.partial(
+                decorator,
+                service=service,
+                backend=backend,
+                capture_stdio=capture_stdio,
+                retries=retries,
+                retry_on=retry_on,
+                backoff=backoff,
+                timeout=timeout,
+                loop=loop,
+                interrupt=interrupt,
+            )
+
+        function = functions[0]
+        name, is_async = _describe(kind, function)
+        if loop is not None and not is_async:
+            raise TypeError(
+                f"@flow.{attribute}: loop='engine' takes an async function, and '{name}' is none: "
+                "it would block the engine's event loop"
+            )
+        # A dry run runs nothing.
+        runs_in_loop = loop is not None and not isinstance(target, NoopExecutionBackend)
+        parameters = _parameters_of(function)
+        template = Template(
+            kind=kind,
+            function=registry.guarded(target, function, name) if kind == "function" else function,
+            name=name,
+            is_async=is_async,
+            backend=target,
+            backend_name=backend,
+            service=service,
+            capture_stdio=capture_stdio,
+            interrupt=interrupt,
+            policy=policy,
+            task_description=_default_description(name, parameters),
+            workflow_id_is_argument="workflow_id" in parameters,
+            component=Block if kind == "block" else Task,
+            uid_prefix=(
+                f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
+            ),
+            tally=engine._tallies.of(kind, name),
+            runs_in_loop=runs_in_loop,
+            may_be_plain=(
+                kind == "function"
+                and policy is None
+                and target is engine._default
+                and not runs_in_loop
+                and not interrupt
+            ),
+        )
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if kwargs:
+                return engine._register(template, args, *_split_options(template, kwargs))
+            return engine._register(template, args)
+
+        return call
+
+    decorator.__name__ = _attribute(kind)
+    decorator.__qualname__ = f"WorkflowEngine.{decorator.__name__}"
+    return decorator
+
+
+def _attribute(kind: Kind) -> str:
+    return kind if kind == "block" else f"{kind}_task"
+
+
+def _check_loop(kind: Kind, loop: Any, backend: str | None) -> None:
+    """Refuse an option ``loop`` that makes no sense."""
+    if loop is None:
+        return
+    attribute = _attribute(kind)
+    if kind != "function":
+        raise TypeError(f"@flow.{attribute} has no option 'loop': it is one of @flow.function_task")
+    if loop != "engine":
+        raise ValueError(f"@flow.{attribute}: loop must be 'engine' or None, not {text_of(loop)}")
+    if backend is not None:
+        raise ValueError(
+            f"@flow.{attribute}: loop='engine' runs on no backend: leave out backend={backend!r}"
+        )
+
+
+def _describe(kind: Kind, function: Any) -> tuple[str, bool]:
+    """Return the name of what is decorated, and whether it is async."""
+    attribute = _attribute(kind)
+    if inspect.iscoroutine(function):
+        name = function.__qualname__
+        function.close()  # or it would warn that it was never awaited
+        raise TypeError(
+            f"@flow.{attribute} takes a function, not the coroutine that calling '{name}' gave: "
+            "pass the function itself"
+        )
+    if not callable(function):
+        raise TypeError(
+            f"@flow.{attribute} takes a function, not {type(function).__name__} {text_of(function)}"
+        )
+    name = getattr(function, "__name__", None) or type(function).__name__
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object with an async __call__
+    )
+    if kind == "block" and not is_async:
+        raise TypeError(
+            f"@flow.block takes an async function, and '{name}' is none: a block runs in the event "
+            "loop, where it awaits its tasks"
+        )
+    return name, is_async
+
+
+def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+
+
+def _default_description(
+    name: str, parameters: Mapping[str, inspect.Parameter]
+) -> Mapping[str, Any]:
+    parameter = parameters.get("task_description")
+    if parameter is None or parameter.default is inspect.Parameter.empty:
+        return {}
+    if not isinstance(parameter.default, Mapping):
+        raise TypeError(
+            f"the default of 'task_description' in '{name}' must be a dict, not "
+            f"{type(parameter.default).__name__} {text_of(parameter.default)}"
+        )
+    return dict(parameter.default)
+
+
+def _split_options(
+    template: Template, kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], Mapping[str, Any], str | None]:
+    """Take out of a call's keyword arguments what is meant for the engine."""
+    description = kwargs.pop("task_description", None)
+    if template.workflow_id_is_argument:
+        # Also the body's own business, which may be anything.
+        value = kwargs.get("workflow_id")
+        workflow_id = value if isinstance(value, str) else None
+    else:
+        workflow_id = kwargs.pop("workflow_id", None)
+    if not description:
+        return kwargs, template.task_description, workflow_id
+    if not isinstance(description, Mapping):
+        raise TypeError(
+            f"task_description of '{template.name}' must be a dict, not "
+            f"{type(description).__name__} {text_of(description)}"
+        )
+    return kwargs, {**template.task_description, **description}, workflow_id

@@ -1,0 +1,1 @@
+"""What waits for something that cannot come: circles, and waits that take long."""
