@@ -17,7 +17,7 @@ from terminal_support import Terminal
 
 from dftracer.asyncflow.cli.main import doctor
 from dftracer.asyncflow.cli.main import main as cli
-from dftracer.utils import status
+from dftracer.utils.progress import status
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "dftracer.asyncflow"]

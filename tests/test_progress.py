@@ -21,8 +21,10 @@ from terminal_support import Terminal
 
 from dftracer.asyncflow import WorkflowEngine
 from dftracer.utils import Runtime
-from dftracer.utils.bars import Lines, fitted, left_of
-from dftracer.utils.progress import SHARE, Meter, Row, RuntimeRows, Shown, Ticker
+from dftracer.utils.progress.counts import Meter, Row, RuntimeRows, Shown
+from dftracer.utils.progress.lines import Lines
+from dftracer.utils.progress.texts import fitted, left_of
+from dftracer.utils.progress.ticker import SHARE, Ticker
 
 PYTHON = [sys.executable, "-W", "error", "-c"]
 
@@ -234,7 +236,9 @@ def test_the_thread_rests_a_hundred_times_as_long_when_a_look_is_dear() -> None:
 def test_nothing_is_looked_at_when_a_wait_is_short(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dftracer.utils.progress.FIRST_LOOK_S", 60.0)  # the machine may be busy
+    monkeypatch.setattr(
+        "dftracer.utils.progress.display.FIRST_LOOK_S", 60.0
+    )  # the machine may be busy
     monkeypatch.setattr(RuntimeRows, "of", lambda *_: pytest.fail("it has looked"))
     with Runtime() as runtime:
         runtime.submit(identity, 1)

@@ -19,7 +19,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle
-from dftracer.utils.coroutines import _start
+from dftracer.utils.from_native.coroutines import _start
 
 GUARD_S = 30
 """How long a body or a test waits for what must come."""

@@ -138,8 +138,7 @@ def test_memory_stays_small_when_a_trace_is_a_bomb(
             file.write(content)
     program = f"""
 import re
-from dftracer.utils.tracing import read_events
-from dftracer.utils.trace_lines import LeftOut
+from dftracer.utils.tracing import LeftOut, read_events
 left_out = LeftOut()
 count = sum(1 for event in read_events({str(bomb)!r}, left_out))
 # What getrusage() says counts the process that has started this one, too.
@@ -271,7 +270,8 @@ def test_status_is_written_again_when_there_is_room(run_script: Callable[..., st
         folder = Path(tempfile.mkdtemp())
         os.environ["DFTRACER_STATUS"] = str(folder / "status")
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-        from dftracer.utils import Runtime, status
+        from dftracer.utils import Runtime
+        from dftracer.utils.progress import status
 
         def looked():
             # After two looks at least one has begun after this call.

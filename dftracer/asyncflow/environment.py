@@ -18,7 +18,7 @@ from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.observe.graph.formats import writer_for
 from dftracer.utils.default import threads_of_environment
-from dftracer.utils.status import is_asked_for, tell_of_engine
+from dftracer.utils.progress.status import is_asked_for, tell_of_engine
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.workflow_manager import WorkflowEngine

@@ -31,7 +31,7 @@ from dftracer.asyncflow.errors import text_of
 from dftracer.asyncflow.observe.graph.model import WorkflowGraph, graph_of
 from dftracer.asyncflow.observe.history import Components, Dependencies
 from dftracer.asyncflow.observe.trace import EngineTrace
-from dftracer.utils.progress import show
+from dftracer.utils.progress.display import show
 
 if TYPE_CHECKING:
     from types import TracebackType

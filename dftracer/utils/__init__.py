@@ -13,7 +13,7 @@ from dftracer.utils.current import current_task
 from dftracer.utils.default import get_default_runtime, peek_default_runtime, set_default_runtime
 from dftracer.utils.errors import TaskTimeoutError
 from dftracer.utils.handle import Cancellation
-from dftracer.utils.ownership import warn_of_another_owner
+from dftracer.utils.lifetime.ownership import warn_of_another_owner
 from dftracer.utils.runtime import Runtime
 
 __all__ = [

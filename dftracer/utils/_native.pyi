@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, final, overload
 from typing_extensions import Self, disjoint_base
 
 from dftracer.utils.handle import Cancellation
-from dftracer.utils.runtime import RuntimeProgress
+from dftracer.utils.progress.snapshot import RuntimeProgress
 
 _R = TypeVar("_R")
 _T = TypeVar("_T")

@@ -8,8 +8,6 @@ from typing import Any
 
 from dftracer.utils._native import TaskHandle, running_task
 
-_log = logging.getLogger("dftracer.utils")
-
 # A coroutine worker runs many bodies by turns; the context of each knows whose it is.
 coroutine_task: ContextVar[TaskHandle[Any] | None] = ContextVar("dftracer.task", default=None)
 
@@ -20,16 +18,6 @@ def current_task() -> TaskHandle[Any] | None:
     A long body can look at ``current_task().cancel_requested`` now and then, and return early.
     """
     return running_task() or coroutine_task.get()
-
-
-def log_given_up(name: str) -> None:
-    """Say that the body of a task runs on, though that has ended. Called once for a runtime."""
-    _log.warning(
-        "task %r was cancelled or has run out of time, and its body runs on until it returns; "
-        "another worker stands in for its thread meanwhile. This is said once, and there may be "
-        "more; see 'Cancellation' in docs/lifecycle.md",
-        name,
-    )
 
 
 def name_log_records() -> None:

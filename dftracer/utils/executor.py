@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from dftracer.utils._native import Blocked
 
 if TYPE_CHECKING:
+    from dftracer.utils import _native
     from dftracer.utils._native import TaskHandle
-    from dftracer.utils.runtime import Runtime
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class RuntimeExecutor(Executor):
     use it. Shutting it down stops it from taking calls and waits for its own; the runtime goes on.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: _native.Runtime) -> None:
         self._runtime = runtime
         self._process = os.getpid()
         # Held while a call is submitted, so that one that is accepted is among those that

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-# Native code imports these when it needs them. They are imported here so that no thread is in the
-# middle of that, holding the lock of an import, when the process forks.
-from dftracer.utils import (
-    _native,
-    adoption,  # noqa: F401
-    awaiting,  # noqa: F401
-    callbacks,  # noqa: F401
-    coroutines,  # noqa: F401
-    failures,  # noqa: F401
-    tracing,  # noqa: F401
-)
+from dftracer.utils import _native
 from dftracer.utils._native import ProcessResult, TaskHandle
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
+from dftracer.utils.lifetime import exit, fork  # noqa: F401 - what they register
+from dftracer.utils.progress.counts import RuntimeRows
+from dftracer.utils.progress.display import show
+from dftracer.utils.progress.snapshot import RuntimeProgress as RuntimeProgress
+from dftracer.utils.progress.snapshot import TaskFailure as TaskFailure
+from dftracer.utils.progress.snapshot import TaskProgress as TaskProgress
+from dftracer.utils.progress.snapshot import WorkerProgress as WorkerProgress
 from dftracer.utils.redaction import hide, keep_environment
 
 if TYPE_CHECKING:
@@ -36,53 +31,6 @@ _SHELL = "/bin/sh"
 
 _log = logging.getLogger("dftracer.utils")
 _log.addHandler(logging.NullHandler())  # said only where the program has set up its logging
-
-
-class WorkerProgress(TypedDict):
-    """One worker in :meth:`Runtime.get_progress`."""
-
-    id: int
-    lane: str
-    idle: bool
-    task: str
-    queue_depth: int
-
-
-class TaskProgress(TypedDict):
-    """One task in :meth:`Runtime.get_progress`."""
-
-    task_id: int
-    name: str
-    state: str
-    queued_duration_ms: float
-    execution_duration_ms: float
-    total_subtasks: int
-    completed_subtasks: int
-    progress_pct: float
-    location: str
-    children: list[TaskProgress]
-
-
-class TaskFailure(TypedDict):
-    """One failed task in :meth:`Runtime.get_progress`."""
-
-    task_id: int
-    name: str
-    error: str
-
-
-class RuntimeProgress(TypedDict):
-    """What :meth:`Runtime.get_progress` returns."""
-
-    total: int
-    completed: int
-    running: int
-    queued: int
-    failed: int
-    cancelled: int
-    workers: list[WorkerProgress]
-    tasks: list[TaskProgress]
-    errors: list[TaskFailure]
 
 
 class Runtime(_native.Runtime):
@@ -134,7 +82,7 @@ class Runtime(_native.Runtime):
         interrupt: bool = False,
     ) -> None:
         if os.environ.get("DFTRACER_STATUS"):
-            from dftracer.utils import status
+            from dftracer.utils.progress import status
 
             status.tell_of_runtime(self)
 
@@ -285,8 +233,6 @@ class Runtime(_native.Runtime):
         if not progress:
             super().wait_all(raise_on_error)
             return
-        from dftracer.utils.progress import RuntimeRows, show
-
         rows = RuntimeRows()
         with show(lambda: rows.of(self), is_cheap=False):
             super().wait_all(raise_on_error)
@@ -343,60 +289,3 @@ class _Results(_native.Results[T]):
 
     def __del__(self) -> None:
         self.close()
-
-
-_is_in_a_hurry = False
-
-
-def hurry_at_exit() -> None:
-    """Have the exit of the interpreter wait for no task: somebody has asked twice for the end."""
-    global _is_in_a_hurry
-    _is_in_a_hurry = True
-
-
-def _exit_patience_s() -> float:
-    if _is_in_a_hurry:
-        return 0.0
-    try:
-        return float(os.environ.get("DFTRACER_EXIT_PATIENCE_S", "3"))
-    except ValueError:
-        return 3.0
-
-
-def _shut_down_at_exit() -> None:
-    given_up, interruption = _native.shutdown_all(_exit_patience_s())
-    if given_up:
-        reason = "none had ended for a while (DFTRACER_EXIT_PATIENCE_S)"
-        if interruption is not None:
-            reason = f"{type(interruption).__name__} ended the waiting"
-        _log.warning(
-            "%d task(s) were given up at interpreter exit, because %s: %s",
-            len(given_up),
-            reason,
-            ", ".join(given_up[:10]),
-        )
-    if interruption is not None:
-        raise interruption
-
-
-def _after_fork_in_child() -> None:
-    _native.after_fork_in_child()
-    main = threading.main_thread()
-    # If a task forked, its worker's thread is the main one now. Before CPython 3.13, `threading`
-    # takes for granted that the main thread has this lock, and fails at exit if it was not made by
-    # `threading` itself.
-    if getattr(main, "_tstate_lock", main) is None:
-        main._set_tstate_lock()  # type: ignore[attr-defined]
-
-
-# Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
-# threads must be gone before the interpreter is.
-threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
-# If a signal has kept it from being called. A function of Python's could be interrupted once more
-# before its first line.
-atexit.register(_native.shutdown_all, 0.0)
-os.register_at_fork(
-    before=_native.before_fork,
-    after_in_parent=_native.after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)

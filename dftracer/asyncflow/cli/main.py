@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from dftracer.asyncflow import environment
 from dftracer.asyncflow.observe.graph.formats import writer_for
 from dftracer.asyncflow.observe.graph.model import WorkflowGraph
-from dftracer.utils import status
 from dftracer.utils.primitives import __version__
+from dftracer.utils.progress import status
 from dftracer.utils.tracing import ENVIRONMENT as TRACE
 
 if TYPE_CHECKING:
@@ -156,8 +156,9 @@ def _top(given: argparse.Namespace) -> int:
     if told is None:
         print(f"{NAME} top: {_reason(given.pid)}", file=sys.stderr)
         return 1
-    from dftracer.utils.bars import Lines, make_view
-    from dftracer.utils.progress import Meter
+    from dftracer.utils.progress.counts import Meter
+    from dftracer.utils.progress.lines import Lines
+    from dftracer.utils.progress.views import make_view
 
     print(f"{told.pid}: {_shown(told.command)}", flush=True)
     view, meter = Lines(sys.stdout) if given.once else make_view(sys.stdout), Meter()

@@ -53,7 +53,7 @@ from dftracer.asyncflow.engine.stuck.cycles import Circles
 from dftracer.asyncflow.errors import DependencyFailureError, EngineShutdownError, let_out
 from dftracer.asyncflow.observe.counts import Tallies
 from dftracer.asyncflow.observe.history import HISTORY_SIZE, History
-from dftracer.utils.failures import release_variables
+from dftracer.utils.failures.copies import release_variables
 from dftracer.utils.primitives import Graph, track_all, untrack
 
 _set_result = asyncio.Future.set_result

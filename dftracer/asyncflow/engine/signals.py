@@ -35,7 +35,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize, ref
 
-from dftracer.utils.runtime import hurry_at_exit
+from dftracer.utils.lifetime.exit import hurry_at_exit
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.workflow_manager import WorkflowEngine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dftracer.utils.progress import Row
+from dftracer.utils.progress.counts import Row
 
 MAX_TALLIES = 1_000
 """How many tallies an engine keeps. What is decorated or called elsewhere then shares one."""

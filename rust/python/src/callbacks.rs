@@ -16,7 +16,7 @@ pub(crate) fn call<'py>(
     let result = args.into_pyobject(py).and_then(|args| call_with(callback.bind(py), &args));
     worker::leave_if_copy();
     let Err(error) = result else { return };
-    let logged = py.import("dftracer.utils.callbacks").and_then(|module| {
+    let logged = py.import("dftracer.utils.from_native.logs").and_then(|module| {
         module.call_method1("log_failure", (callback.clone_ref(py), error.value(py)))
     });
     if logged.is_err() {

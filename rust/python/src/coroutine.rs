@@ -1,5 +1,5 @@
 //! The workers of the coroutine lane: each is a thread with a persistent asyncio event loop, which
-//! `dftracer/utils/coroutines.py` drives through the class here.
+//! `dftracer/utils/from_native/coroutines.py` drives through the class here.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +31,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
     let served = worker::as_worker(shared.clone(), kind, number, move |py| {
         let served = CoroutineWorker::new(py, lane_owner.clone()).and_then(|worker| {
             let worker = Bound::new(py, worker)?;
-            let serve = py.import("dftracer.utils.coroutines")?.getattr("serve")?;
+            let serve = py.import("dftracer.utils.from_native.coroutines")?.getattr("serve")?;
             call_for_life(&serve, worker.into_any())
         });
         let Err(error) = served else { return true };
@@ -390,7 +390,7 @@ fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
     if unsafe { ffi::PyCoro_CheckExact(coroutine.as_ptr()) } != 0 {
         return Ok(coroutine);
     }
-    AWAIT.import(py, "dftracer.utils.coroutines", "as_coroutine")?.call1((coroutine,))
+    AWAIT.import(py, "dftracer.utils.from_native.coroutines", "as_coroutine")?.call1((coroutine,))
 }
 
 /// The context variable that says whose body is run.

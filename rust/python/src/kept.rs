@@ -261,7 +261,7 @@ fn stand_in(
 ) -> Py<PyBaseException> {
     static STAND_IN: Lazy<Py<PyAny>> = Lazy::new();
     let make = || -> PyResult<Py<PyBaseException>> {
-        let stand_in = STAND_IN.import(py, "dftracer.utils.failures", "stand_in")?;
+        let stand_in = STAND_IN.import(py, "dftracer.utils.failures.copies", "stand_in")?;
         let argument =
             PyTuple::new(py, [exception.as_any(), traceback.into_pyobject(py)?.as_any()])?;
         let made = call_one(py, stand_in.as_unbound(), argument.as_any().as_unbound())?;

@@ -273,7 +273,8 @@ impl Shared {
             return;
         }
         let name = handle.name_now(py).into_any().unbind();
-        let log = py.import("dftracer.utils.current").and_then(|m| m.getattr("log_given_up"));
+        let log =
+            py.import("dftracer.utils.from_native.logs").and_then(|m| m.getattr("log_given_up"));
         let Ok(log) = log.map(Bound::unbind) else { return };
         let say = move || {
             guard::attach(|py| {

@@ -554,7 +554,7 @@ pub(crate) fn enter_blocked(py: Python<'_>) -> PyResult<Option<Blocked>> {
     let Some((shared, kind, batch)) = current else { return Ok(None) };
     if kind == LaneKind::Coroutine {
         // A blocked loop must not hold the fate of others: they might be what is waited for.
-        py.import("dftracer.utils.coroutines")?.call_method0("check_may_block")?;
+        py.import("dftracer.utils.from_native.coroutines")?.call_method0("check_may_block")?;
     }
     if let Some(batch) = batch {
         batch.pass_on(py)?;

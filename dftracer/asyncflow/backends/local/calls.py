@@ -26,7 +26,7 @@ from dftracer.asyncflow.backends.local.notes import Notes
 from dftracer.asyncflow.backends.local.pools import BrokenPool, ByValue, LostThreadError
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
-from dftracer.utils.coroutines import run_alone
+from dftracer.utils.from_native.event_loop import run_alone
 from dftracer.utils.primitives import Mailbox
 
 End = tuple[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dftracer.utils.bars import printable
+from dftracer.utils.progress.texts import printable
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.observe.graph.model import Node, WorkflowGraph

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dftracer.utils.trace_lines import LeftOut
-from dftracer.utils.tracing import ProcessNumbers, read_events, trace_files
+from dftracer.utils.tracing import LeftOut, ProcessNumbers, read_events, trace_files
 
 _log = logging.getLogger("dftracer.asyncflow")
 

@@ -78,7 +78,8 @@ impl TaskHandle {
         let handle = Py::new(py, handle)?;
         match source {
             Some(source) => {
-                let adopt = py.import("dftracer.utils.adoption")?.getattr("settle_with")?;
+                let adopt =
+                    py.import("dftracer.utils.from_native.adoption")?.getattr("settle_with")?;
                 adopt.call1((handle.clone_ref(py), source))?;
             }
             None => {
@@ -186,7 +187,7 @@ impl TaskHandle {
 
     fn __await__<'py>(self_: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         static WAIT: Lazy<Py<PyAny>> = Lazy::new();
-        WAIT.import(self_.py(), "dftracer.utils.awaiting", "iterate")?.call1((self_,))
+        WAIT.import(self_.py(), "dftracer.utils.from_native.awaiting", "iterate")?.call1((self_,))
     }
 
     /// Stops the task if that can be done, and tells how far it came.

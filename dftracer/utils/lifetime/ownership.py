@@ -15,7 +15,7 @@ _MARK_OF_THE_OTHER = "dftracer_utils_ext*"
 
 def warn_of_another_owner() -> None:
     """Warn if ``dftracer-utils`` is installed over this package, or under it."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     if any(here.glob(_MARK_OF_THE_OTHER)):
         warnings.warn(
             "dftracer-utils is installed in the same environment as dftracer-asyncflow: both own "

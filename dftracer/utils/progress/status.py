@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dftracer.utils.progress import Row, RuntimeRows, Ticker
+from dftracer.utils.progress.counts import Row, RuntimeRows
+from dftracer.utils.progress.ticker import Ticker
 from dftracer.utils.redaction import hide
 
 if TYPE_CHECKING:
-    from dftracer.utils.runtime import Runtime
+    from dftracer.utils import _native
 
 ENVIRONMENT = "DFTRACER_STATUS"
 
@@ -81,7 +82,7 @@ def tell_of_engine(rows: Callable[[], Sequence[Row]]) -> None:
     _tell(ask, is_engine=True)
 
 
-def tell_of_runtime(runtime: Runtime) -> None:
+def tell_of_runtime(runtime: _native.Runtime) -> None:
     """Tell of the tasks of a runtime, as long as it lives and there is no engine."""
     reference = weakref.ref(runtime)
     rows = RuntimeRows()

@@ -1,0 +1,1 @@
+"""Exceptions: copies without what they hold, and texts of them."""
