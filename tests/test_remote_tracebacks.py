@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 from dftracer.asyncflow import DaskExecutionBackend, LocalExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.backends import remote
+from dftracer.utils import payload
 
 CELL = """
 import asyncio
@@ -180,8 +180,8 @@ async def test_causes_have_their_own_source_text_when_an_error_is_chained(
 
 def test_a_pickle_is_that_of_cloudpickle_when_it_has_no_functions() -> None:
     value = {"a": [1, 2.5, b"c"], "type": LookupError}
-    assert remote.dumps(value) == cloudpickle.dumps(value)
-    loaded = cloudpickle.loads(remote.dumps(define("a.py")["outer"], protocol=5))
+    assert payload.dumps(value) == cloudpickle.dumps(value)
+    loaded = cloudpickle.loads(payload.dumps(define("a.py")["outer"], protocol=5))
     assert loaded.__code__.co_filename == "a.py"
     assert loaded().__code__.co_filename == "a.py"
 
@@ -195,7 +195,7 @@ def test_nothing_of_a_value_is_kept_when_it_was_pickled() -> None:
     try:
         value = [Value(), define("a.py")["outer"]]
         gone = weakref.ref(value[0])
-        remote.dumps(value)
+        payload.dumps(value)
         value.clear()
         assert gone() is None
     finally:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from concurrent.futures import BrokenExecutor
-from typing import Any
 
+from dftracer.utils.failures.interruption import let_out as let_out
+from dftracer.utils.failures.texts import text_of as text_of
+from dftracer.utils.failures.texts import text_of_error as text_of_error
 from dftracer.utils.redaction import hide, hide_before_end
-
-_LONGEST_TEXT = 500
-_LONGEST_ERROR = 8_000
-"""How many characters messages repeat of a value and of another error: a chain of errors of which
-each repeats the last would double the text with each link."""
 
 _TAIL = 2_000
 """How many characters of a program's output an error repeats."""
@@ -146,58 +142,3 @@ class CircularWaitError(RuntimeError):
 
 class EngineShutdownError(RuntimeError):
     """A task or block was called on an engine that is shut down."""
-
-
-def text_of(value: object) -> str:
-    """Return ``repr(value)`` without secrets, or what can be said if it raises."""
-    try:
-        return _cut(hide(repr(value)), _LONGEST_TEXT)
-    except BaseException as fault:
-        let_out(fault)
-        return f"<{type(value).__name__} without a text>"
-
-
-def text_of_error(error: BaseException | None) -> str:
-    """Return type and text of an error without secrets, or its type alone if ``str()`` raises."""
-    name = type(error).__name__
-    try:
-        return _cut(f"{name}: {hide(str(error))}", _LONGEST_ERROR)
-    except BaseException as fault:
-        let_out(fault)
-        return name
-
-
-def _cut(text: str, longest: int) -> str:
-    """Return a text, or its beginning and its end if it is too long."""
-    if len(text) <= longest:
-        return text
-    return f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
-
-
-def let_out(error: BaseException) -> None:
-    """Raise ``error`` again if it is meant for the whole program, not for the code that it came up
-    in: Ctrl-C, or the exit of a signal's handler."""
-    if isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and _is_of_a_signal(error)
-    ):
-        raise error
-
-
-def _is_of_a_signal(error: BaseException) -> bool:
-    """Tell whether the handler of a signal is among those that ``error`` has come through."""
-    if hasattr(error, "_is_of_a_signal"):  # its traceback may have lost its frames since
-        return True
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    entry = error.__traceback__
-    while entry is not None:
-        if entry.tb_frame.f_code in handlers:
-            error._is_of_a_signal = True  # type: ignore[attr-defined]
-            return True
-        entry = entry.tb_next
-    return False
-
-
-def _code_of(handler: Any) -> Any:
-    """Return the code of a signal's handler, if that is written in Python."""
-    code = getattr(handler, "__code__", None)
-    return code or getattr(getattr(type(handler), "__call__", None), "__code__", None)  # noqa: B004

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import io
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -20,20 +19,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cloudpickle
 from distributed import Reschedule, WorkerPlugin, get_worker
 
-from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task, TaskStates
 from dftracer.asyncflow.backends.programs import record_failure, record_program, start_program
 from dftracer.asyncflow.errors import text_of_error
-from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, get_default_runtime
+from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, get_default_runtime, payload
 
 if TYPE_CHECKING:
     from distributed import Worker
-
-_NEVER_FAIL = frozenset({type(None), bool, int, float, complex, str, bytes})
-"""Types whose objects can always be pickled."""
 
 _KEPT_FRAMES = 25
 """How many of the first, and of the last, frames of a traceback are sent."""
@@ -64,34 +58,15 @@ class Inputs(list[Any]):
         raise NotImplementedError
 
 
-class _Pickler(pickle.Pickler):
-    """Its ``reducer_override`` is that of an object."""
-
-
 def dumps(value: Any, inputs: Inputs | None = None) -> bytes:
     """Pickle ``value`` for another process, which does not know our ``__main__``."""
     replace = None if inputs is None else inputs.replace
-    try:
-        data = _dumps_by_reference(value, inputs)
-    except Exception:
-        pass  # cloudpickle may know how
-    else:
-        by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
-        if not any(module.encode() in data for module in by_value):
-            return data
-    if inputs is not None:
-        inputs.clear()
-    return remote.dumps(value, replace=replace)
-
-
-def _dumps_by_reference(value: Any, inputs: Inputs | None) -> bytes:
-    if inputs is None:
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    file = io.BytesIO()
-    pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
-    pickler.reducer_override = inputs.replace  # type: ignore[method-assign]
-    pickler.dump(value)
-    return file.getvalue()
+    data = payload.dumps_by_reference(value, replace)
+    if data is None:
+        if inputs is not None:
+            inputs.clear()
+        data = payload.dumps(value, replace=replace)
+    return data
 
 
 def value_here(index: int) -> Any:
@@ -290,23 +265,13 @@ async def _finish(call: Call, body: Any) -> Any:
 
 def _check(call: Call, result: Any) -> Any:
     """Return ``result`` if it can leave this process. Dask would try again and again."""
-    if type(result) not in _NEVER_FAIL:
-        # Large buffers, such as those of arrays, are left out of this and not copied.
-        try:
-            pickle.dumps(result, 5, buffer_callback=_leave_out)
-        except BaseException:
-            try:
-                remote.dumps(result, 5, buffer_callback=_leave_out)
-            except BaseException as error:
-                raise pickle.PicklingError(
-                    f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so "
-                    f"it cannot leave its worker: {text_of_error(error)}"
-                ) from error
+    error = payload.why_unsendable(result)
+    if error is not None:
+        raise pickle.PicklingError(
+            f"{call!r}: its result of type {type(result).__name__} cannot be pickled, so it cannot "
+            f"leave its worker: {text_of_error(error)}"
+        ) from error
     return result
-
-
-def _leave_out(_buffer: pickle.PickleBuffer) -> None:
-    """Take a buffer that is not to be part of the pickle."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -331,16 +296,10 @@ class SentError(Exception):
     def open(self, label: str) -> BaseException:
         """Return the error, or what can be had of it."""
         packed, summary, outcome = self.args
-        why = ""
-        if packed is not None:
-            try:
-                raised: BaseException = pickle.loads(packed)
-                return raised
-            except BaseException as error:
-                why = f", which cannot be read here ({text_of_error(error)})"
-        lost = RuntimeError(f"{label} raised {summary}{why}")
-        lost._outcome = outcome  # type: ignore[attr-defined]
-        return lost
+        error = payload.read_error(label, packed, summary)
+        if outcome:
+            error._outcome = outcome  # type: ignore[attr-defined]
+        return error
 
 
 def _fit_to_send(error: BaseException) -> SentError:
@@ -350,7 +309,7 @@ def _fit_to_send(error: BaseException) -> SentError:
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         with contextlib.suppress(BaseException):
             str(error)  # which those ask for who report it
-            packed = remote.pack_error(error, links=True)
+            packed = payload.pack_error(error, links=True)
     sent = SentError(packed, text_of_error(error), getattr(error, "_outcome", {}))
     return sent.with_traceback(error.__traceback__)
 

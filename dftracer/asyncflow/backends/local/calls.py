@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import linecache
 import pickle
-import re
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures.thread import BrokenThreadPool
 from inspect import iscoroutine
 from typing import Any
 
-import cloudpickle
-
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.backends.local.notes import Notes
-from dftracer.asyncflow.backends.local.pools import BrokenPool, ByValue, LostThreadError
+from dftracer.asyncflow.backends.local.pools import BrokenPool, LostThreadError
 from dftracer.asyncflow.backends.programs import name_of
 from dftracer.asyncflow.errors import WorkerDiedError, let_out, text_of_error
 from dftracer.utils.from_native.event_loop import run_alone
+from dftracer.utils.payload import (
+    ByValue,
+    Outcome,
+    is_packed_outcome,
+    pack_call,
+    pack_cancelled,
+    read_outcome,
+)
 from dftracer.utils.primitives import Mailbox
-
-End = tuple[str, Any]
-"""How a call ended, ``done``, ``failed`` or ``cancelled``, and its value or error."""
 
 
 class Call:
@@ -54,10 +55,11 @@ class Call:
         self.task: Task | None = task
         self.name = name_of(task)
         self.backend = backend
+        self._label = f"task '{self.name}' on backend '{backend}'"
         self.future: Future[Any] | None = None
         self.executor: Executor | None = None
         """Which has it, while it has not ended."""
-        self.end: End | None = None
+        self.end: Outcome | None = None
         self.cancel_requested = False
         self.cancels_future = True
         """Whether :meth:`cancel` cancels the executor's future. Where a pool may break, it must
@@ -98,30 +100,18 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.cancel_requested:
-            return functools.partial, (tuple, (remote.MARK, "cancelled", None))
+            return functools.partial, (tuple, pack_cancelled())
         try:
-            packed = remote.dumps((self._function, self._args, self._kwargs))
-        except BaseException as error:  # which would end the executor's thread
-            self._refusal = self._unsendable(error)
-            raise self._refusal from error
+            packed = pack_call(self._label, self._function, self._args, self._kwargs)
+        except pickle.PicklingError as error:
+            self._refusal = error
+            raise
         if self._position is None:
             self._position = self._notes.reserve()
         if self.cancel_requested:  # meanwhile
             self._notes.cancel(self._position)
         whence = (self._notes.path, self._notes.host, self._position)
         return functools.partial, (ByValue(remote.run), packed, *whence)
-
-    def _unsendable(self, error: BaseException) -> pickle.PicklingError:
-        parts = [("its function", self._function)]
-        parts += [(f"argument {n}", value) for n, value in enumerate(self._args, 1)]
-        parts += [(f"argument '{name}'", value) for name, value in self._kwargs.items()]
-        reasons = ((name, _why_unsendable(value)) for name, value in parts)
-        found = ((name, reason) for name, reason in reasons if reason is not None)
-        what, reason = next(found, ("its function with its arguments", error))
-        return pickle.PicklingError(
-            f"task '{self.name}' on backend '{self.backend}': {what} cannot be sent to a worker "
-            f"process: {text_of_error(reason)}"
-        )
 
     # --- in this process ------------------------------------------------------------------------
 
@@ -241,14 +231,14 @@ class Call:
             self._notes.release(self._position)
             self._position = None
 
-    def _end_of(self, future: Future[Any]) -> End:
+    def _end_of(self, future: Future[Any]) -> Outcome:
         if future.cancelled():
             return "cancelled", None
         error = future.exception()
         if error is None:
             told = future.result()
-            if type(told) is tuple and len(told) == 3 and told[0] == remote.MARK:
-                return self._decode(told[1], told[2])
+            if is_packed_outcome(told):
+                return read_outcome(self._label, told)
             return self.end or ("failed", RuntimeError(self._say("got no outcome from it")))
         if self._refusal is not None:
             return "failed", self._refusal
@@ -270,74 +260,8 @@ class Call:
             )
         )
 
-    def _decode(self, end: str, value: Any) -> End:
-        """Turn what :func:`remote.run` has returned into an end."""
-        if end == "cancelled":
-            return end, None
-        if end == "done":
-            try:
-                return end, cloudpickle.loads(value)
-            except BaseException as error:
-                what = f"has a result that cannot be read here: {text_of_error(error)}"
-                return "failed", _caused(pickle.UnpicklingError(self._say(what)), error)
-        *packed, summary, text = value
-        if end == "unsendable":
-            what = f"has a result that cannot be sent from its worker process: {summary}"
-            raised: BaseException = pickle.PicklingError(self._say(what))
-        elif end == "unreadable":
-            what = (
-                f"cannot begin: a worker process cannot read what to call or with what: {summary}"
-            )
-            raised = pickle.UnpicklingError(self._say(what))
-        else:
-            raised = self._read_error(packed[0], summary)
-        return "failed", _caused(raised, RemoteTracebackError(_with_source(text)))
-
-    def _read_error(self, packed: bytes | None, summary: str) -> BaseException:
-        """Return the error that a body has raised, or what can be had of it."""
-        why = ""
-        if packed is not None:
-            try:
-                raised: BaseException = cloudpickle.loads(packed)
-                return raised
-            except BaseException as error:
-                why = f" ({text_of_error(error)})"
-        return RuntimeError(self._say(f"raised what cannot be read here{why}: {summary}"))
-
     def _say(self, what: str) -> str:
-        return f"task '{self.name}' on backend '{self.backend}' {what}"
-
-
-_FRAME = re.compile(
-    r'^(?P<indent>[ |]*)File "(?P<file>.+)", line (?P<line>\d+), in .*\n(?!(?P=indent)  )',
-    re.MULTILINE,
-)
-"""A frame of a traceback whose source text was not to be had, as traceback prints it."""
-
-
-def _with_source(text: str) -> str:
-    """Add the source text that only this process has to a traceback, as of a notebook's cells."""
-
-    def add(frame: re.Match[str]) -> str:
-        source = linecache.getline(frame["file"], int(frame["line"])).strip()
-        return frame[0] + (f"{frame['indent']}  {source}\n" if source else "")
-
-    return _FRAME.sub(add, text)
-
-
-class RemoteTracebackError(Exception):
-    """The traceback of an error in a worker process: the ``__cause__`` of that error here."""
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.args[0]}"""'
-
-
-def _why_unsendable(value: Any) -> BaseException | None:
-    try:
-        remote.dumps(value)
-    except BaseException as error:
-        return error
-    return None
+        return f"{self._label} {what}"
 
 
 def _caused(error: BaseException, cause: BaseException) -> BaseException:

@@ -18,11 +18,10 @@ from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
 
-import cloudpickle
-
 from dftracer.asyncflow.backends import remote
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import available_cpus
+from dftracer.utils.payload import ByValue
 
 _REAP_S = 1.0
 """How long the exit code of a process that has closed its files may take to be known."""
@@ -33,28 +32,6 @@ _PATIENCE_LOOKS = 3
 _FILLER = bytes(65536)
 
 _log = logging.getLogger("dftracer.asyncflow")
-
-
-class ByValue:
-    """A function of ``remote`` that becomes itself where it is unpickled, without our modules."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return cloudpickle.loads, (_packed(self._function),)
-
-
-@functools.cache
-def _packed(function: Callable[..., Any]) -> bytes:
-    cloudpickle.register_pickle_by_value(remote)
-    try:
-        return remote.dumps(function)
-    finally:
-        cloudpickle.unregister_pickle_by_value(remote)
 
 
 def make_process_pool(workers: int | None) -> ProcessPoolExecutor:
