@@ -730,6 +730,32 @@ async def test_a_failure_has_a_reason_when_the_backend_gives_none() -> None:
             await future
 
 
+class Lazy:
+    """A stand-in for something that cannot be had now."""
+
+    @property
+    def __class__(self) -> Any:
+        raise LookupError("not now")
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["function_task", "async function_task", "block"])
+async def test_all_calls_end_when_the_result_of_one_does_not_say_what_it_is(kind: str) -> None:
+    async with await WorkflowEngine.create() as flow:
+
+        async def lazy_later() -> Any:
+            return Lazy()
+
+        make = flow.function_task(Lazy) if kind == "function_task" else None
+        make = make or (flow.block if kind == "block" else flow.function_task)(lazy_later)
+        task = flow.function_task(identity)
+        calls = [task(1), make(), task(2), make(), task(3)]
+        ends = await asyncio.wait_for(asyncio.gather(*calls), GUARD_S)
+        assert [end for end in ends if type(end) is not Lazy] == [1, 2, 3]
+
+
 async def test_a_task_is_cancelled_when_the_backend_says_so() -> None:
     backend = ScriptedBackend()
     async with await WorkflowEngine.create(backend) as flow:

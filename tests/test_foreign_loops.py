@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 from engine_support import GUARD_S, ForeignBackend, reached
 
 from dftracer.asyncflow import LocalExecutionBackend, RuntimeExecutionBackend, WorkflowEngine
-from dftracer.utils import TaskTimeoutError
+from dftracer.utils import Runtime, TaskTimeoutError
 
 BACKENDS: dict[str, Callable[[], Any]] = {
     "runtime": RuntimeExecutionBackend,
@@ -191,6 +192,60 @@ async def test_the_option_loop_is_refused_when_it_makes_no_sense() -> None:
         other: Any = flow.block
         with pytest.raises(TypeError, match="has no option 'loop'"):
             other(loop="engine")
+
+
+# --- event loops that plain bodies run ----------------------------------------------------------
+
+
+def plain_workers(runtime: Runtime) -> int:
+    return sum(worker["lane"] == "python" for worker in runtime.get_progress()["workers"])
+
+
+@pytest.mark.parametrize("count", [1, 600], ids=["one", "more than workers there may be"])
+@pytest.mark.parametrize("how", ["submit", "submit_io", "run_in_executor"])
+def test_tasks_run_when_a_plain_body_awaits_them_in_a_loop_of_its_own(how: str, count: int) -> None:
+    with Runtime(threads=1, io_threads=1, python_threads=1) as runtime:
+
+        async def wait_for(number: int) -> int:
+            return await runtime.submit(abs, number)
+
+        async def gather() -> list[int]:
+            return await asyncio.gather(*map(wait_for, range(count)))
+
+        def body() -> list[int]:
+            return asyncio.run(gather())
+
+        async def in_executor() -> list[int]:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(runtime.executor(), body)
+
+        if how == "run_in_executor":
+            assert asyncio.run(in_executor()) == list(range(count))
+        else:
+            assert getattr(runtime, how)(body).get(GUARD_S) == list(range(count))
+        # Nobody is left that stands in for a body.
+        guard = time.monotonic() + GUARD_S
+        while plain_workers(runtime) > 1:
+            assert time.monotonic() < guard
+            time.sleep(0.001)
+
+
+def test_a_body_goes_on_when_its_own_loop_gives_up_waiting() -> None:
+    gate = threading.Event()
+    with Runtime(threads=1, io_threads=1, python_threads=1) as runtime:
+
+        async def give_up() -> str:
+            waiting = asyncio.ensure_future(wait())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            return "cancelled" if waiting.cancelled() else "not cancelled"
+
+        async def wait() -> bool:
+            return await runtime.submit(gate.wait, GUARD_S)
+
+        assert runtime.submit(lambda: asyncio.run(give_up())).get(GUARD_S) == "cancelled"
+        gate.set()
 
 
 # --- asyncio and threads that others have replaced ----------------------------------------------

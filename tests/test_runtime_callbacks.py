@@ -4,6 +4,7 @@ A callback is user code: it may wait for tasks, fork, shut the runtime down or t
 way its task has ended.
 """
 
+import asyncio
 import contextlib
 import inspect
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dftracer.utils import Runtime, TaskHandle
+from dftracer.utils import Runtime, TaskHandle, sleep
 
 GUARD_S = 30
 """How long a test waits for what must come."""
@@ -603,3 +604,58 @@ def test_program_ends_in_silence_when_other_code_of_a_task_runs_to_the_end(
         assert begun.wait({GUARD_S})
         """
     run(source)
+
+
+# --- a body that is cancelled -------------------------------------------------------------------
+
+
+def wait_in_steps(go_on: threading.Event) -> str:
+    try:
+        sleep(GUARD_S)
+    except asyncio.CancelledError:
+        go_on.set()
+        raise
+    return "never told"
+
+
+@pytest.mark.parametrize("kind", ["submit", "submit_io"])
+@pytest.mark.parametrize("end", ["shutdown", "body", "spare"])
+def test_a_callback_may_wait_for_the_body_when_that_is_cancelled(
+    kind: str, end: str, runtime: Runtime
+) -> None:
+    told = threading.Event()
+    handle: TaskHandle[str] = getattr(runtime, kind)(wait_in_steps, told)
+    wait_until(lambda: handle.state == "running")
+    seen: list[object] = []
+
+    def callback(_: TaskHandle[str]) -> None:
+        if end == "shutdown":
+            runtime.shutdown()
+            seen.append(True)
+        elif end == "body":
+            seen.append(told.wait(GUARD_S))
+        else:
+            seen.append(getattr(runtime, kind)(int).get(GUARD_S) == 0)
+
+    handle.add_done_callback(callback)
+    handle.cancel()
+    assert seen == [True]
+    assert told.wait(GUARD_S)
+
+
+def test_a_destructor_may_wait_for_the_body_when_that_is_cancelled(runtime: Runtime) -> None:
+    """The worker holds the arguments of a body that runs, but not those of the callbacks."""
+    told, seen = threading.Event(), []
+
+    class Held:
+        def __call__(self, _: TaskHandle[str]) -> None:
+            pass
+
+        def __del__(self) -> None:
+            seen.append(told.wait(GUARD_S))
+
+    handle = runtime.submit(wait_in_steps, told)
+    wait_until(lambda: handle.state == "running")
+    handle.add_done_callback(Held())
+    handle.cancel()
+    wait_until(lambda: seen == [True])

@@ -504,7 +504,7 @@ def stuck_hash(runtime: Runtime, path: Path) -> Iterator[Callable[[], TaskHandle
             os.close(descriptor)
 
 
-def test_waiter_gets_the_timeout_when_native_file_work_is_stuck(
+def test_waiter_gets_the_timeout_and_the_thread_is_free_when_native_file_work_is_stuck(
     one_worker: Runtime, tmp_path: Path, deadline: Deadline
 ) -> None:
     file = tmp_path / "file"
@@ -518,24 +518,41 @@ def test_waiter_gets_the_timeout_when_native_file_work_is_stuck(
         assert handle.cancel() is Cancellation.TOO_LATE
         one_worker.set_timeout(0)
         one_worker.set_default_task_timeout(0)
-        (worker,) = [w for w in one_worker.get_progress()["workers"] if w["lane"] == "compute"]
-        assert not worker["idle"], "the thread is not back"
-        follower = one_worker.hash_files([file])
-        assert follower.state == "queued"
-    assert len(follower.get(GUARD_S)) == 1
+        assert len(one_worker.hash_files([file]).get(GUARD_S)) == 1
     assert isinstance(handle.exception, TaskTimeoutError), "the late result is dropped"
 
 
-def test_native_file_work_is_too_late_to_cancel_when_it_runs(
-    one_worker: Runtime, tmp_path: Path
+@pytest.mark.parametrize("how", ["written to", "not opened", "endless"])
+def test_hashing_ends_at_once_when_it_is_cancelled(
+    how: str, one_worker: Runtime, tmp_path: Path
 ) -> None:
-    with stuck_hash(one_worker, tmp_path / "fifo") as submit:
-        handle = submit()
-        assert handle.cancel() is Cancellation.TOO_LATE
+    file, fifo = tmp_path / "file", tmp_path / "fifo"
+    file.touch()
+    with contextlib.ExitStack() as stack:
+        if how == "written to":
+            handle = stack.enter_context(stuck_hash(one_worker, fifo))()
+        else:
+            os.mkfifo(fifo)
+            path = fifo if how == "not opened" else Path("/dev/zero")
+            handle = one_worker.hash_files([file, path])
+            wait_until(lambda: handle.state == "running")
         queued = one_worker.hash_files([])
         assert queued.cancel() is Cancellation.DEQUEUED
-    assert len(handle.get(GUARD_S)) == 1
-    assert queued.state == "cancelled"
+        assert handle.cancel() is Cancellation.REQUESTED
+        assert handle.state == queued.state == "cancelled"
+        assert handle.cancel() is Cancellation.TOO_LATE
+        assert len(one_worker.hash_files([file]).get(GUARD_S)) == 1
+
+
+def test_hashing_waits_when_nobody_has_opened_the_other_end_of_a_pipe(
+    one_worker: Runtime, tmp_path: Path
+) -> None:
+    fifo, file = tmp_path / "fifo", tmp_path / "file"
+    os.mkfifo(fifo)
+    handle = one_worker.hash_files([fifo])
+    for path in (fifo, file):
+        path.write_bytes(b"content")  # which waits for a reader of the pipe
+    assert handle.get(GUARD_S) == one_worker.hash_files([file]).get(GUARD_S)
 
 
 # --- alarms of the past ------------------------------------------------------------------------

@@ -72,8 +72,16 @@ def get_by_gathering(runtime: Runtime, body: Callable[[], Any]) -> Any:
     return runtime.submit(coroutine).get()
 
 
+def get_in_own_loop(runtime: Runtime, body: Callable[[], Any]) -> Any:
+    async def coroutine() -> Any:
+        return await runtime.submit(body)
+
+    return runtime.submit(lambda: asyncio.run(coroutine())).get()
+
+
 WAYS = [
     get,
+    get_in_own_loop,
     get_in_time,
     get_first,
     get_of_map,

@@ -205,7 +205,7 @@ class TaskHandle(Generic[_T_co]):
         process is killed with its process group. The task of a plain body ends at once, and the
         body goes on: it gets the same error in the waits of this package, and can look at
         :attr:`cancel_requested`. A file that is being staged does not appear any more, and its
-        task ends at once. Hashing cannot be stopped: ``TOO_LATE``, as for a task that has ended.
+        task ends at once, as one that hashes does. A task that has ended: ``TOO_LATE``.
         """
 
     @property

@@ -576,7 +576,7 @@ class Scheduler(Dispatcher):
                 release_variables(failure)
             asyncio.Future.set_exception(component, failure)
             self._unseen.add(component)
-        elif isinstance(result, RemoteValue):
+        elif issubclass(type(result), RemoteValue):  # whatever it says of its class
             self._leave(component, result)
         else:
             _set_result(component, result)
@@ -712,14 +712,15 @@ class Scheduler(Dispatcher):
         unfinished = self._unfinished
         done: list[Component[Any]] = []
         has_listeners = self._telemetry is not None or self._trace is not None
+        left = iter(outcomes)
         try:
-            for component, end, value in outcomes:
+            for component, end, value in left:
                 if (
                     end != "done"
                     or has_listeners
                     or component._number not in unfinished
                     or component._description is not None
-                    or isinstance(value, RemoteValue)
+                    or issubclass(type(value), RemoteValue)  # whatever it says of its class
                 ):
                     self._forget_done(done)
                     done.clear()
@@ -731,6 +732,8 @@ class Scheduler(Dispatcher):
                     done.append(component)
         finally:  # a signal's handler may have raised
             self._forget_done(done)
+            if not_taken := list(left):
+                self.loop.call_soon(self._take_outcomes, not_taken)
 
     def _forget_done(self, done: list[Component[Any]]) -> None:
         """As :meth:`_forget` for those that have ended well and were nothing but calls; tell the

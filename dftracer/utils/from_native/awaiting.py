@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
-from dftracer.utils._native import Mailbox, TaskHandle, Waiting
+from dftracer.utils._native import Blocked, Mailbox, TaskHandle, Waiting, running_task
 from dftracer.utils.current import current_task
 
 _DELIVERIES_PER_TURN = 1_000
@@ -35,7 +36,10 @@ async def _outcome(handle: TaskHandle[Any]) -> Any:
         arrivals.expected[number] = ended
         handle._deliver_to(arrivals.mailbox, number)
         try:
-            if current_task() is None:
+            if running_task() is not None:  # a plain body, in an event loop of its own
+                with arrivals.block(), Waiting([handle]):
+                    await ended
+            elif current_task() is None:
                 await ended
             else:  # `wait_all` of others must know that this task waits
                 with Waiting([handle]):
@@ -61,6 +65,25 @@ class _Arrivals:
         self.mailbox = Mailbox()
         self.expected: dict[int, asyncio.Future[None]] = {}
         """What is awaited in the loop, by the numbers that are posted when the tasks end."""
+
+        self._blocked: Blocked | None = None
+        self._awaiting = 0
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Have another worker stand in for this one, once however much is awaited in its loop."""
+        if self._blocked is None:
+            blocked = Blocked()
+            blocked.__enter__()
+            self._blocked = blocked
+        self._awaiting += 1
+        try:
+            yield
+        finally:
+            self._awaiting -= 1
+            if self._blocked is not None and not self._awaiting:
+                self._blocked.__exit__(None, None, None)
+                self._blocked = None
 
     def deliver(self) -> None:
         for number, _state, _value in self.mailbox.drain(_DELIVERIES_PER_TURN):

@@ -1,11 +1,14 @@
 //! Work on files: content hashes, and staging from one place to another.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -15,22 +18,41 @@ const BLOCK: usize = 256 << 10;
 /// An error, and the file that it is about.
 pub type FileError = (PathBuf, io::Error);
 
+/// How often work that waits for a pipe or a device looks whether it is still wanted.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
 /// The SHA-256 of each file's content, in hexadecimal, in the order of `paths`. Parallel over the
-/// files when called on a thread of a rayon pool.
-pub fn hash(paths: &[PathBuf]) -> Result<Vec<String>, FileError> {
-    paths.par_iter().map(|path| hash_one(path).map_err(|error| (path.clone(), error))).collect()
+/// files when called on a thread of a rayon pool. If they are `unwanted` before, fails soon with
+/// `ECANCELED`, also where a pipe or a device has no end or gives nothing.
+pub fn hash(paths: &[PathBuf], unwanted: &AtomicBool) -> Result<Vec<String>, FileError> {
+    let hash = |path: &PathBuf| hash_one(path, unwanted).map_err(|error| (path.clone(), error));
+    paths.par_iter().map(hash).collect()
 }
 
-fn hash_one(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+fn hash_one(path: &Path, unwanted: &AtomicBool) -> io::Result<String> {
+    // Such a pipe or device is opened and read without waiting: nothing could end that.
+    let may_wait = fs::metadata(path)?.file_type();
+    let may_wait = may_wait.is_fifo() || may_wait.is_char_device();
+    let flags = if may_wait { OFlags::NONBLOCK.bits() as i32 } else { 0 };
+    let mut file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let mut hasher = Sha256::new();
     let mut block = vec![0; BLOCK];
     loop {
+        // Relaxed: it is set at any moment, for all that is known here.
+        if unwanted.load(Ordering::Relaxed) {
+            return Err(Errno::CANCELED.into());
+        }
+        // A pipe that nobody writes to yet has nothing to read, and no end either.
+        if may_wait && poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&LOOK)) == Ok(0) {
+            continue;
+        }
         match file.read(&mut block) {
             Ok(0) => break,
             Ok(count) => hasher.update(&block[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {}
+                _ => return Err(error),
+            },
         }
     }
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
@@ -117,6 +139,8 @@ fn partial_name(target: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
     use super::*;
 
     /// A directory of its own for one test, removed at its end.
@@ -148,15 +172,49 @@ mod tests {
         let paths = [scratch.file("empty", b""), scratch.file("abc", b"abc")];
         // The two digests that FIPS 180-4 gives as examples.
         assert_eq!(
-            hash(&paths).expect("digests"),
+            hash(&paths, &AtomicBool::new(false)).expect("digests"),
             [
                 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
                 "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
             ]
         );
         let missing = scratch.0.join("missing");
-        let (path, error) = hash(std::slice::from_ref(&missing)).expect_err("no such file");
+        let (path, error) = hash(std::slice::from_ref(&missing), &AtomicBool::new(false))
+            .expect_err("no such file");
         assert_eq!((path, error.kind()), (missing, io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_pipe_is_hashed_to_its_end_when_who_writes_comes_late() {
+        let scratch = Scratch::new("pipe");
+        let pipe = scratch.0.join("pipe");
+        mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).expect("pipe");
+        let hashing = {
+            let pipes = vec![pipe.clone()];
+            std::thread::spawn(move || hash(&pipes, &AtomicBool::new(false)))
+        };
+        // Opens when the reader has.
+        fs::write(&pipe, b"abc").expect("written");
+        assert_eq!(
+            hashing.join().expect("no panic").expect("digest"),
+            ["ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"]
+        );
+    }
+
+    #[test]
+    fn hashing_ends_when_it_is_unwanted_and_the_file_does_not() {
+        let scratch = Scratch::new("endless");
+        let silent = scratch.0.join("silent");
+        mkfifoat(CWD, &silent, Mode::RUSR | Mode::WUSR).expect("pipe");
+        for path in [silent, PathBuf::from("/dev/zero")] {
+            let unwanted = std::sync::Arc::new(AtomicBool::new(false));
+            let told = unwanted.clone();
+            let paths = vec![path.clone()];
+            let hashing = std::thread::spawn(move || hash(&paths, &told));
+            unwanted.store(true, Ordering::Relaxed);
+            let (about, error) = hashing.join().expect("no panic").expect_err("unwanted");
+            assert_eq!((about, error.raw_os_error()), (path, Some(Errno::CANCELED.raw_os_error())));
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use pyo3::types::PyString;
 
 use crate::call::panic_text;
 use crate::fork::apart_from_forks;
-use crate::handle::{Content, NativeRun, Outcome, TaskHandle};
+use crate::handle::{Content, Job, NativeRun, Outcome, TaskHandle};
 use crate::native::NativeOutcome;
 use crate::shared::Shared;
 
@@ -25,8 +25,15 @@ pub(crate) fn hash<'py>(
     name: Option<Bound<'py, PyString>>,
 ) -> PyResult<Bound<'py, TaskHandle>> {
     let name = name.unwrap_or_else(|| PyString::new(py, "hash_files"));
-    let (handle, job) = prepare(py, shared, name, None)?;
-    let job = move || job.run(|| NativeOutcome::Digests(files::hash(&paths)));
+    let unwanted = Arc::new(AtomicBool::new(false));
+    let (handle, FileWork { beginner, run }) =
+        prepare(py, shared, name, Job::Hashing(unwanted.clone()))?;
+    let job = move || {
+        if begin(&beginner) {
+            let outcome = outcome_of(|| NativeOutcome::Digests(files::hash(&paths, &unwanted)));
+            run.take().settle(outcome, None);
+        }
+    };
     finish(handle, shared.with_compute_lane(|lane| lane.spawn(job)))
 }
 
@@ -50,7 +57,8 @@ pub(crate) fn stage<'py>(
     };
     let name = name.unwrap_or_else(|| PyString::new(py, "stage_file"));
     let kill = Kill::default();
-    let (handle, Job { beginner, run }) = prepare(py, shared, name, Some(kill.clone()))?;
+    let (handle, FileWork { beginner, run }) =
+        prepare(py, shared, name, Job::Staging(kill.clone()))?;
     let staged = shared.with_io_lane(|lane| {
         let stage = move |unwanted: &AtomicBool| {
             let stage = || NativeOutcome::Staged(files::stage(&source, &target, staging, unwanted));
@@ -70,18 +78,9 @@ pub(crate) fn stage<'py>(
 type Beginner = DroppedApart<(Py<TaskHandle>, Arc<Shared>)>;
 
 /// What begins a task that is work on files, and what ends it.
-struct Job {
+struct FileWork {
     beginner: Beginner,
     run: DroppedApart<NativeRun>,
-}
-
-impl Job {
-    fn run(self, work: impl FnOnce() -> NativeOutcome) {
-        if begin(&self.beginner) {
-            let outcome = outcome_of(work);
-            self.run.take().settle(outcome, None);
-        }
-    }
 }
 
 /// False if the task was cancelled before it could begin.
@@ -106,16 +105,16 @@ fn prepare<'py>(
     py: Python<'py>,
     shared: &Arc<Shared>,
     name: Bound<'py, PyString>,
-    kill: Option<Kill>,
-) -> PyResult<(Bound<'py, TaskHandle>, Job)> {
+    job: Job,
+) -> PyResult<(Bound<'py, TaskHandle>, FileWork)> {
     shared.task_begins()?;
-    let content = Content::Native(kill);
+    let content = Content::Native(job);
     let task = TaskHandle::new(py, shared.clone(), Some(name.unbind()), content, None, None, true);
     let handle = Bound::new(py, task).inspect_err(|_| shared.task_refused())?;
     TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
     let beginner = DroppedApart::new((handle.clone().unbind(), shared.clone()));
-    let job = Job { beginner, run: DroppedApart::new(NativeRun::of(&handle)) };
-    Ok((handle, job))
+    let work = FileWork { beginner, run: DroppedApart::new(NativeRun::of(&handle)) };
+    Ok((handle, work))
 }
 
 /// Settles a task whose job could not be handed to its lane.

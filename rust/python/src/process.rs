@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyType};
 
 use crate::fork::apart_from_forks;
-use crate::handle::{Content, NativeRun, Outcome, TaskHandle, seconds, state};
+use crate::handle::{Content, Job, NativeRun, Outcome, TaskHandle, seconds, state};
 use crate::mailbox::Delivery;
 use crate::native::{NativeOutcome, os_error};
 use crate::once::Lazy;
@@ -89,7 +89,7 @@ pub(crate) fn submit<'py>(
     let begun = request.begun;
     let kill = Kill::default();
     shared.task_begins()?;
-    let content = Content::Native(Some(kill.clone()));
+    let content = Content::Native(Job::Program(kill.clone()));
     let handle =
         TaskHandle::new(py, shared.clone(), Some(name), content, None, None, request.tracked);
     let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;

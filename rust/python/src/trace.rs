@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
 use crate::failures::{describe, failure_of};
-use crate::handle::{Content, TaskHandle, state};
+use crate::handle::{Content, Job, TaskHandle, state};
 use crate::native::os_error;
 use crate::origin::UNLABELLED;
 use crate::progress::{Slot, derive_name, nanos_now};
@@ -257,7 +257,7 @@ impl Tracing {
         py: Option<Python<'_>>,
     ) {
         let (kind, thread) = match (handle.lane, left_over) {
-            (None, Content::Native(Some(_))) => (Kind::Process, 0),
+            (None, Content::Native(Job::Program(_))) => (Kind::Process, 0),
             (None, _) => (Kind::Files, 0),
             (Some(LaneKind::Coroutine), _) | (_, Content::Suspended { .. }) => (Kind::Coroutine, 0),
             (Some(lane), _) => match worker::ran(handle.task_id) {

@@ -1,6 +1,7 @@
 //! What a task holds: first what it needs in order to run, later how it ended.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dftracer_core::process::Kill;
 use pyo3::exceptions::PyBaseException;
@@ -17,8 +18,8 @@ use crate::once::Lazy;
 pub(crate) enum Content {
     /// A call, not begun.
     Call(Call),
-    /// A native job, not begun or begun; a child process can be killed.
-    Native(Option<Kill>),
+    /// A native job, not begun or begun.
+    Native(Job),
     /// A plain body that runs.
     Running,
     /// A coroutine that a callable returned, not begun.
@@ -44,6 +45,16 @@ pub(crate) enum Content {
     /// Ended, on a thread without the interpreter. Becomes one of the three above when it is first
     /// looked at.
     Undecoded(Arc<NativeOutcome>),
+}
+
+/// What a native job is, and how it is stopped.
+#[derive(Clone)]
+pub(crate) enum Job {
+    Program(Kill),
+    /// Ends at once when it is stopped.
+    Staging(Kill),
+    /// Looks whether it is unwanted. Its task ends without it: what it reads may not answer.
+    Hashing(Arc<AtomicBool>),
 }
 
 /// How a task ended, as whoever ran it tells.

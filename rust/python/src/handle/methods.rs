@@ -1,6 +1,7 @@
 //! What Python sees of a task.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dftracer_core::process::Kill;
@@ -11,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
-use super::{Content, Outcome, STOP_REQUESTED, TaskHandle};
+use super::{Content, Job, Outcome, STOP_REQUESTED, TaskHandle};
 use crate::once::{Lazy, intern};
 use crate::shared::LaneKind;
 use crate::stopping;
@@ -255,12 +256,12 @@ pub(crate) enum Stopper {
     /// A function that says whether it could.
     Foreign(Py<PyAny>),
     Process(Kill),
+    /// A native job that looks at this from time to time.
+    Hashing(Arc<AtomicBool>),
     /// A plain body, see `stopping.rs`.
     Body,
     /// Nothing but `cancel_requested`, which is looked at when the coroutine suspends.
     Coroutine,
-    /// A native job: it cannot be stopped.
-    Nothing,
 }
 
 impl TaskHandle {
@@ -276,16 +277,22 @@ impl TaskHandle {
         if this.is_settled() {
             return Ok(TOO_LATE);
         }
-        let stopper = this.stopper(self_.py());
-        // The task of a plain body ends for everybody, whatever the body does.
-        if matches!(stopper, Stopper::Body)
-            && !this.may_interrupt()
-            && !Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py())
-        {
-            return Ok(TOO_LATE);
+        let py = self_.py();
+        let stopper = this.stopper(py);
+        // The task ends for everybody, whatever a plain body does, or a file that does not answer.
+        let ends_now = match stopper {
+            Stopper::Body => !this.may_interrupt(),
+            Stopper::Hashing(_) => true,
+            _ => false,
+        };
+        let mut told = Ok(false);
+        let stop = || told = this.stop(py, stopper);
+        if ends_now {
+            Self::settle_and(self_.as_unbound(), Outcome::Cancelled, py, stop);
+        } else {
+            stop();
         }
-        let told = this.stop(self_.py(), stopper)?;
-        Ok(if told { REQUESTED } else { TOO_LATE })
+        Ok(if told? { REQUESTED } else { TOO_LATE })
     }
 
     pub(crate) fn request_cancel(&self) {
@@ -300,8 +307,10 @@ impl TaskHandle {
                 event_loop: event_loop.clone_ref(py),
             },
             Content::Foreign { cancel } => Stopper::Foreign(cancel.clone_ref(py)),
-            Content::Native(Some(kill)) => Stopper::Process(kill.clone()),
-            Content::Native(None) => Stopper::Nothing,
+            Content::Native(Job::Program(kill) | Job::Staging(kill)) => {
+                Stopper::Process(kill.clone())
+            }
+            Content::Native(Job::Hashing(unwanted)) => Stopper::Hashing(unwanted.clone()),
             Content::Coroutine { .. } => Stopper::Coroutine,
             _ if self.lane == Some(LaneKind::Coroutine) => Stopper::Coroutine,
             _ => Stopper::Body,
@@ -327,8 +336,12 @@ impl TaskHandle {
                 stopping::stop_body(self, py);
                 Ok(true)
             }
+            Stopper::Hashing(unwanted) => {
+                // Relaxed: only the flag itself counts.
+                unwanted.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
             Stopper::Coroutine => Ok(true),
-            Stopper::Nothing => Ok(false),
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::shared::{LaneKind, Shared};
 use crate::stopping::BodyWait;
 use crate::waits::Waiting;
 use crate::{callbacks, signals, worker};
-pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
+pub(crate) use content::{Content, Job, Outcome, cancelled_error, restore_traceback};
 pub(crate) use methods::seconds;
 use settle::Left;
 pub(crate) use settle::NativeRun;

@@ -51,8 +51,19 @@ struct Ended {
 impl TaskHandle {
     /// Ends the task and wakes who waits for it; false if it had ended already.
     pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Python<'_>) -> bool {
+        Self::settle_and(self_, outcome, py, || ())
+    }
+
+    /// As `settle`; `stop` is called when the task has ended, before any code of the user's, which
+    /// may wait for what is stopped.
+    pub(crate) fn settle_and(
+        self_: &Py<Self>,
+        outcome: Outcome,
+        py: Python<'_>,
+        stop: impl FnOnce(),
+    ) -> bool {
         let mut sleepers = Sleepers::new();
-        let end = Self::settle_quietly(self_, outcome, py, &mut sleepers);
+        let end = Self::settle_first(self_, outcome, py, &mut sleepers, stop);
         wake(&mut sleepers);
         end.is_some()
     }
@@ -67,11 +78,22 @@ impl TaskHandle {
         py: Python<'_>,
         sleepers: &mut Sleepers,
     ) -> Option<End> {
+        Self::settle_first(self_, outcome, py, sleepers, || ())
+    }
+
+    fn settle_first(
+        self_: &Py<Self>,
+        outcome: Outcome,
+        py: Python<'_>,
+        sleepers: &mut Sleepers,
+        stop: impl FnOnce(),
+    ) -> Option<End> {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
         let failure = this.failure(self_, state, &content, py);
         let Ended { at, waiters, failed, left_over, .. } =
             Self::end(self_, (state, content), failure, Some(py), Left::Nothing)?;
+        stop();
         if let Some(left_over) = left_over {
             // The destructor of an argument may do what a callback may.
             let _within = Within::telling(self_.clone_ref(py));
