@@ -1,6 +1,7 @@
 """`wait_all` inside tasks, while other tasks wait for them: it waits for all that can still end."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -274,3 +275,126 @@ def test_wait_all_in_a_callback_returns_when_a_task_stands_in_it_too(runtime: Ru
     handle.add_done_callback(tell)
     waiting.get(GUARD_S)
     assert called.wait(GUARD_S)
+
+
+def test_wait_all_returns_when_a_task_of_another_runtime_begins_to_wait_for_its_caller() -> None:
+    with Runtime(python_threads=2) as here, Runtime(python_threads=1) as there:
+        all_there, stands = threading.Event(), threading.Event()
+        handles: dict[str, TaskHandle[Any]] = {}
+
+        def caller() -> int:
+            assert all_there.wait(GUARD_S)
+            stands.set()
+            here.wait_all()
+            return 7
+
+        def elsewhere() -> Any:
+            assert stands.wait(GUARD_S)
+            for _ in range(10):  # meanwhile it comes to its wait, most often
+                there.run_process(["true"]).get()
+            return handles["caller"].get()
+
+        handles["caller"] = here.submit(caller)
+        handles["elsewhere"] = there.submit(elsewhere)
+        last = here.submit(lambda: handles["elsewhere"].get())
+        all_there.set()
+        assert handles["caller"].get(GUARD_S) == 7
+        assert last.get(GUARD_S) == 7
+
+
+def wait_by_get(handle: TaskHandle[Any]) -> None:
+    handle.wait()
+
+
+def wait_by_as_completed(handle: TaskHandle[Any]) -> None:
+    assert next(as_completed([handle])) is handle
+
+
+async def wait_by_awaiting(handle: TaskHandle[Any]) -> None:
+    with contextlib.suppress(ValueError):
+        await handle
+
+
+@pytest.mark.parametrize("wait", [wait_by_get, wait_by_as_completed, wait_by_awaiting])
+def test_wait_all_in_the_error_callback_returns_when_a_task_waits_for_the_failed_one(
+    wait: Callable[[TaskHandle[Any]], Any],
+) -> None:
+    begun, release, returned = threading.Event(), threading.Event(), threading.Event()
+    with Runtime(python_threads=2) as runtime:
+
+        def fail() -> None:
+            begun.set()
+            assert release.wait(GUARD_S)
+            raise ValueError
+
+        def told(_: TaskHandle[Any], __: BaseException) -> None:
+            runtime.wait_all()
+            returned.set()
+
+        runtime.set_error_callback(told)
+        handle = runtime.submit(fail)
+        assert begun.wait(GUARD_S)
+        waiter = runtime.submit(wait, handle)
+        runtime.run_process(["true"]).get()  # meanwhile it comes to its wait, most often
+        release.set()
+        assert returned.wait(GUARD_S)
+        waiter.get(GUARD_S)
+
+
+class WaitsWhenItGoes:
+    """Calls something when its last reference goes."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def __del__(self) -> None:
+        self.call()
+
+
+@pytest.mark.parametrize("how", ["submit", "map", "io"])
+def test_wait_all_in_the_destructor_of_an_argument_returns_when_a_task_waits_for_its_task(
+    how: str,
+) -> None:
+    begun, release, returned = threading.Event(), threading.Event(), threading.Event()
+    with Runtime(python_threads=2, io_threads=1) as runtime:
+
+        def wait_for_all() -> None:
+            runtime.wait_all()
+            returned.set()
+
+        def body(_: object) -> int:
+            begun.set()
+            assert release.wait(GUARD_S)
+            return 7
+
+        def waiter() -> int:
+            if how == "map":
+                results = runtime.map(body, [WaitsWhenItGoes(wait_for_all)])
+                assert begun.wait(GUARD_S)  # not on this thread
+                return next(results)
+            submit = runtime.submit if how == "submit" else runtime.submit_io
+            return submit(body, WaitsWhenItGoes(wait_for_all)).get(GUARD_S * 2)
+
+        handle = runtime.submit(waiter)
+        assert begun.wait(GUARD_S)
+        release.set()
+        assert handle.get(GUARD_S) == 7
+        assert returned.is_set()
+
+
+def test_wait_all_in_the_destructor_of_a_result_waits_for_all_tasks() -> None:
+    release, begun, seen = threading.Event(), threading.Event(), []
+    with Runtime(python_threads=2) as runtime:
+        other = runtime.submit(release.wait, GUARD_S)
+
+        def wait_for_all() -> None:
+            begun.set()
+            runtime.wait_all()
+            seen.append(other.done())
+
+        # Nobody holds the handle: the result goes when its task has ended.
+        runtime.submit(lambda: WaitsWhenItGoes(wait_for_all))
+        assert begun.wait(GUARD_S)
+        release.set()
+        other.get(GUARD_S)
+    assert seen == [True]

@@ -1,13 +1,20 @@
 //! How a thread that sleeps in an event loop is woken, and spared both if it looks up by itself.
+//!
+//! # Why no call is lost (and `tests/loom_waker.rs` tries every interleaving)
+//!
+//! Who rings leaves `CALLED` in `listener`, and uses the descriptor unless it has just taken
+//! `LOOKING` away, which only happens while the listener looks. A listener that has looked in vain
+//! takes `LOOKING` away itself before it sleeps: if it cannot, it was called. And one that
+//! acknowledges a call looks at what it was called for after that; who rings has put it there before.
 
 use std::io;
+#[cfg(not(dft_loom))]
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
-use crate::notify::Notifier;
 use crate::park::Unpark;
-use crate::patience::Patience;
+use crate::sync::{AtomicU8, Notifier, Patience};
 
 /// What the listener does, and whether it was called.
 const AWAY: u8 = 0;
@@ -31,7 +38,14 @@ impl Bell {
         Ok(Self { notifier: Notifier::new()?, listener, patience })
     }
 
+    /// Sleeps as an event loop does that watches the descriptor.
+    #[cfg(dft_loom)]
+    pub fn wait_readable(&self) {
+        self.notifier.wait();
+    }
+
     /// The descriptor that is readable from a ring to the next [`acknowledge`](Self::acknowledge).
+    #[cfg(not(dft_loom))]
     pub fn fileno(&self) -> RawFd {
         self.notifier.fileno()
     }
@@ -75,6 +89,7 @@ impl Unpark for Bell {
     }
 }
 
+#[cfg(not(dft_loom))]
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.notifier.as_fd()

@@ -16,6 +16,7 @@ pub mod lane;
 pub mod ledger;
 pub mod mailbox;
 pub mod notify;
+pub mod outstanding;
 pub mod park;
 pub mod patience;
 pub mod pool;

@@ -1,5 +1,5 @@
-//! What lanes and running bodies are built of: the real things, or, with `--cfg dft_loom`, those
-//! whose every interleaving the model checker tries (`tests/loom_*.rs`).
+//! What threads share is built of this: the real things, or, with `--cfg dft_loom`, those whose
+//! every interleaving the model checker tries (`tests/loom_*.rs`).
 
 #[cfg(not(dft_loom))]
 pub(crate) use self::real::*;
@@ -10,10 +10,15 @@ pub(crate) use self::modelled::*;
 #[cfg(not(dft_loom))]
 mod real {
     pub(crate) use std::hint::spin_loop as spin;
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicIsize, AtomicU8, fence};
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicI64, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, fence,
+    };
     pub(crate) use std::sync::{Mutex, MutexGuard};
 
     use crossbeam_deque::{Injector, Steal};
+
+    pub(crate) use crate::notify::Notifier;
+    pub(crate) use crate::patience::Patience;
 
     /// After a sequentially consistent operation: nothing, as that takes part in their total order.
     pub(crate) fn in_total_order() {}
@@ -53,8 +58,12 @@ mod real {
 #[cfg(dft_loom)]
 mod modelled {
     use std::collections::VecDeque;
+    use std::io;
 
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicI64, AtomicIsize, AtomicU8, fence};
+    use loom::sync::Condvar;
+    pub(crate) use loom::sync::atomic::{
+        AtomicBool, AtomicI64, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, fence,
+    };
     pub(crate) use loom::sync::{Mutex, MutexGuard};
     pub(crate) use loom::thread::yield_now as spin;
 
@@ -89,6 +98,50 @@ mod modelled {
 
         fn lock(&self) -> MutexGuard<'_, VecDeque<J>> {
             self.0.lock().expect("never poisoned in a model")
+        }
+    }
+
+    /// A descriptor, as far as who watches it can tell: readable or not.
+    pub(crate) struct Notifier {
+        readable: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Notifier {
+        pub(crate) fn new() -> io::Result<Self> {
+            Ok(Self { readable: Mutex::new(false), changed: Condvar::new() })
+        }
+
+        pub(crate) fn notify(&self) {
+            *self.lock() = true;
+            self.changed.notify_one();
+        }
+
+        pub(crate) fn acknowledge(&self) {
+            *self.lock() = false;
+        }
+
+        /// Sleeps until it is readable, and leaves it so.
+        pub(crate) fn wait(&self) {
+            let mut readable = self.lock();
+            while !*readable {
+                readable = self.changed.wait(readable).expect("never poisoned in a model");
+            }
+        }
+
+        fn lock(&self) -> MutexGuard<'_, bool> {
+            self.readable.lock().expect("never poisoned in a model")
+        }
+    }
+
+    /// One that looks once, every time: how long it looks is not what is checked.
+    pub(crate) struct Patience;
+
+    impl Patience {
+        pub(crate) const NONE: Self = Self;
+
+        pub(crate) fn look_before_return(&mut self, mut found: impl FnMut() -> bool) -> bool {
+            found()
         }
     }
 }

@@ -5,47 +5,18 @@
 //! shows as a deadlock, which the model checker reports.
 #![cfg(dft_loom)]
 
+mod models;
+
 use std::sync::Arc;
 
 use dftracer_core::lane::{Lane, Order, Rest};
 use dftracer_core::park::Unpark;
 use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::sync::{Condvar, Mutex};
 use loom::thread;
-
-/// A sleep whose every interleaving can be tried.
-#[derive(Default)]
-struct Parker {
-    notified: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Parker {
-    fn park(&self) {
-        let mut notified = self.notified.lock().expect("never poisoned");
-        while !*notified {
-            notified = self.changed.wait(notified).expect("never poisoned");
-        }
-        *notified = false;
-    }
-}
-
-impl Unpark for Parker {
-    fn unpark(&self) {
-        *self.notified.lock().expect("never poisoned") = true;
-        self.changed.notify_one();
-    }
-}
+use models::{Parker, check_with};
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     check_with(3, model);
-}
-
-/// The more threads, the fewer preemptions can be tried in an acceptable time.
-fn check_with(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(model);
 }
 
 #[derive(Clone)]

@@ -3,6 +3,8 @@
 //! Built and run with `RUSTFLAGS="--cfg dft_loom"`; without it this file is empty.
 #![cfg(dft_loom)]
 
+mod models;
+
 use std::sync::Arc;
 
 use dftracer_core::running::{IDLE, Marks, Running};
@@ -10,9 +12,7 @@ use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
+    models::check_with(3, model);
 }
 
 /// What the interpreter keeps for a thread: an exception that its next Python code raises.

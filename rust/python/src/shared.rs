@@ -1,7 +1,10 @@
 //! What all parts of one runtime share: its lanes, its threads and its count of unfinished tasks.
 //!
-//! Longer than most files here: accepting, ending, waiting, closing and retiring are one argument
-//! about the order of their atomic operations, and are to be read together.
+//! The counts themselves, and why nobody waits for ever or too short, are in
+//! [`dftracer_core::outstanding`].
+//!
+//! Longer than most files here: what a runtime has, what it does with tasks, and how it ends are to be
+//! read together.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -13,6 +16,7 @@ use dftracer_core::compute::ComputeLane;
 use dftracer_core::io::IoLane;
 use dftracer_core::lane::{Lane, Order};
 use dftracer_core::ledger::{Entry, Ledger};
+use dftracer_core::outstanding::{Counts, Ending, Outstanding};
 use dftracer_core::park::{Parker, Unpark, Wakeup};
 use dftracer_core::sizes::Sizes;
 use once_cell::sync::OnceCell;
@@ -73,20 +77,6 @@ impl LaneKind {
     }
 }
 
-/// How many tasks have ended, each way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) completed: u64,
-    pub(crate) failed: u64,
-    pub(crate) cancelled: u64,
-}
-
-impl Counts {
-    pub(crate) fn ended(self) -> u64 {
-        self.completed + self.failed + self.cancelled
-    }
-}
-
 pub(crate) struct Shared {
     pub(crate) sizes: Sizes,
     python: Lane<Py<TaskHandle>>,
@@ -109,17 +99,8 @@ pub(crate) struct Shared {
     slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
     next_thread: [AtomicUsize; 4],
-    /// Tasks that have ended, by state from `DONE` on. Relaxed: only shown.
-    ended: [AtomicU64; 3],
-    /// The sum of these when `has_progressed` last looked.
-    ended_before: AtomicU64,
-    /// Tasks that were accepted and have not ended, or whose callbacks are being called.
-    unfinished: AtomicUsize,
-    /// Workers that stand in `wait_all` between two bodies, in the destructor of an argument: each is
-    /// about to end a task, and nobody knows which.
-    waiting_for_all: AtomicUsize,
-    /// Who waits for the end of all tasks.
-    idle_waiters: Mutex<Vec<Arc<Parker>>>,
+    /// The counts of tasks, who waits for all, and whether more are accepted.
+    outstanding: Outstanding,
     failures: Mutex<Failures>,
     /// Whether failures that are kept hold the frames of their tracebacks, with all their variables.
     keeps_frames: bool,
@@ -129,8 +110,6 @@ pub(crate) struct Shared {
     tracing: OnceCell<Tracing>,
     /// Who waits, at interpreter exit, for threads to leave.
     departures: Mutex<Option<Arc<Parker>>>,
-    /// False once `shutdown` has begun: no more tasks.
-    open: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
     generation: u64,
 }
@@ -157,17 +136,12 @@ impl Shared {
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
             next_thread: Default::default(),
-            ended: Default::default(),
-            ended_before: AtomicU64::new(0),
-            unfinished: AtomicUsize::new(0),
-            waiting_for_all: AtomicUsize::new(0),
-            idle_waiters: Mutex::default(),
+            outstanding: Outstanding::new(),
             failures: Mutex::default(),
             keeps_frames,
             error_callback: Mutex::default(),
             tracing: OnceCell::new(),
             departures: Mutex::default(),
-            open: AtomicBool::new(true),
             threads: Mutex::default(),
             generation: FORK_GENERATION.load(Ordering::Relaxed),
         });
@@ -194,7 +168,7 @@ impl Shared {
 
     /// Whether tasks are still accepted, for all that is known.
     pub(crate) fn open_for_tasks(&self) -> bool {
-        self.open.load(Ordering::SeqCst)
+        self.outstanding.is_open()
     }
 
     /// Refuses the copy of a runtime that a `fork()` left without its threads.
@@ -232,11 +206,10 @@ impl Shared {
     /// Accepts so many tasks, or none.
     pub(crate) fn tasks_begin(&self, count: usize) -> PyResult<()> {
         self.check_process()?;
-        // SeqCst on both sides: `shutdown` closes, then counts; we count, then look. So either it
-        // waits for this task or we see that it is closed.
-        self.unfinished.fetch_add(count, Ordering::SeqCst);
+        let is_open = self.outstanding.accept(count);
+        // After they are counted: who makes the interpreter exit waits for them, or we see that it does.
         let exiting = EXITING.load(Ordering::SeqCst);
-        if self.open.load(Ordering::SeqCst) && !exiting {
+        if is_open && !exiting {
             return Ok(());
         }
         self.tasks_refused(count);
@@ -261,21 +234,14 @@ impl Shared {
 
     /// Counts the ends of tasks; adds who waits for the end of all to `sleepers` if this was it.
     pub(crate) fn tasks_ended(&self, count: usize, sleepers: &mut Sleepers) {
-        let left = self.unfinished.fetch_sub(count, Ordering::SeqCst) - count;
-        if left == 0 && !self.open.load(Ordering::SeqCst) {
+        if self.outstanding.end(count, waits::standing_still(), sleepers) {
             self.retire();
-        }
-        if left <= self.waiting_for_all.load(Ordering::SeqCst) + waits::most_held_up() {
-            let waiters = std::mem::take(&mut *lock(&self.idle_waiters));
-            sleepers.extend(waiters.into_iter().map(|waiter| waiter as Arc<dyn Unpark>));
         }
     }
 
     /// Has all who stand in `wait_all` look again.
     pub(crate) fn wake_idle_waiters(&self) {
-        for waiter in std::mem::take(&mut *lock(&self.idle_waiters)) {
-            waiter.unpark();
-        }
+        self.outstanding.wake_all();
     }
 
     /// Waits until no task is left but those that cannot end before this wait does, see
@@ -303,21 +269,17 @@ impl Shared {
         self.check_process()?;
         let _blocked = worker::enter_blocked(py)?;
         let waiting = Waiting::for_all(py, self);
-        let unnamed = !waiting.is_inside() && worker::is_worker_of(self);
+        let unnamed = !waiting.is_inside() && worker::is_to_end_task_of(self);
         let unnamed = unnamed.then(|| InsideWaitAll::new(self));
+        // From outside all are waited for, those inside `wait_all` too: they will return.
+        let is_inside = unnamed.is_some() || waiting.is_inside();
+        let left_out = is_inside.then_some(|| waiting.held_up(self));
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let parker = Arc::new(Parker::default());
+        let waiter: Arc<dyn Unpark> = parker.clone();
         let body = BodyWait::begin(&parker);
         loop {
-            lock(&self.idle_waiters).push(parker.clone());
-            // SeqCst: after the push. Whoever ends a task decrements, then empties the list.
-            let unfinished = self.unfinished.load(Ordering::SeqCst);
-            // From outside all are waited for, those inside `wait_all` too: they will return.
-            let unnamed = match unnamed.is_some() || waiting.is_inside() {
-                true => self.waiting_for_all.load(Ordering::SeqCst),
-                false => 0,
-            };
-            let idle = unfinished == 0 || unfinished <= unnamed + waiting.held_up(self);
+            let idle = self.outstanding.enter(waiter.clone(), left_out.as_ref());
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             // A body that was asked to stop gets the error though there is nothing left to wait for.
             let woken = body.check(py).and_then(|()| match idle {
@@ -327,7 +289,7 @@ impl Shared {
                     other => Ok(other),
                 },
             });
-            lock(&self.idle_waiters).retain(|other| !Arc::ptr_eq(other, &parker));
+            self.outstanding.leave(&waiter);
             if woken? == Wakeup::TimedOut || idle {
                 return Ok(idle);
             }
@@ -342,20 +304,23 @@ impl Shared {
         self.deadlines.retire();
     }
 
+    /// Counts tasks that end with that state, before anybody can see it.
     pub(crate) fn count_ends(&self, state: u8, count: usize) {
-        self.ended[usize::from(state - state::DONE)].fetch_add(count as u64, Ordering::Relaxed);
+        let ending = match state {
+            state::DONE => Ending::Completed,
+            state::FAILED => Ending::Failed,
+            _ => Ending::Cancelled,
+        };
+        self.outstanding.count(ending, count);
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let [completed, failed, cancelled] =
-            [0, 1, 2].map(|index: usize| self.ended[index].load(Ordering::Relaxed));
-        Counts { completed, failed, cancelled }
+        self.outstanding.counts()
     }
 
     /// Whether a task has ended since the last call.
     pub(crate) fn has_progressed(&self) -> bool {
-        let ended = self.counts().ended();
-        self.ended_before.swap(ended, Ordering::Relaxed) != ended
+        self.outstanding.has_progressed()
     }
 
     /// Makes the items of a batch visible for as long as it lives.
@@ -667,12 +632,12 @@ impl Shared {
         if self.is_copy() {
             return;
         }
-        self.open.store(false, Ordering::SeqCst);
+        self.outstanding.close();
         self.python.close();
         self.coroutine.close();
         self.io_calls.close();
         self.callbacks.close();
-        if self.unfinished.load(Ordering::SeqCst) == 0 {
+        if self.outstanding.is_over() {
             self.retire();
         }
     }
@@ -691,7 +656,7 @@ impl Shared {
         if self.is_copy() {
             return Ok(());
         }
-        let first = self.open.swap(false, Ordering::SeqCst);
+        let first = self.outstanding.close();
         let wait = wait && !worker::is_worker_of(self);
         if wait {
             self.wait_idle(py, None)?;
@@ -730,7 +695,6 @@ impl Shared {
     pub(crate) fn leave(&self, py: Python<'_>, deadline: Instant) {
         let parker = Arc::new(Parker::default());
         *lock(&self.departures) = Some(parker.clone());
-        self.open.store(false, Ordering::SeqCst);
         self.close();
         py.detach(|| {
             while !lock(&self.slots).is_empty() {
@@ -765,21 +729,19 @@ impl Drop for Shared {
     }
 }
 
-/// Counts one worker that stands in `wait_all` between two bodies.
+/// Counts one worker that stands in `wait_all` while it is about to end a task that cannot be named.
 struct InsideWaitAll<'a>(&'a Shared);
 
 impl<'a> InsideWaitAll<'a> {
     fn new(shared: &'a Shared) -> Self {
-        shared.waiting_for_all.fetch_add(1, Ordering::SeqCst);
-        // Others may have been waiting for just this task.
-        shared.wake_idle_waiters();
+        shared.outstanding.enter_unnamed();
         Self(shared)
     }
 }
 
 impl Drop for InsideWaitAll<'_> {
     fn drop(&mut self) {
-        self.0.waiting_for_all.fetch_sub(1, Ordering::SeqCst);
+        self.0.outstanding.leave_unnamed();
     }
 }
 
@@ -793,6 +755,15 @@ pub(crate) fn begin_exit() -> Vec<Arc<Shared>> {
     EXITING.store(true, Ordering::SeqCst);
     let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
     runtimes.into_iter().filter(|runtime| !runtime.is_copy()).collect()
+}
+
+/// Has all who stand in `wait_all`, of any runtime, look again.
+pub(crate) fn wake_idle_waiters() {
+    // Not under the lock: what is dropped here may be the last reference to one.
+    let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
+    for runtime in runtimes.iter().filter(|runtime| !runtime.is_copy()) {
+        runtime.wake_idle_waiters();
+    }
 }
 
 /// Rises in the child of each `fork()`.

@@ -8,9 +8,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use dftracer_core::outstanding::StandingStill;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -18,19 +18,15 @@ use pyo3::prelude::*;
 use crate::batch::Batch;
 use crate::coroutine::coroutine_task;
 use crate::handle::TaskHandle;
-use crate::shared::Shared;
+use crate::shared::{self, Shared};
 use crate::worker;
 
 /// The waits of this process. Locked by attached threads only, and never while Python code runs or
 /// an object is dropped.
 static WAITS: Mutex<Waits> = Mutex::new(Waits { next: 0, list: BTreeMap::new() });
 
-/// How many tasks the list names. SeqCst, as `INSIDE`: who ends a task counts it, then looks here;
-/// who waits for all enters the list, then looks at the count.
-static NAMED: AtomicUsize = AtomicUsize::new(0);
-
-/// How many tasks stand in `wait_all`.
-static INSIDE: AtomicUsize = AtomicUsize::new(0);
+/// How many tasks the list names. Who waits enters the list, then this, then has others look again.
+static STANDING_STILL: StandingStill = StandingStill::new();
 
 struct Waits {
     next: u64,
@@ -45,13 +41,25 @@ fn lock() -> MutexGuard<'static, Waits> {
 /// A task that cannot go on.
 struct Standing {
     task: Py<TaskHandle>,
-    /// It has ended, and its callbacks are being called: it counts until they have returned.
-    is_telling: bool,
+    progress: Progress,
+}
+
+/// How far a task has come that cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// It has not ended.
+    Runs,
+    /// It has ended, and what it leaves is dropped or its callbacks are called: it counts until that
+    /// is done.
+    Ends {
+        /// Whether those who wait for it are still to be woken.
+        is_untold: bool,
+    },
 }
 
 impl Standing {
     fn is_unfinished(&self) -> bool {
-        self.is_telling || !self.task.get().is_settled()
+        self.progress != Progress::Runs || !self.task.get().is_settled()
     }
 }
 
@@ -67,6 +75,12 @@ enum Target {
     Next(Vec<Py<TaskHandle>>),
 }
 
+impl Target {
+    fn is_all(&self) -> bool {
+        matches!(self, Self::All(_))
+    }
+}
+
 fn address(shared: &Shared) -> usize {
     std::ptr::from_ref(shared).addr()
 }
@@ -75,7 +89,7 @@ fn address(shared: &Shared) -> usize {
 enum Below {
     Body(Py<TaskHandle>),
     Item(Arc<Batch>, i64),
-    Telling(Py<TaskHandle>),
+    Ending { task: Py<TaskHandle>, is_untold: bool },
 }
 
 thread_local! {
@@ -86,9 +100,10 @@ thread_local! {
 pub(crate) struct Within(());
 
 impl Within {
-    /// The callbacks of a task.
-    pub(crate) fn telling(task: Py<TaskHandle>) -> Self {
-        Self::push(Below::Telling(task))
+    /// What is left to do for a task that has ended: to drop what it leaves, to call its callbacks.
+    /// `is_untold` as long as some who wait for it are still to be woken.
+    pub(crate) fn ending(task: Py<TaskHandle>, is_untold: bool) -> Self {
+        Self::push(Below::Ending { task, is_untold })
     }
 
     /// A body that waits while another one is run on its stack, or that other one.
@@ -120,8 +135,13 @@ fn standing(py: Python<'_>) -> Vec<Standing> {
     let mut items = Vec::new();
     let mut tasks = BELOW.with_borrow(|list| {
         let named = |below: &Below| match below {
-            Below::Body(task) => Some(Standing { task: task.clone_ref(py), is_telling: false }),
-            Below::Telling(task) => Some(Standing { task: task.clone_ref(py), is_telling: true }),
+            Below::Body(task) => {
+                Some(Standing { task: task.clone_ref(py), progress: Progress::Runs })
+            }
+            Below::Ending { task, is_untold } => {
+                let progress = Progress::Ends { is_untold: *is_untold };
+                Some(Standing { task: task.clone_ref(py), progress })
+            }
             Below::Item(batch, id) => {
                 items.push((batch.clone(), *id));
                 None
@@ -131,7 +151,7 @@ fn standing(py: Python<'_>) -> Vec<Standing> {
     });
     let innermost = worker::running_task(py).or_else(|| coroutine_task(py));
     let items = items.into_iter().filter_map(|(batch, id)| batch.handle_of(py, id));
-    let bodies = items.chain(innermost).map(|task| Standing { task, is_telling: false });
+    let bodies = items.chain(innermost).map(|task| Standing { task, progress: Progress::Runs });
     tasks.extend(bodies);
     tasks
 }
@@ -167,16 +187,12 @@ impl Waiting {
         let number = waits.next;
         waits.next += 1;
         waits.list.insert(number, Arc::downgrade(&wait));
-        NAMED.fetch_add(wait.tasks.len(), Ordering::SeqCst);
-        if matches!(wait.target, Target::All(_)) {
-            INSIDE.fetch_add(1, Ordering::SeqCst);
-        }
+        let is_waited_for = STANDING_STILL.enter(wait.tasks.len(), wait.target.is_all());
         drop(waits);
-        // Others may have been waiting for just these tasks.
-        if INSIDE.load(Ordering::SeqCst) > 0 {
-            for shared in wait.tasks.iter().filter_map(|standing| standing.task.get().shared()) {
-                shared.wake_idle_waiters();
-            }
+        // Others may have been waiting for just these tasks, or for those that wait for these, which
+        // can be of another runtime.
+        if is_waited_for {
+            shared::wake_idle_waiters();
         }
         Self { entered: Some((number, wait)) }
     }
@@ -214,10 +230,7 @@ impl Drop for Waiting {
         let Some((number, wait)) = self.entered.take() else { return };
         // After a fork the list is a new one.
         if lock().list.remove(&number).is_some() {
-            NAMED.fetch_sub(wait.tasks.len(), Ordering::SeqCst);
-            if matches!(wait.target, Target::All(_)) {
-                INSIDE.fetch_sub(1, Ordering::SeqCst);
-            }
+            STANDING_STILL.leave(wait.tasks.len(), wait.target.is_all());
         }
     }
 }
@@ -226,12 +239,19 @@ impl Drop for Waiting {
 #[derive(Default)]
 struct HeldUp {
     tasks: HashSet<(usize, usize)>,
+    /// Those among them that have ended, and have not woken who waits for them.
+    untold: HashSet<(usize, usize)>,
 }
 
 impl HeldUp {
     fn add(&mut self, wait: &Wait) {
-        let unfinished = wait.tasks.iter().filter(|standing| standing.is_unfinished());
-        self.tasks.extend(unfinished.map(|standing| Self::key(&standing.task)));
+        for standing in wait.tasks.iter().filter(|standing| standing.is_unfinished()) {
+            let key = Self::key(&standing.task);
+            self.tasks.insert(key);
+            if standing.progress == (Progress::Ends { is_untold: true }) {
+                self.untold.insert(key);
+            }
+        }
     }
 
     fn key(task: &Py<TaskHandle>) -> (usize, usize) {
@@ -243,24 +263,26 @@ impl HeldUp {
         match &wait.target {
             Target::All(owner) => self.tasks.iter().any(|(_, other)| other == owner),
             Target::Next(targets) => {
-                let mut left = targets.iter().filter(|task| !task.get().is_settled()).peekable();
+                let is_to_come = |task: &&Py<TaskHandle>| {
+                    !task.get().is_settled() || self.untold.contains(&Self::key(task))
+                };
+                let mut left = targets.iter().filter(is_to_come).peekable();
                 left.peek().is_some() && left.all(|task| self.tasks.contains(&Self::key(task)))
             }
         }
     }
 }
 
-/// How many tasks may have to be left out by those that stand in `wait_all`; 0 if none does.
-pub(crate) fn most_held_up() -> usize {
-    if INSIDE.load(Ordering::SeqCst) == 0 { 0 } else { NAMED.load(Ordering::SeqCst) }
+/// How many tasks stand still, for those who end others.
+pub(crate) fn standing_still() -> &'static StandingStill {
+    &STANDING_STILL
 }
 
 /// In the child of a `fork()`: nobody waits here but the thread that forked, which does not now.
 pub(crate) fn forked() {
     let copied = std::mem::take(&mut lock().list);
     std::mem::forget(copied);
-    NAMED.store(0, Ordering::SeqCst);
-    INSIDE.store(0, Ordering::SeqCst);
+    STANDING_STILL.clear();
 }
 
 /// The same for Python code that waits in its own way, as a context manager: for the next end among

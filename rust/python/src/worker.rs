@@ -17,7 +17,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::batch::{self, Batch};
-use crate::call::{in_context, panic_error, panic_text};
+use crate::call::{Call, in_context, panic_error, panic_text};
 use crate::handle::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 use crate::once::{Lazy, intern};
 use crate::progress::{Family, Slot, nanos_now};
@@ -49,6 +49,8 @@ thread_local! {
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
     /// The task whose plain body has ended here last.
     static RAN_LAST: Cell<i64> = const { Cell::new(IDLE) };
+    /// How many tasks this thread has begun as a worker and neither ended nor passed on.
+    static OWED: Cell<u32> = const { Cell::new(0) };
     /// The system's number of this worker's thread; 0 if it is no worker, or one with an event loop.
     static THREAD: Cell<u32> = const { Cell::new(0) };
 }
@@ -117,11 +119,13 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                     if handle.get().claim_at(now) {
                         let end = run_claimed(py, &handle, &mut sleepers);
                         last_end = end.filter(|end| end.unheard).map(|end| end.at);
+                        wake_before_drop(py, &handle, &mut sleepers);
                     } else if let Some(batch) = handle.get().batch() {
                         drop(handle);
                         last_end = run_batch(py, batch, &slot, &mut sleepers, (now, &mut turn));
                     } else if kind == LaneKind::Callback {
                         TaskHandle::tell_at_last(py, &handle, &mut sleepers);
+                        wake_before_drop(py, &handle, &mut sleepers);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
@@ -248,12 +252,38 @@ fn take_leave(py: Python<'_>) {
     });
 }
 
+/// Wakes who waits for the last task, if the handle that is about to be dropped is the last: its
+/// result goes with it, whose destructor may wait for them.
+pub(crate) fn wake_before_drop(_py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
+    // SAFETY: attached, a live object.
+    if !sleepers.is_empty() && unsafe { ffi::Py_REFCNT(handle.as_ptr()) } == 1 {
+        wake(sleepers);
+    }
+}
+
+/// That this worker is to end a task, or to pass it on.
+pub(crate) struct Owed(());
+
+impl Owed {
+    pub(crate) fn new() -> Self {
+        OWED.set(OWED.get() + 1);
+        Self(())
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        OWED.set(OWED.get() - 1);
+    }
+}
+
 /// Runs a task. `None` if it has not ended now.
 pub(crate) fn run_claimed(
     py: Python<'_>,
     handle: &Py<TaskHandle>,
     sleepers: &mut Sleepers,
 ) -> Option<End> {
+    let _owed = Owed::new();
     if let Some(shared) = handle.get().shared() {
         shared.arm(handle.get());
     }
@@ -318,7 +348,7 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let around = begin_body(py, handle);
     // After it can be reached: whoever asks later finds it.
     if this.is_cancel_requested() {
-        end_body(py, around);
+        end_body(py, around, call);
         return Some(Outcome::Cancelled);
     }
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -327,9 +357,7 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         Ok((value.unbind(), context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    end_body(py, around);
-    // The arguments go before the outcome is told: who waits for it sees them released.
-    drop(call);
+    end_body(py, around, call);
     outcome_of(py, handle, result)
 }
 
@@ -386,15 +414,17 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Around> {
 }
 
 /// Goes back to the outer body: nothing that others do to the inner one reaches anybody else from
-/// here on.
-fn end_body(py: Python<'_>, around: Option<Around>) {
+/// here on. The arguments go meanwhile, before the outcome is told: who waits for it sees them
+/// released, and what their destructors wait for is known to wait for this task.
+fn end_body(py: Python<'_>, around: Option<Around>, call: Call) {
     let Some((task, outer)) = around else { return };
-    let ended = with_current(|current| {
-        let current = current?;
-        let ended = std::mem::replace(&mut current.task, task);
-        stopping::leave_body(py, &current.shared, &current.slot, outer);
-        ended
+    with_current(|current| {
+        if let Some(current) = current {
+            stopping::leave_body(py, &current.shared, &current.slot, outer);
+        }
     });
+    drop(call);
+    let ended = with_current(|current| Some(std::mem::replace(&mut current?.task, task)));
     drop(ended);
 }
 
@@ -511,6 +541,17 @@ impl HandledError {
 pub(crate) fn is_worker_of(shared: &Shared) -> bool {
     with_current(|current| {
         current.as_ref().is_some_and(|current| std::ptr::eq(Arc::as_ptr(&current.shared), shared))
+    })
+}
+
+/// Whether the calling thread is a worker of this runtime that is about to end a task. One with an
+/// event loop may be so at any time.
+pub(crate) fn is_to_end_task_of(shared: &Shared) -> bool {
+    with_current(|current| {
+        current.is_some_and(|current| {
+            std::ptr::eq(Arc::as_ptr(&current.shared), shared)
+                && (current.slot.lane == LaneKind::Coroutine || OWED.get() > 0)
+        })
     })
 }
 

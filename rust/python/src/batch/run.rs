@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::{Batch, Next};
@@ -11,7 +12,8 @@ use crate::call::{Contexts, call_one, in_context, panic_error, panic_text};
 use crate::handle::{Sleepers, wake};
 use crate::progress::{Slot, nanos_now};
 use crate::stopping;
-use crate::worker::{self, Turn, is_coroutine};
+use crate::waits::Within;
+use crate::worker::{self, Owed, Turn, is_coroutine};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
 /// nothing has happened since.
@@ -44,6 +46,7 @@ pub(crate) fn run(
                 Ok(Some(handle)) if handle.get().claim_at(now) => {
                     let end = worker::run_claimed(py, &handle, sleepers);
                     last_end = end.filter(|end| end.unheard).map(|end| end.at);
+                    worker::wake_before_drop(py, &handle, sleepers);
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -64,6 +67,7 @@ fn run_item(
     now: u64,
     sleepers: &mut Sleepers,
 ) -> Option<u64> {
+    let _owed = Owed::new();
     slot.since.store(now, Ordering::Relaxed);
     let outer = slot.running.enter(batch.first_id() + index as i64);
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -73,7 +77,7 @@ fn run_item(
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
     stopping::leave_body(py, &batch.shared, slot, outer);
-    drop(argument);
+    drop_argument(py, batch, batch.first_id() + index as i64, argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {
             contexts.take_back(context);
@@ -88,15 +92,33 @@ fn run_item(
     };
     batch.was_called(index, nanos_now());
     match batch.handle(py, index) {
-        Ok(Some(handle)) => worker::end_task(py, &handle, result, sleepers)
-            .filter(|end| end.unheard)
-            .map(|end| end.at),
+        Ok(Some(handle)) => {
+            let end = worker::end_task(py, &handle, result, sleepers);
+            worker::wake_before_drop(py, &handle, sleepers);
+            end.filter(|end| end.unheard).map(|end| end.at)
+        }
         Ok(None) => None,
         Err(error) => {
             batch.end_without(index, error, sleepers);
             None
         }
     }
+}
+
+/// Drops the argument of an item. If that can run Python code, what it waits for is known to wait for
+/// this item.
+fn drop_argument(_py: Python<'_>, batch: &Arc<Batch>, id: i64, argument: Py<PyAny>) {
+    // SAFETY: attached, a live object.
+    let can_run_code = unsafe {
+        ffi::Py_REFCNT(argument.as_ptr()) == 1
+            && (ffi::PyObject_IS_GC(argument.as_ptr()) != 0
+                || ffi::PyType_HasFeature(
+                    ffi::Py_TYPE(argument.as_ptr()),
+                    ffi::Py_TPFLAGS_HEAPTYPE,
+                ) != 0)
+    };
+    let _within = can_run_code.then(|| Within::item(batch.clone(), id));
+    drop(argument);
 }
 
 /// Sees to it that items are left to others if this worker dies.

@@ -96,13 +96,14 @@ impl TaskHandle {
         stop();
         if let Some(left_over) = left_over {
             // The destructor of an argument may do what a callback may.
-            let _within = Within::telling(self_.clone_ref(py));
+            let _within = Within::ending(self_.clone_ref(py), !waiters.is_none());
             drop(left_over);
         }
-        let unheard = !failed && matches!(waiters, Waiters::None);
+        let unheard = !failed && waiters.is_none();
         if !unheard {
+            let is_untold = !waiters.is_none();
             let callbacks = waiters.deliver(sleepers, Some(py));
-            this.call_back(self_, py, failed, callbacks, sleepers);
+            this.call_back(self_, py, failed, (callbacks, is_untold), sleepers);
         }
         if let Some(shared) = &this.shared {
             shared.tasks_ended(1, sleepers);
@@ -211,13 +212,13 @@ impl TaskHandle {
     }
 
     /// Calls the functions that want to know of the end. All others who do are woken between the
-    /// error callback and the done callbacks.
+    /// error callback and the done callbacks, if there are any (`is_untold`).
     fn call_back(
         &self,
         self_: &Py<Self>,
         py: Python<'_>,
         failed: bool,
-        callbacks: Vec<Py<PyAny>>,
+        (callbacks, is_untold): (Vec<Py<PyAny>>, bool),
         sleepers: &mut Sleepers,
     ) {
         let error_callback = self.shared.as_ref().filter(|_| failed);
@@ -225,12 +226,13 @@ impl TaskHandle {
         if error_callback.is_none() && callbacks.is_empty() {
             return;
         }
-        let _within = Within::telling(self_.clone_ref(py));
         if let Some(callback) = error_callback {
+            let _within = Within::ending(self_.clone_ref(py), is_untold);
             let (_, error) = self.report(py);
             callbacks::call(py, &callback, (self_.clone_ref(py), error));
         }
         wake(sleepers);
+        let _within = Within::ending(self_.clone_ref(py), false);
         for callback in callbacks {
             callbacks::call(py, &callback, (self_.clone_ref(py),));
         }
@@ -282,16 +284,18 @@ impl TaskHandle {
     pub(crate) fn tell_at_last(py: Python<'_>, self_: &Py<Self>, sleepers: &mut Sleepers) {
         let this = self_.get();
         let left_over = this.lock().extras.as_mut().and_then(|extras| extras.left_over.take());
+        let waiters = this.forget_waiters();
+        let is_untold = !waiters.is_none();
         if left_over.is_some() {
-            let _within = Within::telling(self_.clone_ref(py));
+            let _within = Within::ending(self_.clone_ref(py), is_untold);
             drop(left_over);
         }
-        let callbacks = this.forget_waiters().deliver(sleepers, Some(py));
+        let callbacks = waiters.deliver(sleepers, Some(py));
         this.call_back(
             self_,
             py,
             this.who_hears_of_failure(this.state()).is_some(),
-            callbacks,
+            (callbacks, is_untold),
             sleepers,
         );
         if let Some(shared) = &this.shared {

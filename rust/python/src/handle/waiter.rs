@@ -83,6 +83,11 @@ impl Waiters {
         }
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
     /// Takes out the functions, in the order in which they came.
     pub(crate) fn take_callbacks(&mut self) -> Self {
         let is_callback = |waiter: &Waiter| matches!(waiter, Waiter::Callback(_));
