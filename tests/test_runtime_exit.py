@@ -218,3 +218,37 @@ for runtime in runtimes:
         (tmp_path / "life.pfw.gz").unlink(missing_ok=True)
         killed_children_of(run_script(source, stderr=None))
         assert {"ended", "child"} <= set(names_of(tmp_path / "life.pfw.gz"))
+
+
+def test_a_coroutine_body_fails_with_its_error_when_nothing_can_be_imported_any_more(
+    run_script: Script,
+) -> None:
+    # It ends after the exit has waited for it, where modules may be gone.
+    source = f"""
+import atexit, sys
+handles = []
+
+def end_body():
+    sys.modules["asyncio"] = None
+    release.set()
+    for handle in handles:
+        try:
+            handle.get(30)
+        except BaseException as error:
+            print(type(error).__name__, error)
+
+atexit.register(end_body)  # before ours, so it is called after that
+{IMPATIENT}
+release = threading.Event()
+
+async def body():
+    started.set()
+    release.wait()
+    raise ValueError("late")
+
+runtime = Runtime(python_threads=1)
+handles.append(runtime.submit(body))
+started.wait()
+"""
+    for _ in range(ROUNDS):
+        assert run_script(source) == "ValueError late\n"
