@@ -15,7 +15,7 @@ import pytest
 from docs_support import examples
 from terminal_support import Terminal
 
-from dftracer.asyncflow.cli.main import doctor
+from dftracer.asyncflow.cli import doctor
 from dftracer.asyncflow.cli.main import main as cli
 from dftracer.utils.progress import status
 
@@ -109,7 +109,7 @@ def test_the_exit_code_is_the_scripts_when_it_ends(
 ) -> None:
     done = flow("run", script(source, engine=False), code=code)
     assert error in done.stderr
-    assert "cli.py" not in done.stderr
+    assert "main.py" not in done.stderr
 
 
 def test_a_shell_sees_130_when_a_script_is_interrupted(tmp_path: Path, script: Callable) -> None:
@@ -444,7 +444,7 @@ def test_top_says_why_when_there_is_nothing_to_watch(
     assert done.stderr.endswith(f"process {os.getpid()} does not tell of its tasks{remedy}")
     assert flow("top", 2**22 + 1, code=1).stderr.endswith(": there is no process 4194305\n")
     monkeypatch.setattr(os, "getuid", lambda: os.stat("/proc/self").st_uid + 1)
-    assert cli.main(["top", str(os.getpid())]) == 1
+    assert cli(["top", str(os.getpid())]) == 1
     assert "belongs to another user" in capsys.readouterr().err
 
 
@@ -651,7 +651,7 @@ def test_the_program_is_installed_when_the_package_is() -> None:
     from importlib.metadata import entry_points
 
     (entry,) = entry_points(group="console_scripts", name="dftracer-flow")
-    assert entry.load() is cli.main
+    assert entry.load() is cli
 
 
 def test_it_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:

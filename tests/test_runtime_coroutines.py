@@ -19,7 +19,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle
-from dftracer.utils.from_native.coroutines import _start
+from dftracer.utils.from_native.event_loop import start_now
 
 GUARD_S = 30
 """How long a body or a test waits for what must come."""
@@ -671,7 +671,7 @@ def test_first_step_is_made_at_once_when_another_thread_adds_to_the_loop_meanwhi
 
     def begin() -> None:
         order.clear()
-        begun.append(_start(loop, body()))
+        begun.append(start_now(loop, body()))
         order.append("begun")
 
     order: list[str] = []

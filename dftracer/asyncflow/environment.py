@@ -18,7 +18,7 @@ from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.backends.runtime import RuntimeExecutionBackend
 from dftracer.asyncflow.observe.graph.formats import writer_for
 from dftracer.utils.default import threads_of_environment
-from dftracer.utils.progress.status import is_asked_for, tell_of_engine
+from dftracer.utils.progress.status import is_asked_for, write_of_engine
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.workflow_manager import WorkflowEngine
@@ -99,7 +99,7 @@ def register(engine: WorkflowEngine) -> None:
         If no graph can be saved to a file of the name that ``DFTRACER_GRAPH`` gives.
     """
     if is_asked_for():
-        tell_of_engine(engine._tallies.rows)
+        write_of_engine(engine._tallies.rows)
     global _drawings
     path = os.environ.get(GRAPH)
     if path:

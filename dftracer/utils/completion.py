@@ -32,7 +32,7 @@ def as_completed(
     Raises
     ------
     TimeoutError
-        If some have not; it tells how many.
+        If some have not; the message says how many.
     TypeError
         If one is an asyncio future, as calls on an engine are: its loop could not go on while this
         waits.

@@ -15,7 +15,7 @@ coroutine_task: ContextVar[TaskHandle[Any] | None] = ContextVar("dftracer.task",
 def current_task() -> TaskHandle[Any] | None:
     """Return the handle of the task whose body calls this, or ``None`` outside of tasks.
 
-    A long body can look at ``current_task().cancel_requested`` now and then, and return early.
+    A long body can check ``current_task().cancel_requested`` now and then, and return early.
     """
     return running_task() or coroutine_task.get()
 

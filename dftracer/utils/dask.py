@@ -12,21 +12,20 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dftracer.utils.default import peek_default_runtime, set_default_runtime
 from dftracer.utils.runtime import Runtime
 
 try:
-    from dask.distributed import WorkerPlugin
+    from dask.distributed import (  # pyright: ignore[reportMissingImports]
+        WorkerPlugin,  # pyright: ignore[reportUnknownVariableType]
+    )
 except ImportError as error:
     raise ImportError(
         "dftracer.utils.dask needs dask.distributed: pip install 'dftracer-asyncflow[dask]'",
         name=error.name,
     ) from error
-
-if TYPE_CHECKING:
-    from dask.distributed import Worker
 
 __all__ = ["DFTracerUtilsDaskWorkerPlugin"]
 
@@ -69,7 +68,7 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self.io_threads = io_threads
         self.trace = None if trace is None else os.path.abspath(trace)
 
-    def setup(self, worker: Worker) -> None:
+    def setup(self, worker: Any) -> None:
         """Start a runtime for ``worker``, and make it the default of this process."""
         self.teardown(worker)  # it has one already if the plugin is registered under two names
         share = max(1, worker.state.nthreads)
@@ -84,7 +83,7 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         _install(runtime)
         worker.dftracer_utils_runtime = runtime
 
-    def teardown(self, worker: Worker) -> None:
+    def teardown(self, worker: Any) -> None:
         """Take the runtime from ``worker``, and put the default of before in its place.
 
         A default that somebody else has set meanwhile stays. The runtime takes no more tasks; those

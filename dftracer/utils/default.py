@@ -32,8 +32,7 @@ def get_default_runtime() -> Runtime:
 
 
 def threads_of_environment() -> int:
-    """Return what ``DFTRACER_THREADS`` says of the size of runtimes that are given none; 0 if
-    nothing.
+    """Return the size that ``DFTRACER_THREADS`` gives to runtimes without one; 0 if it is not set.
 
     Raises
     ------
@@ -62,7 +61,8 @@ def set_default_runtime(runtime: Runtime | None) -> None:
         If ``runtime`` is neither a :class:`Runtime` nor ``None``.
     """
     global _default
-    if runtime is not None and not isinstance(runtime, Runtime):
+    allowed = (Runtime, type(None))
+    if not isinstance(runtime, allowed):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"runtime must be a Runtime or None, not {type(runtime).__name__}")
     with _lock:
         _default = runtime

@@ -30,7 +30,7 @@ def to_milliseconds(value: float | str, name: str) -> int:
         if match is None:
             raise ValueError(f"{hint}, not {value!r}")
         milliseconds = float(match[1]) * _MILLISECONDS[match[2]]
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif type(value) is bool or not isinstance(value, (int, float)):  # pyright: ignore
         raise TypeError(f"{hint}, not {type(value).__name__}")
     else:
         try:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class TaskTimeoutError(TimeoutError):
-    """A task has run longer than it may, and was told to stop.
+    """A task has run longer than it may, and was asked to stop.
 
     Attributes
     ----------

@@ -100,7 +100,7 @@ class RuntimeExecutor(Executor):
 
 
 class _Here(threading.local):
-    """What the calls of an executor leave for it."""
+    """What the calls of an executor note for it, in their threads."""
 
     depth = 0
     """How many of its calls run on this thread, one inside the other."""
@@ -142,7 +142,7 @@ class _Call(Generic[T]):
         self._args = args
         self._kwargs = kwargs
         self._unclaimed = [True]
-        """Emptied by whoever is first: the call as it begins, or the end of its task."""
+        """Emptied by the first of the two: the call as it begins, or the end of its task."""
         self.future: Future[T] = _Future()
 
     def __call__(self) -> None:
@@ -185,10 +185,7 @@ class _Call(Generic[T]):
             return False
 
 
-def _name_of(fn: Any) -> str | None:
-    """Return what the task is called; what has no name has that of its class."""
-    for named in (fn, type(fn)):
-        name = getattr(named, "__qualname__", None)
-        if isinstance(name, str):
-            return name
-    return None
+def _name_of(fn: object) -> str:
+    """Return the name of the task: that of the callable, or of its class if it has none."""
+    name: object = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__

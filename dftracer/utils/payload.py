@@ -19,9 +19,9 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
-from typing import Any
+from typing import Any, TypeGuard, cast
 
-import cloudpickle
+import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
 from dftracer.utils.failures.texts import text_of_error
 
@@ -35,6 +35,8 @@ Replacement = Callable[[Any], Any]
 """The ``reducer_override`` of a pickler: returns a reduction of an object or ``NotImplemented``."""
 
 _MARK = "an outcome of dftracer.asyncflow"
+
+_cloudpickle: Any = cloudpickle  # which has no types
 
 _FILENAME = 10
 """The position of ``co_filename`` among the arguments of :class:`~types.CodeType`."""
@@ -179,12 +181,12 @@ class ByValue:
 def _packed_by_value(function: Callable[..., Any]) -> bytes:
     modules = [sys.modules[name] for name in {function.__module__, __name__}]
     for module in modules:
-        cloudpickle.register_pickle_by_value(module)
+        _cloudpickle.register_pickle_by_value(module)
     try:
         return dumps(function)
     finally:
         for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+            _cloudpickle.unregister_pickle_by_value(module)
 
 
 def dumps_by_reference(value: Any, replace: Replacement | None = None) -> bytes | None:
@@ -205,7 +207,8 @@ def dumps_by_reference(value: Any, replace: Replacement | None = None) -> bytes 
     except Exception:
         return None
     data = file.getvalue()
-    by_value = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    registered: set[str] = _cloudpickle.list_registry_pickle_by_value()
+    by_value = {"__main__", *registered}
     return None if any(module.encode() in data for module in by_value) else data
 
 
@@ -273,9 +276,12 @@ def _why_not_by_value(value: Any) -> BaseException | None:
     return None
 
 
-def is_packed_outcome(value: object) -> bool:
+def is_packed_outcome(value: object) -> TypeGuard[PackedOutcome]:
     """Return whether ``value`` was made by :func:`run_call`, and not by a body."""
-    return type(value) is tuple and len(value) == 3 and value[0] == _MARK
+    if type(value) is not tuple:
+        return False
+    items = cast("tuple[object, ...]", value)
+    return len(items) == 3 and items[0] == _MARK
 
 
 def read_outcome(label: str, packed: PackedOutcome) -> Outcome:

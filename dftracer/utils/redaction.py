@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import quote, quote_plus
 
 from dftracer.utils._native import hide_secrets, keep_secret
@@ -37,7 +37,7 @@ _SPOKEN_OF = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""A place of secrets, and what stands there."""
+"""A place where secrets stand, and the text there."""
 
 _MAY_SPEAK = re.compile("auth|cookie|key|pass|secret|token|credential|sig|-u", re.IGNORECASE)
 """What is in every text in which the above finds anything. Most texts are without."""
@@ -81,21 +81,30 @@ def keep(secret: str) -> None:
 def keep_environment(environment: Mapping[str, str] | None = None) -> None:
     """Hide what is secret in the variables of a program; those of this process by default."""
     variables = os.environ if environment is None else environment
-    for name in list(variables):
-        value = variables.get(name)
+    names: list[object] = list(variables)
+    for name in names:
+        value: object = variables.get(name) if isinstance(name, str) else None
         if not (isinstance(name, str) and isinstance(value, str)):
-            continue
+            continue  # `subprocess` takes bytes too
         for login in _LOGIN.findall(value):
             keep(login)
         if _SECRET_NAME.search(name) and not os.path.exists(value):
             keep(value)
 
 
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+_ESCAPES: tuple[Callable[[str], str], ...] = (repr, json.dumps, _json)
+"""How programs write a text between quotation marks."""
+
+
 def _forms(secret: str) -> Iterator[str]:
     """Yield a secret as it is and as others may repeat it."""
     secret = secret.encode(errors="replace").decode()
     yield secret
-    for escape in (repr, json.dumps, lambda text: json.dumps(text, ensure_ascii=False)):
+    for escape in _ESCAPES:
         once = escape(secret)[1:-1]
         yield from (once, escape(once)[1:-1])
     yield from (quote(secret, safe=""), quote(secret), quote_plus(secret), html.escape(secret))

@@ -11,7 +11,8 @@ from dftracer.utils import _native
 from dftracer.utils._native import ProcessResult, TaskHandle
 from dftracer.utils.durations import to_milliseconds
 from dftracer.utils.executor import RuntimeExecutor
-from dftracer.utils.lifetime import exit, fork  # noqa: F401 - what they register
+from dftracer.utils.lifetime.exit import register_at_exit
+from dftracer.utils.lifetime.fork import register_at_fork
 from dftracer.utils.progress.counts import RuntimeRows
 from dftracer.utils.progress.display import show
 from dftracer.utils.progress.snapshot import RuntimeProgress as RuntimeProgress
@@ -53,7 +54,7 @@ class Runtime(_native.Runtime):
         or a directory. See ``docs/tracing.md``.
     keep_frames:
         Whether :meth:`get_failed` keeps the frames of tracebacks, with the variables of all
-        functions on the way, for a debugger to look at. Otherwise they go with the task's handle.
+        functions on the way, for a debugger. Otherwise they are dropped with the task's handle.
     interrupt:
         Whether plain bodies that are cancelled or run out of time get
         :class:`asyncio.CancelledError`, thrown into their thread. That can break locks for the
@@ -82,9 +83,9 @@ class Runtime(_native.Runtime):
         interrupt: bool = False,
     ) -> None:
         if os.environ.get("DFTRACER_STATUS"):
-            from dftracer.utils.progress import status
+            from dftracer.utils.progress import status  # which few programs need
 
-            status.tell_of_runtime(self)
+            status.write_of_runtime(self)
 
     def run_process(
         self,
@@ -208,7 +209,16 @@ class Runtime(_native.Runtime):
         return RuntimeExecutor(self)
 
     def wait(self, handle: TaskHandle[Any], timeout: float | None = None) -> None:
-        """Wait until the task of ``handle`` has ended. As ``handle.wait(timeout)``."""
+        """Wait until the task of ``handle`` has ended, for at most ``timeout`` seconds.
+
+        Raises
+        ------
+        TimeoutError
+            If the task has not ended in time. It goes on.
+        RuntimeError
+            If waiting here could block for ever: too many tasks of the runtime wait already, or
+            the runtime was made before a ``fork()``.
+        """
         handle.wait(timeout)
 
     def wait_all(self, raise_on_error: bool = False, progress: bool = False) -> None:
@@ -240,7 +250,7 @@ class Runtime(_native.Runtime):
     def set_timeout(self, global_ms: float | str = 0) -> None:
         """Let every task that has not ended by then run out of time; 0 takes that back.
 
-        Each gets a :class:`TaskTimeoutError` and is told to stop; see ``docs/lifecycle.md``.
+        Each gets a :class:`TaskTimeoutError` and is asked to stop; see ``docs/lifecycle.md``.
 
         Parameters
         ----------
@@ -258,7 +268,7 @@ class Runtime(_native.Runtime):
         """Limit how long each task may run, from its beginning; 0 takes the limit away.
 
         Applies to tasks that begin from now on. At its deadline a task fails with
-        :class:`TaskTimeoutError` and is told to stop.
+        :class:`TaskTimeoutError` and is asked to stop.
 
         Parameters
         ----------
@@ -289,3 +299,7 @@ class _Results(_native.Results[T]):
 
     def __del__(self) -> None:
         self.close()
+
+
+register_at_exit()
+register_at_fork()

@@ -6,16 +6,17 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the name of a file to write, which takes the place of ``path`` at the end of the block.
+def replacing(path: str | os.PathLike[str]) -> Generator[Path, None, None]:
+    """Make a context that gives the path of a new file, to be written in place of ``path``.
 
-    If the block fails, it is removed, and what was at ``path`` is still there. What is no regular
-    file, such as a pipe, is to be written itself.
+    At the end of the block the new file replaces what is at ``path``. If the block fails, the new
+    file is removed, and what was at ``path`` is still there. Of what is no regular file, such as a
+    pipe, the path itself is given.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

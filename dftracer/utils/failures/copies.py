@@ -1,4 +1,4 @@
-"""Failures to be kept for later: what an exception says, without what it holds.
+"""Exceptions to be kept for later: their content, without the variables that they hold.
 
 The traceback of an exception leads to the frame of each function that it passed, and so to all of
 their variables. A copy made here has tracebacks with the same files, functions and lines, and
@@ -35,7 +35,7 @@ def stand_in(failure: tuple[BaseException, TracebackType | None]) -> BaseExcepti
     """Return a copy of an exception, with that traceback, which shares no frame with it.
 
     It is of the same class and has the same arguments and attributes. The exceptions that it leads
-    to, in these too, are copied like it. Code of the exception's class is not run.
+    to, in these too, are copied in the same way. Code of the exception's class is not run.
     """
     error, traceback = failure
     return _Copies().of(error, traceback)
@@ -150,7 +150,7 @@ def _without_frames(traceback: TracebackType | None) -> TracebackType | None:
 
 
 _frames: dict[tuple[str, str, Any], FrameType] = {}
-"""Empty frames that can stand in any traceback: the line is the business of that."""
+"""Empty frames that can stand in any traceback, which has the line itself."""
 
 _MOST_FRAMES = 1_024
 

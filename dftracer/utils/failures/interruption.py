@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
 
 
 def let_out(error: BaseException) -> None:
-    """Raise ``error`` again if it is meant for the whole program, not for the code that it came up
-    in: Ctrl-C, or the exit of a signal's handler."""
+    """Raise ``error`` again if it is meant for the whole program, not for the code that it was
+    raised in: Ctrl-C, or the exit of a signal's handler."""
     if isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and _is_of_a_signal(error)
     ):
@@ -16,7 +15,7 @@ def let_out(error: BaseException) -> None:
 
 
 def _is_of_a_signal(error: BaseException) -> bool:
-    """Tell whether the handler of a signal is among those that ``error`` has come through."""
+    """Return whether ``error`` was raised in the handler of a signal."""
     if hasattr(error, "_is_of_a_signal"):  # its traceback may have lost its frames since
         return True
     handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
@@ -29,7 +28,7 @@ def _is_of_a_signal(error: BaseException) -> bool:
     return False
 
 
-def _code_of(handler: Any) -> Any:
+def _code_of(handler: object) -> object:
     """Return the code of a signal's handler, if that is written in Python."""
-    code = getattr(handler, "__code__", None)
-    return code or getattr(getattr(type(handler), "__call__", None), "__code__", None)  # noqa: B004
+    method: object = getattr(type(handler), "__call__", None)  # noqa: B004
+    return getattr(handler, "__code__", None) or getattr(method, "__code__", None)

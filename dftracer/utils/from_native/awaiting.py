@@ -1,8 +1,8 @@
 """``await handle``, in any asyncio event loop.
 
 Each loop gets one mailbox, whose descriptor it watches: however many awaited tasks end at a time,
-the loop is woken once. Nothing but the loop holds its mailbox, which goes when the loop is closed;
-and a task that is awaited holds a number, not the loop.
+the loop is woken once. Nothing but the loop holds its mailbox, which is dropped when the loop is
+closed; and a task that is awaited holds a number, not the loop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
@@ -45,7 +45,7 @@ async def _outcome(handle: TaskHandle[Any]) -> Any:
                 with Waiting([handle]):
                     await ended
         except asyncio.CancelledError:
-            # As awaiting an asyncio task does: who gives up waiting gives up the task.
+            # Awaiting an asyncio task does the same: a wait that is cancelled cancels the task.
             handle.cancel()
             raise
         finally:
@@ -64,13 +64,13 @@ class _Arrivals:
     def __init__(self) -> None:
         self.mailbox = Mailbox()
         self.expected: dict[int, asyncio.Future[None]] = {}
-        """What is awaited in the loop, by the numbers that are posted when the tasks end."""
+        """The futures of those who wait, by the numbers that are posted when the tasks end."""
 
         self._blocked: Blocked | None = None
         self._awaiting = 0
 
     @contextmanager
-    def block(self) -> Iterator[None]:
+    def block(self) -> Generator[None, None, None]:
         """Have another worker stand in for this one, once however much is awaited in its loop."""
         if self._blocked is None:
             blocked = Blocked()
@@ -81,9 +81,13 @@ class _Arrivals:
             yield
         finally:
             self._awaiting -= 1
-            if self._blocked is not None and not self._awaiting:
-                self._blocked.__exit__(None, None, None)
-                self._blocked = None
+            if not self._awaiting:
+                self._unblock()
+
+    def _unblock(self) -> None:
+        if self._blocked is not None:
+            self._blocked.__exit__(None, None, None)
+            self._blocked = None
 
     def deliver(self) -> None:
         for number, _state, _value in self.mailbox.drain(_DELIVERIES_PER_TURN):
@@ -95,7 +99,7 @@ class _Arrivals:
 _of_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[_Arrivals]] = (
     weakref.WeakKeyDictionary()
 )
-"""Weak in both, since the arrivals lead to the loop: only that itself holds them, as a reader."""
+"""Weak in both, since the arrivals lead to the loop: only the loop holds them, as a reader."""
 
 
 def _arrivals_of(loop: asyncio.AbstractEventLoop) -> _Arrivals:
@@ -103,7 +107,7 @@ def _arrivals_of(loop: asyncio.AbstractEventLoop) -> _Arrivals:
     arrivals = known() if known is not None else None
     if arrivals is None:
         arrivals = _Arrivals()
-        # Not in the context of whoever awaits first, which the loop would keep with the reader.
+        # Not in the context of the first to await, which the loop would keep with the reader.
         Context().run(loop.add_reader, arrivals.mailbox.fileno(), arrivals.deliver)
         _of_loops[loop] = weakref.ref(arrivals)
     return arrivals

@@ -20,13 +20,12 @@ import contextlib
 import math
 import os
 import selectors
-import sys
 import threading
 import types
 from typing import TYPE_CHECKING, Any
 
 from dftracer.utils.current import coroutine_task
-from dftracer.utils.from_native.event_loop import EventLoop
+from dftracer.utils.from_native.event_loop import EventLoop, start_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -34,34 +33,10 @@ if TYPE_CHECKING:
 
     from dftracer.utils._native import CoroutineWorker, TaskHandle
 
-_BATCH = 64
-"""How many tasks are begun before the loop gets a turn to go on with those that are suspended."""
+_BATCH: int = 64
+"""How many tasks are begun before the loop goes on with those that are suspended."""
 
 _here = threading.local()
-
-if sys.version_info >= (3, 12):
-
-    def _start(
-        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
-        return asyncio.Task(coroutine, loop=loop, eager_start=True)
-
-else:
-
-    def _start(
-        loop: asyncio.SelectorEventLoop, coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
-        task = asyncio.Task(coroutine, loop=loop)
-        # The new task has just put its first step last in the loop's queue: take it from there.
-        queue = loop._ready  # type: ignore[attr-defined]
-        step = queue.pop()
-        if step._callback.__self__ is not task:
-            # Another thread has come between with `call_soon_threadsafe`.
-            queue.append(step)
-            step = next(s for s in list(queue) if getattr(s._callback, "__self__", None) is task)
-            queue.remove(step)
-        step._run()
-        return task
 
 
 def serve(worker: CoroutineWorker) -> None:
@@ -114,13 +89,13 @@ class _Server:
             self.loop.close()
 
     def _run_loop(self) -> None:
-        # Of a task that a body has made: asyncio lets these out. They are the business of that
-        # body, which gets them when it awaits its task; the others go on.
+        # asyncio raises these here when a task that a body has made raises them. The body gets
+        # them when it awaits its task; the others go on.
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             self.loop.run_forever()
 
     def _cancel_strays(self) -> None:
-        """Cancel what bodies have begun in this loop and left behind, as ``asyncio.run`` does."""
+        """Cancel the tasks that bodies have made in this loop and not awaited."""
         strays = asyncio.all_tasks(self.loop)
         for task in strays:
             task.cancel()
@@ -129,13 +104,11 @@ class _Server:
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
     def stop_copy(self) -> None:
-        """See to it that the loop goes on with nothing else when this turn of a body is over."""
+        """End this process, in which nothing else may run, when this step of a body is over."""
         self.is_copy = True
-        # On CPython 3.14 a child forgets which loop runs, and the end of this step complains of it.
-        self.loop.set_exception_handler(lambda *_: None)
-        ready = self.loop._ready
-        for index in range(len(ready)):
-            ready[index] = asyncio.Handle(self.leave, (), self.loop)
+        # On CPython 3.14 a child has no running loop, of which the end of this step complains.
+        self.loop.set_exception_handler(_ignore)
+        self.loop.replace_ready(self.leave)
 
     def leave(self) -> None:
         """End the child of a fork."""
@@ -161,7 +134,7 @@ class _Server:
         """Begin tasks that are queued."""
         self._left = _BATCH
         while self._left > 0:
-            driver = _start(self.loop, self._drive())
+            driver = start_now(self.loop, self._drive())
             handle, self._last = self._last, None
             if handle is not None:
                 self.suspended.add(driver)
@@ -175,7 +148,7 @@ class _Server:
             self.loop.call_soon(self._take)
 
     async def _drive(self) -> None:
-        """Begin bodies until one suspends, and bring that one to its end."""
+        """Begin bodies until one suspends, and run that one to its end."""
         worker = self._worker
         self._left, suspended = worker.begin(asyncio.current_task(self.loop), self._left)
         if suspended is not None:
@@ -183,6 +156,10 @@ class _Server:
             body = _go_on(worker, *suspended)
             del suspended  # see `_go_on`
             await body
+
+
+def _ignore(_loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+    """Handle what asyncio complains of, by doing nothing."""
 
 
 @types.coroutine
@@ -193,8 +170,9 @@ def _go_on(
     context: Context,
     awaited: Any,
 ) -> Generator[Any, Any, None]:
-    """Bring a body that has suspended to its end, each step in its context."""
-    step: Callable[[Any], Any]
+    """Run a body that has suspended to its end, each step in its context."""
+    value: Any = None
+    step: Callable[[Any], Any] = coroutine.send
     try:
         while True:
             try:
@@ -218,7 +196,7 @@ def _go_on(
 
 
 def _stop_copy() -> None:
-    """In the child of a fork that a body has made, whose loop is a copy: let nothing else run."""
+    """Let nothing else run in the child of a fork that a body has made: its loop is a copy."""
     server: _Server | None = getattr(_here, "server", None)
     if server is not None:
         server.stop_copy()
@@ -228,12 +206,12 @@ os.register_at_fork(after_in_child=_stop_copy)
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    """Make a coroutine of what is none."""
+    """Make a coroutine of an awaitable that is none."""
     return await awaitable
 
 
 class _Selector(selectors.DefaultSelector):
-    """Tells the lane when the loop sleeps, and lets its tasks go first when it wakes."""
+    """Reports to the lane when the loop sleeps, and lets its tasks go first when it wakes."""
 
     def __init__(self, server: _Server, worker: CoroutineWorker) -> None:
         super().__init__()
@@ -251,7 +229,7 @@ class _Selector(selectors.DefaultSelector):
         events = super().select(timeout)
         for index, (key, _) in enumerate(events):
             if key.fd == self._descriptor:
-                # Whoever is resumed may block; a task that was sent here must not wait for that.
+                # A body that is resumed may block; a task that was sent here must not wait for it.
                 events.insert(0, events.pop(index))
                 return events
         self._worker.rise()

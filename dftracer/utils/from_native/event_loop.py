@@ -1,4 +1,4 @@
-"""An event loop whose bodies may wait for events and queues of other loops."""
+"""Event loops whose bodies may wait for events and queues of other loops."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """An event loop that wakes for whatever makes something ready in it.
+    """An event loop that wakes when another thread makes a callback ready in it.
 
-    An event or a queue of another loop is set or filled in that loop's thread, and so goes on with
-    the bodies here that wait for it, which asyncio does not expect.
+    An event or a queue of another loop is set or filled in that loop's thread, which resumes the
+    bodies here that wait for it. asyncio does not expect that.
     """
 
     _thread_id: int | None
@@ -31,10 +32,15 @@ class EventLoop(asyncio.SelectorEventLoop):
             return self._call_from_elsewhere(callback, args, context)
         if self._debug:
             return super().call_soon(callback, *args, context=context)
-        # What that does for a loop that runs, without two calls: each step of a body comes here.
+        # The same for a loop that runs, without two calls: each step of a body passes here.
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
+
+    def replace_ready(self, call: Callable[[], object]) -> None:
+        """Run ``call`` in the place of each callback that is ready."""
+        for index in range(len(self._ready)):
+            self._ready[index] = asyncio.Handle(call, (), self)
 
     def _call_from_elsewhere(
         self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
@@ -44,18 +50,46 @@ class EventLoop(asyncio.SelectorEventLoop):
             return self.call_soon_threadsafe(callback, *args, context=context)
 
         def call() -> None:
-            with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits in it
                 self.call_soon_threadsafe(callback, *args, context=context)
 
-        # In that loop's next turn: whoever sets an event goes through the list of those who wait,
-        # from which nobody may take himself meanwhile.
+        # In that loop's next turn: `Event.set` goes through the list of waiters, which must not
+        # change meanwhile.
         return elsewhere.call_soon(call)
 
 
-def run_alone(body: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine as :func:`asyncio.run` does, in such a loop if it would be one of asyncio's.
+if sys.version_info >= (3, 12):
 
-    On CPython 3.10 it is asyncio's own.
+    def start_now(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Make a task of a coroutine, and its first step at once, inside a callback of ``loop``."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:
+
+    def start_now(
+        loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        """Make a task of a coroutine, and its first step at once, inside a callback of ``loop``."""
+        task = asyncio.Task(coroutine, loop=loop)
+        # The new task has just put its first step last in the loop's queue: take it from there.
+        queue: deque[Any] = vars(loop)["_ready"]
+        step = queue.pop()
+        if step._callback.__self__ is not task:
+            # Another thread has added a callback meanwhile, with `call_soon_threadsafe`.
+            queue.append(step)
+            step = next(s for s in list(queue) if getattr(s._callback, "__self__", None) is task)
+            queue.remove(step)
+        step._run()
+        return task
+
+
+def run_alone(body: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a new event loop, close that, and return the result.
+
+    The loop is an :class:`EventLoop`, unless the program has set a policy that makes others, or on
+    CPython 3.10.
     """
     if sys.version_info < (3, 11):
         return asyncio.run(body)
@@ -66,6 +100,6 @@ def run_alone(body: Coroutine[Any, Any, Any]) -> Any:
 def _new_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     if type(loop) is not asyncio.SelectorEventLoop:
-        return loop  # of somebody's policy
+        return loop  # of the program's policy
     loop.close()
     return EventLoop()

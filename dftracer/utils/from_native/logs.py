@@ -14,7 +14,7 @@ def log_failure(callback: Any, error: BaseException) -> None:
 
 
 def log_given_up(name: str) -> None:
-    """Say that the body of a task runs on, though that has ended. Called once for a runtime."""
+    """Warn that a body runs on though its task has ended. Called once for a runtime."""
     _log.warning(
         "task %r was cancelled or has run out of time, and its body runs on until it returns; "
         "another worker stands in for its thread meanwhile. This is said once, and there may be "

@@ -15,7 +15,7 @@ _is_in_a_hurry = False
 
 
 def hurry_at_exit() -> None:
-    """Have the exit of the interpreter wait for no task: somebody has asked twice for the end."""
+    """Do not wait for tasks when the interpreter exits: the user has asked twice for the end."""
     global _is_in_a_hurry
     _is_in_a_hurry = True
 
@@ -45,9 +45,11 @@ def _shut_down_at_exit() -> None:
         raise interruption
 
 
-# Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely: our
-# threads must be gone before the interpreter is.
-threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
-# If a signal has kept it from being called. A function of Python's could be interrupted once more
-# before its first line.
-atexit.register(_native.shutdown_all, 0.0)
+def register_at_exit() -> None:
+    """Have all runtimes shut down when the interpreter exits. To be called once."""
+    # Earlier than `atexit`, whose callbacks run when threads can no longer be waited for safely:
+    # our threads must be gone before the interpreter is.
+    threading._register_atexit(_shut_down_at_exit)  # type: ignore[attr-defined]
+    # If a signal has kept it from being called. A function of Python's could be interrupted once
+    # more before its first line.
+    atexit.register(_native.shutdown_all, 0.0)

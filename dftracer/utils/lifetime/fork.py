@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import threading
 
-# Native code imports these when it needs them. They are imported here so that no thread is in the
-# middle of that, holding the lock of an import, when the process forks.
-from dftracer.utils import (
-    _native,
-    current,  # noqa: F401
-    errors,  # noqa: F401
-    handle,  # noqa: F401
-    tracing,  # noqa: F401
+from dftracer.utils import _native, current, errors, handle, tracing
+from dftracer.utils.failures import copies
+from dftracer.utils.from_native import adoption, awaiting, coroutines, logs
+
+IMPORTED_BY_NATIVE_CODE = (
+    adoption,
+    awaiting,
+    copies,
+    coroutines,
+    current,
+    errors,
+    handle,
+    logs,
+    tracing,
 )
-from dftracer.utils.failures import copies  # noqa: F401
-from dftracer.utils.from_native import (
-    adoption,  # noqa: F401
-    awaiting,  # noqa: F401
-    coroutines,  # noqa: F401
-    logs,  # noqa: F401
-)
+"""Native code imports these when it needs them. They are imported here so that no thread is in the
+middle of that, holding the lock of an import, when the process forks."""
 
 
 def _after_fork_in_child() -> None:
@@ -33,8 +34,10 @@ def _after_fork_in_child() -> None:
         main._set_tstate_lock()  # type: ignore[attr-defined]
 
 
-os.register_at_fork(
-    before=_native.before_fork,
-    after_in_parent=_native.after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+def register_at_fork() -> None:
+    """Have runtimes make ready for each ``fork()``. To be called once."""
+    os.register_at_fork(
+        before=_native.before_fork,
+        after_in_parent=_native.after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -8,14 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from importlib import import_module
+from typing import Any, TextIO
 
 from dftracer.utils.progress.counts import Shown
 from dftracer.utils.progress.table import table_of
 from dftracer.utils.progress.texts import MOST_ROWS, fitted
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _INTERVAL_S = 0.2
 _PUT_AGAIN_S = 0.05
@@ -34,10 +32,9 @@ class TerminalBars:
     interval = _INTERVAL_S
 
     def __init__(self, stream: TextIO | None) -> None:
-        from rich.console import Console
-
         assert stream is not None
-        self._console: Console = Console(file=stream)
+        self._console: Any = import_module("rich.console").Console(file=stream)
+        self._text: Any = import_module("rich.text").Text
         self._stream = stream
         self._write: Callable[[str], int] = stream.write
         self._flush: Callable[[], None] = stream.flush
@@ -74,14 +71,12 @@ class TerminalBars:
                 self._send(frame + "\n")
 
     def _render(self, shown: Sequence[Shown]) -> tuple[str, list[int]]:
-        from rich.text import Text
-
         height = max(2, min(MOST_ROWS, self._console.size.height - 2))
         table = table_of(fitted(shown, height), self._console.size.width)
         with self._console.capture() as capture:
             self._console.print(table)
-        frame = capture.get().rstrip("\n")
-        return frame, [Text.from_ansi(line).cell_len for line in frame.split("\n")]
+        frame: str = capture.get().rstrip("\n")
+        return frame, [self._text.from_ansi(line).cell_len for line in frame.split("\n")]
 
     def _put(self) -> None:
         if self._frame:

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 Source = Callable[[], Sequence[Row]]
-"""What to ask for the rows as they are now; called in the display's thread."""
+"""Returns the rows as they are now; called in the display's thread."""
 
 
 class Shown(NamedTuple):
@@ -38,14 +38,14 @@ class Shown(NamedTuple):
 
 
 class Meter:
-    """Tells how fast rows grow, from the second time on that they are measured."""
+    """Measures how fast rows grow, from the second time on that they are measured."""
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, int]]] = {}
         self._measured_at: float | None = None
 
     def measure(self, rows: Sequence[Row], now: float | None = None) -> list[Shown]:
-        """Take down the rows as they are ``now``, on the monotonic clock; return them to show."""
+        """Note rows as they are ``now``, on the monotonic clock; return them with their rates."""
         now = time.monotonic() if now is None else now
         shown = [self._measure(row, now) for row in rows]
         self._measured_at = now

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from dftracer.utils.progress.counts import Meter, Shown, Source
@@ -21,7 +21,7 @@ class _Group:
 
     source: Source
     meter: Meter = field(default_factory=Meter)
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list[Shown])
     is_active: bool = True
     looked_at: float = 0.0
 
@@ -38,7 +38,7 @@ class Display:
         self.pid = os.getpid()
         self.groups: list[_Group] = []
         self.lock = threading.Lock()
-        """Held by who looks."""
+        """Held while a group's source is asked."""
         self._ticker = Ticker(self._draw, view.interval, "dft-progress")
 
     def end(self) -> None:
@@ -68,13 +68,13 @@ _display: Display | None = None
 
 
 @contextlib.contextmanager
-def show(source: Source, *, is_cheap: bool = True) -> Iterator[None]:
-    """Show what ``source`` tells, as long as the body of the ``with`` runs.
+def show(source: Source, *, is_cheap: bool = True) -> Generator[None, None, None]:
+    """Show the rows of ``source`` as long as the body of the ``with`` runs.
 
     Parameters
     ----------
     is_cheap:
-        Whether to ask it at once, too, and at the end if that comes before anything was shown.
+        Whether to ask for the rows at the beginning too, and at the end even if nothing was shown.
     """
     global _display
     group, began = _Group(source), time.monotonic()

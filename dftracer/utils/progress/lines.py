@@ -20,7 +20,7 @@ LINES_INTERVAL_S = 5.0
 
 
 class Lines:
-    """A line for each name that has news, every few seconds."""
+    """A line for each name whose counts have changed, every few seconds."""
 
     def __init__(self, stream: TextIO | None, interval: float = LINES_INTERVAL_S) -> None:
         self.interval = interval
@@ -28,7 +28,7 @@ class Lines:
         self._written: dict[str, Row] = {}
 
     def draw(self, shown: Sequence[Shown]) -> None:
-        lines = []
+        lines: list[str] = []
         for each in fitted(shown):
             if self._written.get(each.row.name) != each.row:
                 self._written[each.row.name] = each.row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from dftracer.utils.progress.counts import Shown
@@ -18,10 +19,8 @@ class NotebookBars:
     interval = _INTERVAL_S
 
     def __init__(self) -> None:
-        import rich.jupyter  # noqa: F401 - to fail here if it is not there
-        from IPython.display import display
-
-        self._display: Callable[..., Any] = display
+        import_module("rich.jupyter")  # to fail here if it is not there
+        self._display: Callable[..., Any] = import_module("IPython.display").display
         self._handle: Any = None
 
     def draw(self, shown: Sequence[Shown]) -> None:

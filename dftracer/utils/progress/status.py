@@ -1,8 +1,8 @@
-"""What a process tells other programs of its user about its tasks: one small file, if it is asked.
+"""The counts of a process's tasks in a small file, which other programs of the user can read.
 
-``DFTRACER_STATUS`` in the environment asks for it, which ``dftracer-flow run`` sets: ``1`` for the
-usual directory, or the path of another. ``dftracer-flow top`` reads it. The directory belongs to
-the user alone; the file is replaced as a whole and goes with the process.
+It is written if ``DFTRACER_STATUS`` is set in the environment: to ``1`` for the usual directory, or
+to the path of another. ``dftracer-flow run`` sets it; ``dftracer-flow top`` reads the files. The
+directory belongs to the user alone. A file is replaced as a whole, and removed as its process ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _log = logging.getLogger("dftracer.utils")
 
 
 class Status(NamedTuple):
-    """What a process has told."""
+    """What is in the file of a process."""
 
     pid: int
     command: str
@@ -58,32 +58,32 @@ def directory() -> Path:
 
 
 def is_asked_for() -> bool:
-    """Return whether this process shall tell of its tasks."""
+    """Return whether this process shall write a status file."""
     return bool(os.environ.get(ENVIRONMENT))
 
 
-# --- to tell --------------------------------------------------------------------------------------
+# --- to write -------------------------------------------------------------------------------------
 
 RowsOrNone = Callable[[], "Sequence[Row] | None"]
-"""What to ask for rows; ``None`` if nobody has them any more."""
+"""Returns rows, or ``None`` if the engine or runtime that had them is gone."""
 
 _lock = threading.Lock()
 _writer: _Writer | None = None
 
 
-def tell_of_engine(rows: Callable[[], Sequence[Row]]) -> None:
-    """Tell of the tasks of an engine, for as long as it lives; ``rows`` is a method."""
+def write_of_engine(rows: Callable[[], Sequence[Row]]) -> None:
+    """Write the rows of an engine, as long as it lives; ``rows`` is a method of it."""
     method = weakref.WeakMethod(rows)
 
     def ask() -> Sequence[Row] | None:
         rows = method()
         return None if rows is None else rows()
 
-    _tell(ask, is_engine=True)
+    _add(ask, is_engine=True)
 
 
-def tell_of_runtime(runtime: _native.Runtime) -> None:
-    """Tell of the tasks of a runtime, as long as it lives and there is no engine."""
+def write_of_runtime(runtime: _native.Runtime) -> None:
+    """Write the rows of a runtime, as long as it lives and there is no engine."""
     reference = weakref.ref(runtime)
     rows = RuntimeRows()
 
@@ -91,17 +91,17 @@ def tell_of_runtime(runtime: _native.Runtime) -> None:
         runtime = reference()
         return None if runtime is None else rows.of(runtime)
 
-    _tell(ask, is_engine=False)
+    _add(ask, is_engine=False)
 
 
-def _tell(ask: RowsOrNone, *, is_engine: bool) -> None:
+def _add(ask: RowsOrNone, *, is_engine: bool) -> None:
     global _writer
     with _lock:
         if _writer is None:
             try:
                 _writer = _Writer()
             except OSError as error:
-                _log.warning("this process cannot tell of its tasks (%s): %s", ENVIRONMENT, error)
+                _log.warning("this process cannot write its status (%s): %s", ENVIRONMENT, error)
                 return
         (_writer.engines if is_engine else _writer.runtimes).append(ask)
 
@@ -115,18 +115,18 @@ class _Writer:
         self._pid = os.getpid()
         self._path = _own_directory() / f"{self._pid}.json"
         read_all()  # which removes what is left of processes that were killed
-        self._told = {
+        self._process = {
             "pid": self._pid,
             "began": _beginning_of(self._pid),
             "command": hide(" ".join(getattr(sys, "orig_argv", sys.argv)[1:])),
         }
-        self._has_complained = False
+        self._has_warned = False
         self._write([])
         self._ticker = Ticker(self._look, _INTERVAL_S, "dft-status")
         atexit.register(self._remove)
 
     def _look(self) -> None:
-        # A runtime below an engine would tell of the same tasks once more.
+        # The runtime below an engine runs the same tasks.
         asked = self.engines or self.runtimes
         rows: list[Row] = []
         for ask in list(asked):
@@ -142,20 +142,20 @@ class _Writer:
         other = self._path.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         try:
-            text = json.dumps({**self._told, "rows": rows}, ensure_ascii=False)
+            text = json.dumps({**self._process, "rows": rows}, ensure_ascii=False)
             with open(os.open(other, flags, 0o600), "wb") as file:
                 file.write(text.encode(errors="replace"))  # a name may be in no encoding
             os.replace(other, self._path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 other.unlink()
-            if not self._has_complained:
-                self._has_complained = True
+            if not self._has_warned:
+                self._has_warned = True
                 _log.warning(
-                    "this process cannot tell of its tasks for now (%s): %s", ENVIRONMENT, error
+                    "this process cannot write its status for now (%s): %s", ENVIRONMENT, error
                 )
         else:
-            self._has_complained = False
+            self._has_warned = False
 
     def _remove(self) -> None:
         if os.getpid() == self._pid:  # and not in the child of a fork
@@ -165,7 +165,7 @@ class _Writer:
 
 
 def _own_directory() -> Path:
-    """Make the directory if need be, and see that it is this user's alone."""
+    """Make the directory if need be, and check that only this user can write to it."""
     path = directory()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_owner(path)
@@ -182,7 +182,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _beginning_of(pid: int) -> str | None:
-    """Return when a process began, as a number of the system's; ``None`` if it is no more."""
+    """Return when a process began, as a number of the system's; ``None`` if it has ended."""
     if not _PROC.is_dir():
         return _beginning_by_ps(pid)
     try:
@@ -207,7 +207,7 @@ def _beginning_by_ps(pid: int) -> str | None:
 
 
 def _forget_in_child() -> None:
-    """After ``fork()`` the child is a process of its own, without the thread that writes."""
+    """Forget the writer in the child of a ``fork()``, which has no thread that writes."""
     global _lock, _writer
     _lock = threading.Lock()
     _writer = None
@@ -219,28 +219,28 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def read(pid: int) -> Status | None:
-    """Return what a process tells of its tasks; ``None`` if it tells nothing, or has ended.
+    """Return the status of a process; ``None`` if it has written none, or has ended.
 
     Raises
     ------
     PermissionError
-        If others than this user can write where it would tell it.
+        If others than this user can write to the directory.
     """
     folder = directory()
     file = folder / f"{pid}.json"
     try:
         _check_owner(folder)
-        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    if told["began"] is None or told["began"] != _beginning_of(pid):
-        file.unlink(missing_ok=True)  # it was killed before it could do that itself
+    if content["began"] is None or content["began"] != _beginning_of(pid):
+        file.unlink(missing_ok=True)  # it was killed before it could remove the file itself
         return None
-    return Status(told["pid"], told["command"], [Row(*row) for row in told["rows"]])
+    return Status(content["pid"], content["command"], [Row(*row) for row in content["rows"]])
 
 
 def read_all() -> list[Status]:
-    """Return what all processes of this user tell, the one that began last at the end."""
+    """Return the status of all processes of this user, in the order in which they began."""
     names = [file.stem for file in directory().glob("*.json")]
     found = [read(int(name)) for name in names if name.isdecimal()]
     return sorted((each for each in found if each), key=lambda each: _began(each.pid))

@@ -25,7 +25,7 @@ def fitted(shown: Sequence[Shown], most: int = MOST_ROWS) -> list[Shown]:
 
 
 def printable(text: str) -> str:
-    """Return a text with what is not to be seen as Python writes it, for example ``"\\\\n"``."""
+    """Return a text with invisible characters as Python writes them, for example ``"\\\\n"``."""
     if text.isprintable():
         return text
     return "".join(
@@ -40,7 +40,7 @@ def count_of(row: Row) -> str:
 
 def trouble_of(row: Row) -> str:
     """Return for example ``"3 failed"``; nothing if all went well."""
-    parts = []
+    parts: list[str] = []
     if row.failed:
         parts.append(f"{row.failed:,} failed")
     if row.cancelled:

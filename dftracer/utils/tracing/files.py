@@ -13,7 +13,7 @@ from dftracer.utils._native import Trace
 from dftracer.utils.redaction import keep_environment
 
 ENVIRONMENT = "DFTRACER_TRACE"
-"""Where the default runtime and engines write a trace, unless they are told otherwise."""
+"""Where the default runtime and engines write a trace, unless they are given another place."""
 
 _LEDGER = "DFTRACER_TRACES_BEGUN"
 """In the environment of child processes: the traces that must not be overwritten by them."""
@@ -43,9 +43,7 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
     OSError
         If it cannot be written.
     """
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        text = os.fsdecode(text)
+    text = os.fsdecode(path)
     name = os.path.abspath(text)
     if text.endswith(os.sep):
         os.makedirs(name, exist_ok=True)
@@ -70,7 +68,7 @@ def trace_of_environment() -> Trace | None:
 
 def _begin(name: str) -> Trace:
     """Open the file that stands for ``name``; that with the process's number if it is another's."""
-    keep_environment()  # which programs may repeat in what the trace says of them
+    keep_environment()  # programs may repeat its secrets in what the trace holds of them
     process = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     process = os.fsencode(process).decode(errors="replace")
     host = socket.gethostname()

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeGuard
 
 _MAX_LINE = 16 << 20
 """How many bytes a line has at most: the dependencies of one task on a million others."""
@@ -25,7 +25,7 @@ _NESTED = 100
 _NUMBERS = ("id", "pid", "tid", "ts", "dur")
 _NUMBER_ARGUMENTS = ("queued_us", "wait_us")
 _NAMES = ("hhash", "uid", "engine", "runtime", "task", "owner", "parent")
-"""What events are told apart by."""
+"""What distinguishes one event from another."""
 
 
 class LeftOut:
@@ -43,7 +43,7 @@ class LeftOut:
         self._first = self._first or f"line {number} of {_shown(path)}: {reason}"
 
     def rest(self, path: Path, reason: str) -> None:
-        """Take down that the rest of a file is missing."""
+        """Count the rest of a file as missing."""
         self.files.append(f"{_shown(path)}: {reason}")
 
     def __str__(self) -> str:
@@ -107,17 +107,17 @@ def _lines(
 def _event_of(text: str) -> dict[str, Any] | str:
     """Return the event in a line, or why there is none."""
     try:
-        event = _decode(text)
+        event: object = _decode(text)
         if text.count("[") + text.count("{") > _NESTED:
             json.dumps(event)  # which goes less deep than reading does
     except ValueError as error:
         return f"it is no JSON: {error}"
     except RecursionError:
         return "it is nested too deep"
-    if not isinstance(event, dict):
+    if not is_object(event):
         return "it is no event"
     arguments = event.get("args")
-    if not isinstance(arguments, dict):
+    if not is_object(arguments):
         arguments = {}
     for members, keys in ((event, _NUMBERS), (arguments, _NUMBER_ARGUMENTS)):
         for key in keys:
@@ -133,6 +133,11 @@ def _event_of(text: str) -> dict[str, Any] | str:
         if isinstance(arguments.get(key), (list, dict)):
             return f"its {key} is neither a text nor a number"
     return event
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Return whether a value that was read from JSON is an object."""
+    return isinstance(value, dict)
 
 
 def strict_json(event: dict[str, Any]) -> str:

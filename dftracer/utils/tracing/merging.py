@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dftracer.utils.tracing.files import SUFFIXES
-from dftracer.utils.tracing.lines import LeftOut, events_in, strict_json
+from dftracer.utils.tracing.lines import LeftOut, events_in, is_object, strict_json
 from dftracer.utils.whole_file import replacing
 
 _log = logging.getLogger("dftracer.utils")
@@ -91,8 +91,8 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
         out.write("[\n")
         for file in files:
             for event in read_events(file, left_out):
-                arguments = event.get("args")
-                host = arguments.get("hhash") if isinstance(arguments, dict) else None
+                arguments: object = event.get("args")
+                host = arguments.get("hhash") if is_object(arguments) else None
                 event["id"], event["pid"] = count, number_of(host, event.get("pid", 0))
                 if count:
                     out.write(",\n" if is_strict else "\n")
