@@ -107,6 +107,33 @@ async def test_files_are_placed_when_they_are_nested_in_arguments(
         assert await tasks.read(InputFile("all"), joined) == "abc"
 
 
+async def test_files_are_placed_when_the_body_runs_in_the_engines_loop(
+    work_dir: Path, backend: ExecutionBackend
+) -> None:
+    async with await engine(work_dir, backend=backend) as flow:
+        tasks = Tasks(flow)
+
+        @flow.function_task(loop="engine")
+        async def copy(source: InputFile, out: OutputFile, after: Any = None) -> str:
+            write(read(source) + "!", out)
+            return read(source)
+
+        @flow.function_task(loop="engine")
+        async def forget(out: OutputFile) -> None:
+            """Write nothing."""
+
+        first = tasks.write("text", OutputFile("a"))
+        copied = copy(InputFile("a"), OutputFile("b"), first)
+        again = copy(InputFile("b"), OutputFile("c"), copied)
+        assert await tasks.read(InputFile("c"), again) == "text!!"
+        assert (await copied, await again) == ("text", "text!")
+        assert copied.task["directory"] == str(work_dir / "engine" / copied.uid)
+        with pytest.raises(DataError, match="'d'"):
+            await forget(OutputFile("d"))
+        with pytest.raises(DataError, match="'e'"):
+            await copy(InputFile("e"), OutputFile("f"))
+
+
 @pytest.mark.parametrize("name", [AWKWARD, "-rf", "näme\nwith line", "a" * 255])
 async def test_files_reach_the_consumer_when_names_are_awkward(work_dir: Path, name: str) -> None:
     async with await engine(work_dir) as flow:

@@ -169,6 +169,41 @@ async def test_events_come_in_order_when_a_plain_function_has_a_timeout() -> Non
     assert events.kinds_of(task) == [*BEGINNING, "TaskCompleted"]
 
 
+async def test_events_come_in_order_when_bodies_run_in_the_engines_loop() -> None:
+    fails = [ValueError("first"), None]
+    began = asyncio.Event()
+
+    async with observed() as (flow, events, manager):
+
+        @flow.function_task(loop="engine")
+        async def hold() -> None:
+            began.set()
+            await asyncio.get_running_loop().create_future()
+
+        @flow.function_task(loop="engine", retries=1, backoff=0)
+        async def second_time(value: Any) -> Any:
+            if (error := fails.pop(0)) is not None:
+                raise error
+            return value
+
+        @flow.function_task(loop="engine", timeout=0.01)
+        async def endless() -> None:
+            await asyncio.get_running_loop().create_future()
+
+        done = second_time(flow.function_task(identity)(1))
+        late, held = endless(), hold()
+        assert await done == 1
+        await asyncio.wait([late])
+        await asyncio.wait_for(began.wait(), GUARD_S)
+        held.cancel()
+    again = ["asyncflow.TaskRetried", "TaskQueued", "TaskSubmitted"]
+    assert events.kinds_of(done) == [*BEGINNING, *again, "TaskCompleted"]
+    assert events.kinds_of(late) == [*BEGINNING, "TaskFailed"]
+    assert events.kinds_of(held) == [*BEGINNING, "TaskCanceled"]
+    assert {event.attributes["task_type"] for event in events.of(done)} == {"function"}
+    assert manager.task_count()["running"] == 0
+
+
 async def test_events_come_in_order_when_a_prompt_is_answered() -> None:
     async with observed(NoopExecutionBackend()) as (flow, events, _):
 

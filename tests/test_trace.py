@@ -1,6 +1,7 @@
 """Traces of a runtime: what is written, whatever becomes of the tasks and of the process."""
 
 import asyncio
+import gc
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from trace_support import (
 )
 
 from dftracer.utils import Runtime
-from dftracer.utils.tracing import merge_traces, open_trace, read_events
+from dftracer.utils.tracing import Trace, merge_traces, open_trace, read_events
 
 __all__ = ["peer_tools"]
 
@@ -47,6 +49,88 @@ async def nap() -> None:
 
 def returns_coroutine() -> Any:
     return nap()
+
+
+# --- a file system that does not answer ---------------------------------------------------------
+
+
+def test_nobody_waits_for_the_writer_but_who_flushes_when_the_file_does_not_answer(
+    tmp_path: Path,
+) -> None:
+    """A pipe that nobody reads: the thread that writes is stuck in it, until the test reads."""
+    path = str(tmp_path / "trace.pfw")
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    trace = Trace(path, True, "test", "host")
+    calls: list[tuple[str, Any]] = []
+
+    def flush() -> None:
+        trace.flush()
+        calls.append(("flushed", None))
+
+    with Runtime(threads=1, io_threads=1, python_threads=2) as runtime:
+        runtime.start_trace(trace)
+        for number in range(3_000):  # more than a pipe holds
+            runtime.submit(same, number, name=f"task {number}")
+        runtime.wait_all()
+        flushing = [threading.Thread(target=flush) for _ in range(2)]
+        for thread in flushing:
+            thread.start()
+        # All that others do goes on meanwhile: here, in bodies, in programs, in other traces.
+        for number in range(40_000):  # more than wait before the writer is told
+            runtime.submit(same, number)
+        runtime.wait_all()
+        assert runtime.submit(same, 1).get(60) == 1
+        assert runtime.run_process(["true"], name="program").get(60).exit_code == 0
+        assert runtime.submit(nap).get(60) is None
+        runtime.get_progress()
+        with Runtime(python_threads=1, trace=tmp_path / "other.pfw.gz") as other:
+            other.submit(same, 2, name="other").get(60)
+        assert "other" in by_name(tmp_path / "other.pfw.gz")
+        assert calls == []
+        os.set_blocking(reader, True)
+        written = bytearray()
+        draining = threading.Thread(target=drain, args=(reader, written))
+        draining.start()
+        for thread in flushing:
+            thread.join()
+        del trace
+    del runtime
+    gc.collect()  # which ends the trace, and so what is read
+    draining.join()
+    assert b'"task 0"' in written
+    assert b'"task 2999"' in written
+    assert b"records lost" not in written
+
+
+def test_a_shutdown_ends_when_the_file_of_the_trace_does_not_answer(
+    run_script: Callable[..., str], tmp_path: Path
+) -> None:
+    """That takes as long as such a file is waited for."""
+    path = str(tmp_path / "trace.pfw")
+    os.mkfifo(path)
+    script = f"""
+        import os, threading
+        from dftracer.utils import Runtime
+        from dftracer.utils.tracing import Trace
+
+        reader = os.open({path!r}, os.O_RDONLY | os.O_NONBLOCK)
+        trace = Trace({path!r}, True, "test", "host")
+        runtime = Runtime(python_threads=1)
+        runtime.start_trace(trace)
+        for number in range(3_000):
+            runtime.submit(int, name=f"task {{number}}")
+        runtime.shutdown()
+        print("shut down", flush=True)
+        os._exit(0)
+    """
+    assert run_script(script, stderr=None) == "shut down\n"
+
+
+def drain(reader: int, into: bytearray) -> None:
+    while part := os.read(reader, 1 << 20):
+        into += part
+    os.close(reader)
 
 
 # --- what is written ------------------------------------------------------------------------------

@@ -604,7 +604,10 @@ class Trace:
         """
 
     def flush(self) -> None:
-        """Wait until all that has ended before is in the file, or cannot be brought there."""
+        """Wait until all that has ended before is in the file, or cannot be brought there.
+
+        For at most 10 seconds: the file system may not answer, which is logged then.
+        """
 
 @final
 class Mailbox:

@@ -14,9 +14,6 @@ use crate::trace;
 /// How long tasks have to end that were cancelled, and how long threads have to leave then.
 const LEAVE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long traces may take to reach their files.
-const TRACE_GRACE: Duration = Duration::from_secs(10);
-
 /// Whether `shutdown_all` has been called in this process. Relaxed: only the main thread asks.
 static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
 
@@ -53,7 +50,7 @@ pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Optio
     for runtime in &runtimes {
         runtime.leave(py, deadline);
     }
-    trace::flush_all(py, Instant::now() + TRACE_GRACE);
+    trace::flush_all(py, Instant::now() + trace::GRACE);
     (given_up, interruption)
 }
 

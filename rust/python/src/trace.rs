@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dftracer_core::trace::{self, End, Kind, Record, Setup, Writer};
 use pyo3::exceptions::PyBaseException;
@@ -19,6 +19,9 @@ use crate::origin::UNLABELLED;
 use crate::progress::{Slot, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 use crate::worker::{self, Ran};
+
+/// How long traces may take to reach their files where somebody waits for that.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
 
 /// How many names are known by their addresses.
 const MAX_LABELS: usize = 1_024;
@@ -132,7 +135,19 @@ impl Trace {
     }
 
     fn flush(&self, py: Python<'_>) {
-        py.detach(|| self.core.flush());
+        py.detach(|| flush(&self.core));
+    }
+}
+
+/// Waits until all is in the file, but not for ever: its file system may not answer.
+fn flush(core: &trace::Trace) {
+    if !core.flush_until(Instant::now() + GRACE) {
+        log::warn!(
+            target: "dftracer.utils",
+            "a trace has not been written for {} s, and nobody waits for it any more: does its file \
+             system answer?",
+            GRACE.as_secs()
+        );
     }
 }
 
@@ -183,8 +198,9 @@ impl Tracing {
         self.core.note(self.source, handle.task_id, *created, members);
     }
 
+    /// Called without the interpreter, which others may need meanwhile.
     pub(crate) fn flush(&self) {
-        self.core.flush();
+        flush(&self.core);
     }
 
     /// Says the name of a native task, which may end without the interpreter.

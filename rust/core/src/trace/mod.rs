@@ -229,6 +229,11 @@ impl Trace {
     pub fn flush(&self) {
         self.inner.flush(None);
     }
+
+    /// The same, not beyond a time limit; false if that came first.
+    pub fn flush_until(&self, deadline: Instant) -> bool {
+        self.inner.flush(Some(deadline))
+    }
 }
 
 impl Drop for Trace {
@@ -254,7 +259,7 @@ impl Writer {
 
     /// As [`Trace::flush`], not beyond a time limit.
     pub fn flush(&self, deadline: Instant) {
-        self.inner.flush(Some(deadline));
+        let _ = self.inner.flush(Some(deadline));
     }
 
     /// If its trace was dropped, waits until the file is closed.
@@ -271,9 +276,10 @@ impl Inner {
         self.process == std::process::id()
     }
 
-    fn flush(&self, deadline: Option<Instant>) {
+    /// False if the deadline came first.
+    fn flush(&self, deadline: Option<Instant>) -> bool {
         if !self.is_ours() {
-            return;
+            return true;
         }
         let mut state = lock(&self.state);
         state.asked += 1;
@@ -283,13 +289,14 @@ impl Inner {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             state = match left {
                 None => self.written.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return,
+                Some(Duration::ZERO) => return false,
                 Some(left) => {
                     let waited = self.written.wait_timeout(state, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
+        true
     }
 
     fn take_note(&self, record: &Record) -> Option<Note> {
