@@ -504,6 +504,54 @@ async def test_only_that_task_fails_when_its_timeout_is_none(lent_pool: Lend, ti
 # --- shutdown -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["cancelled", "out of time", "shut down"])
+@pytest.mark.parametrize("kind", ["threads", *PROCESSES])
+async def test_shutdown_ends_when_a_body_does_not_return(
+    kind: str,
+    how: str,
+    door: Door,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("DFTRACER_EXIT_PATIENCE_S", "0.2")
+    pool = make_pool(kind)
+    backend = await LocalExecutionBackend(pool, "pool")
+    recorder = Recorder(backend)
+    description = {"timeout": 0.1} if how == "out of time" else {}
+    task = function_task("task.1", door.hold, description=description)
+    await backend.submit_tasks([task, function_task("waits", abs, -1)])
+    await door.reached()
+    workers = dict(getattr(pool, "_processes", {}))
+    if how == "cancelled":
+        await backend.cancel_task("task.1")
+    elif how == "out of time":
+        with pytest.raises(TaskTimeoutError):
+            await recorder.result_of("task.1")
+    await asyncio.wait_for(backend.shutdown(), GUARD_S)
+    assert len(recorder.states["task.1"]) == 1
+    assert recorder.states["waits"][-1] in ("CANCELED", "DONE")
+    assert backend.state() == "SHUTDOWN"
+    assert "backend 'pool' is shut down, and bodies" in caplog.text
+    assert not any(process.is_alive() for process in workers.values())
+
+
+async def test_a_backend_that_owns_its_pool_can_be_used_again_when_a_body_did_not_return(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DFTRACER_EXIT_PATIENCE_S", "0.1")
+    backend = await LocalExecutionBackend()
+    recorder = Recorder(backend)
+    await backend.submit_tasks([function_task("task.1", door.hold, 1)])
+    await door.reached()
+    await backend.shutdown()
+    async with backend:
+        await backend.submit_tasks([function_task("task.2", door.hold, 2)])
+        await door.reached()
+        door.open(2)
+        assert await recorder.result_of("task.2") == 2
+    assert recorder.states["task.1"] == ["CANCELED"]
+
+
 @pytest.mark.parametrize("kind", EVERY)
 async def test_the_loop_goes_on_when_shutdown_waits_for_a_body(kind: str, door: Door) -> None:
     backend = await LocalExecutionBackend(make_pool(kind))

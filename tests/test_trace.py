@@ -61,15 +61,15 @@ def test_nobody_waits_for_the_writer_but_who_flushes_when_the_file_does_not_answ
     path = str(tmp_path / "trace.pfw")
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    trace = Trace(path, True, "test", "host")
+    traces = [Trace(path, True, "test", "host")]
     calls: list[tuple[str, Any]] = []
 
     def flush() -> None:
-        trace.flush()
+        traces[0].flush()
         calls.append(("flushed", None))
 
     with Runtime(threads=1, io_threads=1, python_threads=2) as runtime:
-        runtime.start_trace(trace)
+        runtime.start_trace(traces[0])
         for number in range(3_000):  # more than a pipe holds
             runtime.submit(same, number, name=f"task {number}")
         runtime.wait_all()
@@ -94,7 +94,7 @@ def test_nobody_waits_for_the_writer_but_who_flushes_when_the_file_does_not_answ
         draining.start()
         for thread in flushing:
             thread.join()
-        del trace
+        traces.clear()
     del runtime
     gc.collect()  # which ends the trace, and so what is read
     draining.join()

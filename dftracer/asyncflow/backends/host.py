@@ -159,13 +159,17 @@ class HostExecutionBackend(StagesFiles, ExecutionBackend):
         try:
             if self._unfinished or self._calls or self._late:
                 self._emptied = loop.create_future()
-                await self._emptied
+                await asyncio.wait([self._emptied], timeout=self._patience_s())
             await self._release()
             if self._inbox is not None:
                 self._inbox.close()
             self._runtime = self._mailbox = self._inbox = self._loop = None
         finally:
             self._closing = self._emptied = None
+
+    def _patience_s(self) -> float | None:
+        """How many seconds a shutdown waits for what was cancelled; ``None`` for ever."""
+        return None
 
     def state(self) -> str:
         return "IDLE" if self._loop is None else "INITIALIZED"

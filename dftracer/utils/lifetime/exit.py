@@ -20,7 +20,8 @@ def hurry_at_exit() -> None:
     _is_in_a_hurry = True
 
 
-def _exit_patience_s() -> float:
+def exit_patience_s() -> float:
+    """How many seconds the end waits for what does not end: of the interpreter, and of others."""
     if _is_in_a_hurry:
         return 0.0
     try:
@@ -30,7 +31,7 @@ def _exit_patience_s() -> float:
 
 
 def _shut_down_at_exit() -> None:
-    given_up, interruption = _native.shutdown_all(_exit_patience_s())
+    given_up, interruption = _native.shutdown_all(exit_patience_s())
     if given_up:
         reason = "none had ended for a while (DFTRACER_EXIT_PATIENCE_S)"
         if interruption is not None:

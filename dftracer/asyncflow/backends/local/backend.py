@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import threading
 from collections import deque
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
@@ -24,10 +25,13 @@ from dftracer.asyncflow.backends.local.pools import (
 from dftracer.asyncflow.errors import let_out, text_of_error
 from dftracer.utils import Runtime
 from dftracer.utils.default import threads_of_environment
+from dftracer.utils.lifetime.exit import exit_patience_s
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 LOOK_S = 1.0
 """How often a pool of processes is looked after while it has calls."""
@@ -115,11 +119,31 @@ class LocalExecutionBackend(HostExecutionBackend):
             )
         return Runtime(threads_of_environment())
 
+    def _patience_s(self) -> float | None:
+        return exit_patience_s()
+
+    def _leave_behind(self) -> bool:
+        """Expect nothing more of the bodies that run on; tell whether there are some."""
+        left = [call for _, call in self._late.values() if isinstance(call, Call)]
+        if left:
+            _log.warning(
+                "backend '%s' is shut down, and bodies whose calls were cancelled or have run out "
+                "of time have not returned (DFTRACER_EXIT_PATIENCE_S): processes are killed, "
+                "threads are left behind",
+                self.name,
+            )
+        for call in left:
+            call.future = call.executor = None
+        self._late.clear()
+        return bool(left)
+
     async def _release(self) -> None:
-        # Both wait for their workers; not in the event loop's thread.
+        # All these wait for their workers; not in the event loop's thread.
+        if self._recovering is not None:
+            await asyncio.wait([self._recovering])
         if self._runtime is not None:
             await asyncio.to_thread(self._runtime.shutdown)
-        await asyncio.to_thread(self._watch.shut_down)
+        await asyncio.to_thread(self._watch.shut_down, self._leave_behind())
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None

@@ -156,11 +156,16 @@ class PoolWatch:
         is_shut = self._executor._shutdown_thread if flags is None else flags.shutdown
         return not is_shut  # then it refuses them itself
 
-    def shut_down(self) -> None:
-        """Shut the executor down, and end the workers that it has left behind. Blocks."""
+    def shut_down(self, is_stuck: bool = False) -> None:
+        """Shut the executor down, and end the workers that it has left behind. Blocks.
+
+        Where bodies do not return (``is_stuck``), kill processes and do not wait for threads.
+        """
         processes = dict(getattr(self._executor, "_processes", None) or {})
         self.has_lost_its_thread()  # which it knows of only before it is shut down
-        self._executor.shutdown()
+        for process in processes.values() if is_stuck else ():
+            _kill(process)
+        self._executor.shutdown(wait=bool(processes) or not is_stuck)
         if self.has_lost_its_thread():  # which would have seen to that
             _end_all(processes)
 
