@@ -1,6 +1,8 @@
 """What the pages show is run as it stands there, and every link of theirs is followed."""
 
+import ast
 import asyncio
+import inspect
 import os
 import re
 import shutil
@@ -199,3 +201,30 @@ def test_a_mark_is_known_when_it_is_above_a_block() -> None:
     known = {"continues", "within", "file", "prints", "output"}
     assert {name for each in marks for name in each} <= known
     assert {each["within"] for each in marks if "within" in each} == set(FRAMES)
+
+
+def test_help_says_what_the_stub_says_when_a_name_is_public() -> None:
+    stub = ast.parse(Path(dftracer.utils.__file__).with_name("_native.pyi").read_text())
+    owners: list[tuple[Any, str, ast.AST]] = [
+        (dftracer.utils, node.name, node)
+        for node in stub.body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+        and hasattr(dftracer.utils, node.name)
+        and node.name != "Runtime"  # which has a class, and docstrings, of its own
+    ]
+    owners += [
+        (getattr(dftracer.utils, node.name), member.name, member)
+        for node in stub.body
+        if isinstance(node, ast.ClassDef) and hasattr(dftracer.utils, node.name)
+        for member in node.body
+        if isinstance(member, ast.FunctionDef) and not member.name.startswith("_")
+    ]
+    different, count = [], 0
+    for owner, name, node in owners:
+        said = ast.get_docstring(node)
+        if said is not None and (owner is not dftracer.utils.Runtime or name not in vars(owner)):
+            count += 1
+            if inspect.getdoc(getattr(owner, name)) != said:
+                different.append(f"{owner.__name__}.{name}")
+    assert count > 30
+    assert different == []

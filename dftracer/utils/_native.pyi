@@ -53,12 +53,17 @@ def available_cpus() -> int:
     """
 
 def sleep(seconds: float, /) -> None:
-    """Sleep as :func:`time.sleep` does, but end at once if the task is cancelled or times out.
+    """Sleep, and wake at once if the task that calls this is cancelled or times out.
+
+    Parameters
+    ----------
+    seconds:
+        How long; the interpreter is released meanwhile.
 
     Raises
     ------
     asyncio.CancelledError
-        If that happens to the task whose plain body calls this.
+        If the task, whose plain body calls this, is cancelled or times out.
     ValueError
         If ``seconds`` is not a number.
     """
@@ -88,9 +93,9 @@ def shutdown_all(patience: float) -> tuple[list[str], BaseException | None]:
     """
 
 def keep_secret(forms: Sequence[str]) -> None:
-    """Hide a secret in these forms from now on: in traces, and where :func:`hide_secrets` is asked.
+    """Hide a secret in these forms from now on: in traces, and in texts for :func:`hide_secrets`.
 
-    Of very many, those that were not said lately are forgotten.
+    Of very many secrets, those that were not given lately are forgotten.
     """
 
 def hide_secrets(text: str) -> str:
@@ -112,9 +117,9 @@ def track_all(objects: list[Any], /) -> None:
     """Put objects back on the list that the garbage collector looks through."""
 
 def before_fork() -> None:
-    """Wait until no native thread holds a lock that the child would find held for ever.
+    """Wait until no native thread holds a lock, or opens or closes a pipe.
 
-    Nor opens or closes a pipe: the child closes those that are open.
+    In the child of the fork a held lock would stay held for ever; the child closes open pipes.
     """
 
 def after_fork_in_parent() -> None:
@@ -125,10 +130,10 @@ def after_fork_in_child() -> None:
 
 @final
 class TaskHandle(Generic[_T_co]):
-    """The claim check for one task's outcome. Made by :meth:`Runtime.submit`.
+    """One task and its outcome. Made by :meth:`Runtime.submit`.
 
-    Every handle comes to one end, once: done, failed or cancelled. The outcome lives as long as
-    the handle; the arguments are released when the body has returned.
+    Every task has exactly one outcome: done, failed or cancelled. It lives as long as the handle;
+    the arguments are released when the body has returned.
 
     A handle can be awaited in any asyncio event loop: ``await handle`` gives the result or raises,
     and cancels the task if the wait is cancelled.
@@ -139,7 +144,7 @@ class TaskHandle(Generic[_T_co]):
         A handle of any runtime or a :class:`concurrent.futures.Future` to make a handle around; at
         most one of them. Without either the handle has ended with ``None``.
     name, task_id:
-        What the new handle says; with ``native``, its own by default.
+        Name and number of the new handle; by default those of ``native``.
     """
 
     def __new__(
@@ -163,7 +168,7 @@ class TaskHandle(Generic[_T_co]):
 
     @property
     def state(self) -> Literal["queued", "running", "done", "failed", "cancelled"]:
-        """Where the task stands."""
+        """How far the task is; the last three do not change any more."""
 
     @property
     def exception(self) -> BaseException | None:
@@ -191,19 +196,32 @@ class TaskHandle(Generic[_T_co]):
         """
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the end of the task, whichever it is. Raises as :meth:`get` does while waiting,
-        but not what the body raised."""
+        """Wait for the end of the task, and return in the same way if it has failed.
+
+        Parameters
+        ----------
+        timeout:
+            Seconds to wait; ``None`` waits for ever.
+
+        Raises
+        ------
+        TimeoutError
+            If the task has not ended in time. It goes on.
+        RuntimeError
+            If waiting here could block for ever: too many tasks of the runtime wait already, or
+            the runtime was made before a ``fork()``.
+        """
 
     def done(self) -> bool:
         """Return whether the task has ended: done, failed or cancelled."""
 
     def cancel(self) -> Cancellation:
-        """Stop the task if that can be done, and tell how far it came.
+        """Stop the task if that can be done, and return what was done.
 
         A task that has not begun never will: ``DEQUEUED``. One that runs is asked to stop:
         ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits; a child
         process is killed with its process group. The task of a plain body ends at once, and the
-        body goes on: it gets the same error in the waits of this package, and can look at
+        body goes on: it gets the same error in the waits of this package, and can check
         :attr:`cancel_requested`. A file that is being staged does not appear any more, and its
         task ends at once, as one that hashes does. A task that has ended: ``TOO_LATE``.
         """
@@ -360,12 +378,12 @@ class Runtime:
         """Run many calls for one reader: token, function, args, kwargs, name, context.
 
         A body runs in its ``context``, which nothing else may run in, or in a new one if that is
-        empty; ``None`` is a copy of this one. ``notes`` say of each call, for the trace, when it
+        empty; ``None`` is a copy of this one. ``notes`` hold for each call, for the trace, when it
         was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
-        ``interrupts`` say of each what ``interrupt`` is for :meth:`submit`.
+        ``interrupts`` hold for each the ``interrupt`` of :meth:`submit`.
 
-        Each outcome is posted to ``mailbox`` under its token. A failure is the business of the
-        mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it.
+        Each outcome is posted to ``mailbox`` under its token. Failures are for the mailbox's
+        reader: :meth:`wait_all` and :meth:`get_failed` do not report them.
 
         Raises
         ------
@@ -382,10 +400,26 @@ class Runtime:
         interrupt: bool = False,
         **kwargs: Any,
     ) -> TaskHandle[_R]:
-        """Run a call that blocks, as :meth:`submit` does, but on a thread of the I/O lane.
+        """Run a call that blocks, such as one that reads files, on a thread of the I/O lane.
 
-        There it takes no place of a body that computes. A coroutine function runs where
-        :meth:`submit` would run it.
+        There it takes no thread of a body that computes. A coroutine function runs on an event
+        loop of the coroutine lane.
+
+        Parameters
+        ----------
+        name:
+            The task's name, instead of that of the callable.
+        interrupt:
+            Whether a plain body that is cancelled or runs out of time gets
+            :class:`asyncio.CancelledError`, thrown into its thread. That can break locks for the
+            whole process; see "Cancellation" in ``docs/lifecycle.md``.
+
+        Raises
+        ------
+        TypeError
+            If ``function`` is not callable.
+        RuntimeError
+            If the runtime is shut down, or was made before a ``fork()``.
         """
 
     def start_process(
@@ -405,11 +439,11 @@ class Runtime:
         note: tuple[int, str] | None = None,
         tty: bool = False,
     ) -> TaskHandle[ProcessResult]:
-        """Run a program: what :meth:`dftracer.utils.Runtime.run_process` is made of.
+        """Run a program; :meth:`dftracer.utils.Runtime.run_process` says with what.
 
-        With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
-        business of its reader. With ``tell_begin`` that it begins is posted too, as by
-        :meth:`Mailbox.post`. ``note`` is as for :meth:`submit_to`.
+        With a ``mailbox``, the outcome is posted there under ``token``, and a failure is for its
+        reader alone. With ``tell_begin`` a post says that it begins, too. ``note`` is one of the
+        ``notes`` of :meth:`submit_to`.
         """
 
     def hash_files(
@@ -463,7 +497,7 @@ class Runtime:
         """
 
     def is_responsive(self) -> bool:
-        """Return whether tasks that wait can hope to begin.
+        """Return whether tasks that wait will begin before long.
 
         False if in some lane tasks wait while all of its workers have been busy with the same
         tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
@@ -479,10 +513,10 @@ class Runtime:
         """
 
     def set_timeout_ms(self, millis: int) -> None:
-        """As :meth:`dftracer.utils.Runtime.set_timeout`."""
+        """Let every task that has not ended in ``millis`` milliseconds run out of time; 0: none."""
 
     def set_default_task_timeout_ms(self, millis: int) -> None:
-        """As :meth:`dftracer.utils.Runtime.set_default_task_timeout`."""
+        """Limit how many milliseconds each task may run from now on; 0 takes the limit away."""
 
     def wait_all(self, raise_on_error: bool = False) -> None:
         """Wait until every task has ended.
@@ -499,9 +533,9 @@ class Runtime:
     def get_failed(self) -> list[TaskHandle[Any]]:
         """Return handles of the tasks that have failed since the last :meth:`clear_failed`.
 
-        The first 10,000 are kept; :attr:`failed_not_kept` counts the others. Of a task whose own
-        handle nobody holds any more it is another that tells the same: its exception is a copy
-        whose traceback has no variables, unless the runtime was made with ``keep_frames``.
+        The first 10,000 are kept; :attr:`failed_not_kept` counts the others. If the
+        handle of a task was dropped, a new one is made: its exception is a copy whose traceback
+        has no variables, unless the runtime was made with ``keep_frames``.
         """
 
     @property
@@ -532,8 +566,8 @@ class ProcessResult:
     def exit_code(self) -> int | None:
         """The exit code, or ``None`` if a signal ended it.
 
-        Both are ``None`` if the system has told others of its end: where ``SIGCHLD`` is ignored, or
-        another thread of this process has waited for it.
+        Both are ``None`` if somebody else has taken its exit status: where ``SIGCHLD`` is ignored,
+        or another thread of this process has waited for it.
         """
 
     @property
@@ -578,7 +612,7 @@ class Trace:
 
     @staticmethod
     def clock() -> int:
-        """The time now, in nanoseconds, as :meth:`component` takes it."""
+        """The time now in nanoseconds, for the times of :meth:`component`."""
 
     def component(
         self,
@@ -596,7 +630,7 @@ class Trace:
         kind:
             ``"block"``, or anything else.
         times:
-            When it was created, submitted, begun (0: never) and ended, as :meth:`clock` counts.
+            When it was created, submitted, begun (0: never) and ended, by :meth:`clock`.
         state:
             ``"DONE"``, ``"FAILED"`` or ``"CANCELLED"``.
         members:
@@ -604,21 +638,21 @@ class Trace:
         """
 
     def flush(self) -> None:
-        """Wait until all that has ended before is in the file, or cannot be brought there.
+        """Wait until all that has ended before is in the file, or cannot be written.
 
         For at most 10 seconds: the file system may not answer, which is logged then.
         """
 
 @final
 class Mailbox:
-    """What becomes of tasks, on its way to an event loop, which is woken once per burst."""
+    """A queue of outcomes, on their way to an event loop, which is woken once per burst."""
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int:
         """Return the descriptor that is readable while something waits."""
 
     def post(self, token: Any) -> None:
-        """Tell the reader, from any thread, that the task of ``token`` begins now."""
+        """Post, from any thread, that the task of ``token`` begins now."""
 
     def drain(
         self, limit: int, *, look: bool = False
@@ -668,7 +702,7 @@ class Graph:
         """
 
     def cancel(self, id: int) -> list[tuple[int, Literal["ready", "failed", "cancelled"]]]:
-        """End a node as cancelled, whether it waits or not. Returns as :meth:`finish` does."""
+        """End a node as cancelled, whether it waits or not; return who else is decided by this."""
 
     def __len__(self) -> int: ...
     def __contains__(self, id: int, /) -> bool: ...
@@ -694,19 +728,19 @@ class Waiting:
 
 @final
 class CoroutineWorker:
-    """What a worker of the coroutine lane asks of its lane and tells it."""
+    """The side of a coroutine worker that its event loop uses: the queue, sleep, outcomes."""
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when there is work."""
 
     def awake(self) -> None:
-        """Tell that the worker is about to look for work."""
+        """Note that the loop is awake because of the descriptor, and will take work."""
 
     def leave(self) -> None:
         """End this process if it is the child of a fork that a body has made."""
 
     def rise(self) -> None:
-        """Tell that something else than the descriptor has ended the sleep."""
+        """Note that the loop is awake for another reason than the descriptor."""
 
     def begin(
         self, driver: Any, limit: int
@@ -714,19 +748,19 @@ class CoroutineWorker:
         """Make the first step of up to ``limit`` queued bodies in the asyncio task ``driver``.
 
         Stops early at a body that suspends, and returns its handle, coroutine, context and what it
-        waits for; also where the next body is better off in a task of its own. The number tells how
+        waits for; also where the next body is better off in a task of its own. The number is how
         many more may be begun; -1 if none is queued.
         """
 
     def rest(self, may_exit: bool) -> Literal["sleep", "retry", "exit"]:
-        """Tell that there was no task, and ask what to do."""
+        """Return what to do when there was no task: sleep, try again, or end the loop."""
 
     def pause(self) -> None:
-        """Tell that no task is taken for now: who waits for ended ones is woken."""
+        """Wake the waiters of ended tasks, because no task is taken for now."""
 
     @staticmethod
     def suspended(handle: TaskHandle[Any], task: Any, event_loop: Any) -> bool:
-        """Tell how a task that has suspended can be cancelled; true if it is to be at once."""
+        """Note how a suspended task is cancelled; true if it is to be cancelled at once."""
 
     def succeed(self, handle: TaskHandle[_T], value: _T) -> None:
         """End a task with its value."""

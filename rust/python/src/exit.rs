@@ -84,7 +84,9 @@ impl Shared {
     }
 }
 
-/// The CPUs this process may use: its affinity and cgroup limits, not the number in the box.
+/// Return how many CPUs this process may use.
+///
+/// That is the smaller of its affinity mask and its cgroup's quota, not the number in the box.
 #[pyfunction]
 pub(crate) fn available_cpus() -> usize {
     sizes::available_cpus()

@@ -13,6 +13,9 @@ use pyo3::prelude::*;
 
 use crate::{exit, shared, waits};
 
+/// Wait until no native thread holds a lock, or opens or closes a pipe.
+///
+/// In the child of the fork a held lock would stay held for ever; the child closes open pipes.
 #[pyfunction]
 pub(crate) fn before_fork(py: Python<'_>) {
     forks::begin();
@@ -22,11 +25,13 @@ pub(crate) fn before_fork(py: Python<'_>) {
     }
 }
 
+/// Let the native threads go on.
 #[pyfunction]
 pub(crate) fn after_fork_in_parent() {
     forks::end_in_parent();
 }
 
+/// Mark every runtime made so far as a copy without threads. Run in the child of a fork.
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     forks::end_in_child();

@@ -6,6 +6,9 @@ use dftracer_core::graph::{Graph as CoreGraph, GraphError, NodeId, Outcome, Verd
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+/// The unfinished nodes of a workflow: who waits for whom. Pure bookkeeping.
+///
+/// A refused request changes nothing and raises :class:`ValueError`.
 #[pyclass(frozen, module = "dftracer.utils._native")]
 pub(crate) struct Graph {
     core: Mutex<CoreGraph>,
@@ -41,17 +44,31 @@ impl Graph {
         Self { core: Mutex::new(CoreGraph::new()) }
     }
 
+    /// Add a node; true if it waits for nothing. All ``dependencies`` must be unfinished.
     fn add(&self, id: NodeId, dependencies: Vec<NodeId>) -> PyResult<bool> {
         self.with(|graph| graph.add(id, &dependencies))
     }
 
+    /// End a node that waits for nothing, well or with a failure.
+    ///
+    /// Returns
+    /// -------
+    /// list[tuple[int, str]]
+    ///     Who else is decided by this: nodes that became ready, and nodes that have ended
+    ///     because of a failed or cancelled dependency, each after those it waited for.
     fn finish(&self, id: NodeId, done: bool) -> PyResult<Vec<Told>> {
         let outcome = if done { Outcome::Done } else { Outcome::Failed };
         self.with(|graph| graph.finish(id, outcome)).map(words)
     }
 
-    /// As `finish` for several that have all done what they were to do: the nodes that became
-    /// ready, and what else is decided. If one is refused, those before it have ended.
+    /// End nodes that wait for nothing, all of them well.
+    ///
+    /// If one is refused, those before it have ended.
+    ///
+    /// Returns
+    /// -------
+    /// tuple[list[int], list[tuple[int, str]]]
+    ///     The nodes that became ready by this, and those that have ended, as of :meth:`finish`.
     fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<(Vec<NodeId>, Vec<Told>)> {
         self.with(|graph| {
             let mut verdicts = Vec::new();
@@ -67,6 +84,7 @@ impl Graph {
         })
     }
 
+    /// End a node as cancelled, whether it waits or not; return who else is decided by this.
     fn cancel(&self, id: NodeId) -> PyResult<Vec<Told>> {
         self.with(|graph| graph.cancel(id)).map(words)
     }

@@ -41,6 +41,7 @@ impl Delivery {
     }
 }
 
+/// A queue of outcomes, on their way to an event loop, which is woken once per burst.
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Mailbox {
     pub(crate) core: Arc<CoreMailbox<Delivery>>,
@@ -55,14 +56,22 @@ impl Mailbox {
         Ok(Self { core: Arc::new(CoreMailbox::new()?), process: shared::process_generation() })
     }
 
+    /// Return the descriptor that is readable while something waits.
     fn fileno(&self) -> i32 {
         self.core.fileno()
     }
 
+    /// Post, from any thread, that the task of ``token`` begins now.
     fn post(&self, token: Py<PyAny>) {
         self.core.post(Delivery::begun(token));
     }
 
+    /// Take what is oldest, at most ``limit``: token, state, and value or exception.
+    ///
+    /// For ``running`` the value is the time at which the task began, in seconds since the epoch.
+    ///
+    /// With ``look`` it is given a moment, of at most 50 µs, in which something may come: where
+    /// such moments have not been in vain lately.
     #[pyo3(signature = (limit, *, look=false))]
     fn drain<'py>(
         &self,

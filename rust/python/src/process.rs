@@ -19,11 +19,19 @@ use crate::native::{NativeOutcome, os_error};
 use crate::once::Lazy;
 use crate::shared::Shared;
 
+/// How a child process ended.
 #[pyclass(frozen, get_all, module = "dftracer.utils._native")]
 pub(crate) struct ProcessResult {
+    /// The exit code, or ``None`` if a signal ended it.
+    ///
+    /// Both are ``None`` if somebody else has taken its exit status: where ``SIGCHLD`` is ignored,
+    /// or another thread of this process has waited for it.
     exit_code: Option<i32>,
+    /// The number of the signal that ended it.
     signal: Option<i32>,
+    /// All that it wrote to its standard output.
     stdout: Py<PyBytes>,
+    /// All that it wrote to its standard error.
     stderr: Py<PyBytes>,
 }
 

@@ -13,12 +13,15 @@ fn secrets() -> MutexGuard<'static, Option<Secrets>> {
     SECRETS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hides these forms of a secret from now on.
+/// Hide a secret in these forms from now on: in traces, and in texts for :func:`hide_secrets`.
+///
+/// Of very many secrets, those that were not given lately are forgotten.
 #[pyfunction]
 pub(crate) fn keep_secret(forms: Vec<String>) {
     secrets().get_or_insert_default().add(forms.iter().map(String::as_str));
 }
 
+/// Return ``text`` with ``***`` for each known secret, each piece of one, and logins in URLs.
 #[pyfunction]
 pub(crate) fn hide_secrets<'py>(text: &Bound<'py, PyString>) -> Bound<'py, PyString> {
     let lossy = text.to_string_lossy();

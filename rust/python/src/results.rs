@@ -15,6 +15,7 @@ use crate::runtime::{Runtime, Submitted};
 /// How many calls are submitted at a time, of items that are there already.
 const BATCH: usize = 256;
 
+/// The results of one call for each item, in order; see :meth:`dftracer.utils.Runtime.map`.
 #[pyclass(frozen, generic, subclass, module = "dftracer.utils._native")]
 pub(crate) struct Results {
     state: Mutex<State>,
@@ -170,7 +171,7 @@ impl Results {
         taken
     }
 
-    /// Cancels the calls that have not begun.
+    /// Cancel the calls that have not begun.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let State { calls, rest } = std::mem::take(&mut *self.lock());
         drop(rest);

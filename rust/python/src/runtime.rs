@@ -24,6 +24,7 @@ use crate::shared::{LaneKind, Shared};
 use crate::submit::Arguments;
 use crate::trace::{self, Note, Trace};
 
+/// The native part of :class:`dftracer.utils.Runtime`, where it is documented.
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
     shared: Arc<Shared>,
@@ -240,6 +241,26 @@ impl Runtime {
         Ok(Self { shared })
     }
 
+    /// Run a call that blocks, such as one that reads files, on a thread of the I/O lane.
+    ///
+    /// There it takes no thread of a body that computes. A coroutine function runs on an event
+    /// loop of the coroutine lane.
+    ///
+    /// Parameters
+    /// ----------
+    /// name:
+    ///     The task's name, instead of that of the callable.
+    /// interrupt:
+    ///     Whether a plain body that is cancelled or runs out of time gets
+    ///     :class:`asyncio.CancelledError`, thrown into its thread. That can break locks for the
+    ///     whole process; see "Cancellation" in ``docs/lifecycle.md``.
+    ///
+    /// Raises
+    /// ------
+    /// TypeError
+    ///     If ``function`` is not callable.
+    /// RuntimeError
+    ///     If the runtime is shut down, or was made before a ``fork()``.
     #[pyo3(signature = (function, /, *args, name=None, interrupt=false, **kwargs))]
     fn submit_io<'py>(
         &self,
@@ -259,22 +280,39 @@ impl Runtime {
         Ok(handle)
     }
 
-    /// Writes the tasks that are submitted from now on to a trace, unless they are already.
+    /// Write the tasks that are submitted from now on to ``trace``.
+    ///
+    /// A runtime writes to one trace in its life: if it does already, nothing changes.
+    ///
+    /// Raises
+    /// ------
+    /// RuntimeError
+    ///     If the runtime was made before a ``fork()``.
     fn start_trace(&self, trace: Py<Trace>) -> PyResult<()> {
         self.shared.check_process()?;
         self.shared.start_trace(trace);
         Ok(())
     }
 
-    /// Whether tasks are written to that trace.
+    /// Whether tasks are written to ``trace``.
     fn traces_to(&self, trace: &Trace) -> bool {
         self.shared.tracing().is_some_and(|tracing| tracing.is_to(trace))
     }
 
-    /// As `submit` for many calls and one reader: each outcome is posted to `mailbox` under the
-    /// call's token, and failures are its business, not that of `wait_all`. `notes` tell the trace
-    /// of each call when it was created, and more; `interrupts` which of the bodies may be
-    /// interrupted.
+    /// Run many calls for one reader: token, function, args, kwargs, name, context.
+    ///
+    /// A body runs in its ``context``, which nothing else may run in, or in a new one if that is
+    /// empty; ``None`` is a copy of this one. ``notes`` hold for each call, for the trace, when it
+    /// was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
+    /// ``interrupts`` hold for each the ``interrupt`` of :meth:`submit`.
+    ///
+    /// Each outcome is posted to ``mailbox`` under its token. Failures are for the mailbox's
+    /// reader: :meth:`wait_all` and :meth:`get_failed` do not report them.
+    ///
+    /// Raises
+    /// ------
+    /// RuntimeError
+    ///     If the runtime takes no more tasks; then none of the calls is run.
     #[pyo3(signature = (mailbox, calls, notes=None, interrupts=None))]
     fn submit_to<'py>(
         &self,
@@ -337,8 +375,11 @@ impl Runtime {
         Ok(handles)
     }
 
-    /// `stdin` is bytes, the path of a file, or `None`; `stdout` and `stderr` are the path of a
-    /// file, `False` to discard, or `None` to capture.
+    /// Run a program; :meth:`dftracer.utils.Runtime.run_process` says with what.
+    ///
+    /// With a ``mailbox``, the outcome is posted there under ``token``, and a failure is for its
+    /// reader alone. With ``tell_begin`` a post says that it begins, too. ``note`` is one of the
+    /// ``notes`` of :meth:`submit_to`.
     #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false, note=None, tty=false))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
     fn start_process<'py>(
@@ -383,6 +424,13 @@ impl Runtime {
         })
     }
 
+    /// Hash the content of files, in parallel on the compute threads.
+    ///
+    /// Returns
+    /// -------
+    /// TaskHandle[list[str]]
+    ///     The SHA-256 of each file in hexadecimal, in the order of ``paths``. Fails with the
+    ///     :class:`OSError` of a file that cannot be read.
     #[pyo3(signature = (paths, *, name=None))]
     fn hash_files<'py>(
         &self,
@@ -393,6 +441,20 @@ impl Runtime {
         files::hash(py, &self.shared, paths, name)
     }
 
+    /// Put a file at ``target``: a copy, a hard link, or a symbolic link.
+    ///
+    /// It appears there complete or not at all, and never replaces what is there
+    /// (:class:`FileExistsError`). Directories on the way are made.
+    ///
+    /// Returns
+    /// -------
+    /// TaskHandle[Path]
+    ///     The target. Fails with the :class:`OSError` of the file that is the trouble.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If ``how`` is none of the three.
     #[pyo3(signature = (source, target, *, how="copy", name=None))]
     fn stage_file<'py>(
         &self,
@@ -405,6 +467,15 @@ impl Runtime {
         files::stage(py, &self.shared, source, target, how, name)
     }
 
+    /// Wait until every task has ended.
+    ///
+    /// Called inside a task it waits for all tasks but those that are inside ``wait_all``
+    /// themselves: for these it would wait for ever.
+    ///
+    /// Raises
+    /// ------
+    /// RuntimeError
+    ///     With ``raise_on_error``, if tasks have failed since the last call; it names them.
     #[pyo3(signature = (raise_on_error=false))]
     fn wait_all(&self, py: Python<'_>, raise_on_error: bool) -> PyResult<()> {
         self.shared.wait_idle(py, None)?;
@@ -424,15 +495,34 @@ impl Runtime {
         Err(PyRuntimeError::new_err(message))
     }
 
+    /// Return what the runtime is doing, as of now.
+    ///
+    /// ``total`` is the sum of ``completed``, ``failed``, ``cancelled``, ``running`` and
+    /// ``queued``. ``tasks`` holds every task that is unfinished or whose handle is still held,
+    /// with its times in milliseconds; a task that was submitted inside another is among its
+    /// ``children``. ``workers`` holds the compute workers and those workers of the other lanes
+    /// that have started; ``queue_depth`` is the number of tasks that wait in the worker's lane.
+    /// ``errors`` holds the failures since :meth:`clear_failed`.
+    ///
+    /// All numbers are of one moment. What is made of them takes microseconds for each task, and
+    /// lets other threads run meanwhile.
     fn get_progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.shared.check_process()?;
         progress::report(py, &self.shared)
     }
 
+    /// Return whether tasks that wait will begin before long.
+    ///
+    /// False if in some lane tasks wait while all of its workers have been busy with the same
+    /// tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
     fn is_responsive(&self) -> bool {
         !self.shared.is_copy() && progress::is_responsive(&self.shared)
     }
 
+    /// Call ``callback(handle, exception)`` for each task that fails; ``None`` ends that.
+    ///
+    /// It is called on the thread that ends the task, or as a done callback on one for callbacks,
+    /// before anybody who waits for it wakes. What it raises is logged.
     fn set_error_callback(&self, callback: Option<Bound<'_, PyAny>>) -> PyResult<()> {
         if callback.as_ref().is_some_and(|callback| !callback.is_callable()) {
             return Err(PyTypeError::new_err("set_error_callback() takes a callable or None"));
@@ -441,36 +531,50 @@ impl Runtime {
         Ok(())
     }
 
+    /// Let every task that has not ended in ``millis`` milliseconds run out of time; 0: none.
     fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {
         self.shared.check_process()?;
         self.shared.set_timeout_for_all(millis)
     }
 
+    /// Limit how many milliseconds each task may run from now on; 0 takes the limit away.
     fn set_default_task_timeout_ms(&self, millis: u64) -> PyResult<()> {
         self.shared.check_process()?;
         self.shared.set_task_timeout(millis)
     }
 
+    /// Return handles of the tasks that have failed since the last :meth:`clear_failed`.
+    ///
+    /// The first 10,000 are kept; :attr:`failed_not_kept` counts the others. If the
+    /// handle of a task was dropped, a new one is made: its exception is a copy whose traceback
+    /// has no variables, unless the runtime was made with ``keep_frames``.
     fn get_failed<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
         let (failed, _) = self.shared.failed(py);
         failed.into_iter().map(|failure| failure.handle(py, &self.shared)).collect()
     }
 
-    /// How many have failed since the last `clear_failed` that are not among `get_failed`.
+    /// How many have failed since the last :meth:`clear_failed` that are not kept.
     #[getter]
     fn failed_not_kept(&self, py: Python<'_>) -> u64 {
         self.shared.failed(py).1
     }
 
+    /// Forget the failed tasks.
     fn clear_failed(&self) {
         self.shared.clear_failed();
     }
 
-    /// Waits, for some time, for bodies whose tasks have ended without them; false if some run on.
+    /// Wait until no body goes on whose task was cancelled or has run out of time, for at most
+    /// ``DFTRACER_EXIT_PATIENCE_S`` (3 s); return whether all have returned.
     fn wait_for_bodies(&self, py: Python<'_>) -> bool {
         self.shared.is_copy() || self.shared.wait_for_bodies(py)
     }
 
+    /// Take no more tasks; with ``wait``, return when all have ended and the threads are gone.
+    ///
+    /// Without it, what was submitted is still run. Inside a task of this runtime it never waits.
+    /// Threads whose body goes on though its task was cancelled or has run out of time are left
+    /// behind after ``DFTRACER_EXIT_PATIENCE_S`` (3 s), which is logged.
     #[pyo3(signature = (wait=true))]
     fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
         self.shared.shutdown(py, wait)
@@ -485,7 +589,8 @@ impl Runtime {
         self.shared.forget_failures();
     }
 
-    /// The sizes of the pools, started or not.
+    /// The sizes of the pools, started or not: ``threads``, ``io_threads``,
+    /// ``python_threads``.
     #[getter]
     fn sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let sizes = PyDict::new(py);
@@ -495,16 +600,19 @@ impl Runtime {
         Ok(sizes)
     }
 
+    /// The number of compute threads.
     #[getter]
     fn threads(&self) -> usize {
         self.shared.sizes.threads
     }
 
+    /// The number of I/O threads.
     #[getter]
     fn io_threads(&self) -> usize {
         self.shared.sizes.io_threads
     }
 
+    /// The most Python workers there will be; 0 until the first is started.
     #[getter]
     fn python_threads(&self) -> usize {
         match self.shared.python_workers() {

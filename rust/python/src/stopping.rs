@@ -183,8 +183,19 @@ impl Drop for BodyWait {
     }
 }
 
-/// Sleeps as `time.sleep` does, but a plain body that is asked to stop meanwhile gets
-/// `asyncio.CancelledError` at once.
+/// Sleep, and wake at once if the task that calls this is cancelled or times out.
+///
+/// Parameters
+/// ----------
+/// seconds:
+///     How long; the interpreter is released meanwhile.
+///
+/// Raises
+/// ------
+/// asyncio.CancelledError
+///     If the task, whose plain body calls this, is cancelled or times out.
+/// ValueError
+///     If ``seconds`` is not a number.
 #[pyfunction]
 #[pyo3(name = "sleep", signature = (seconds, /))]
 pub(crate) fn py_sleep(py: Python<'_>, seconds: f64) -> PyResult<()> {

@@ -83,8 +83,31 @@ impl<'a, 'py> Arguments<'a, 'py> {
     }
 }
 
+/// Its signature and its docstring, as CPython takes them.
 const TEXT: &std::ffi::CStr =
-    c"submit($self, task_or_fn, /, *args, name=None, interrupt=False, **kwargs)\n--\n\n";
+    c"submit($self, task_or_fn, /, *args, name=None, interrupt=False, **kwargs)
+--
+
+Run ``task_or_fn(*args, **kwargs)`` on a worker thread, in a copy of this context.
+
+A coroutine function runs in an :class:`asyncio.Task` on a worker's event loop; what is
+returned is its result. A handle is returned as it is.
+
+Parameters
+----------
+name:
+    The task's name, instead of that of the callable.
+interrupt:
+    Whether a plain body that is cancelled or runs out of time gets
+    :class:`asyncio.CancelledError`, thrown into its thread. That can break locks for the
+    whole process; see \"Cancellation\" in ``docs/lifecycle.md``.
+
+Raises
+------
+TypeError
+    If ``task_or_fn`` is neither callable nor a handle.
+RuntimeError
+    If the runtime is shut down, or was made before a ``fork()``.";
 
 /// Gives the class its method.
 pub(crate) fn install(class: &Bound<'_, PyType>) -> PyResult<()> {

@@ -26,9 +26,29 @@ pub(crate) const GRACE: Duration = Duration::from_secs(10);
 /// How many names are known by their addresses.
 const MAX_LABELS: usize = 1_024;
 
+/// A trace file that is being written, by a thread of its own; dropping it closes the file.
+///
+/// :func:`dftracer.utils.tracing.open_trace` makes one, and knows which file to write.
+///
+/// Parameters
+/// ----------
+/// path:
+///     The file; compressed if it ends in ``.gz``.
+/// append:
+///     Go on after what is there instead of emptying it.
+/// process, host:
+///     The names of this process and of the machine.
+///
+/// Raises
+/// ------
+/// BlockingIOError
+///     If another trace is being written to the file.
+/// OSError
+///     If the file cannot be written.
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Trace {
     core: Arc<trace::Trace>,
+    /// The file.
     #[pyo3(get)]
     path: PathBuf,
     /// Of the components that an engine records itself.
@@ -89,13 +109,24 @@ impl Trace {
         Ok(Self { core: Arc::new(core), path, source })
     }
 
-    /// The time now, as `component` takes it.
+    /// The time now in nanoseconds, for the times of :meth:`component`.
     #[staticmethod]
     fn clock() -> u64 {
         nanos_now()
     }
 
-    /// Writes the life of a component that none of our runtimes has run.
+    /// Write the life of a component that none of our runtimes has run.
+    ///
+    /// Parameters
+    /// ----------
+    /// kind:
+    ///     ``"block"``, or anything else.
+    /// times:
+    ///     When it was created, submitted, begun (0: never) and ended, by :meth:`clock`.
+    /// state:
+    ///     ``"DONE"``, ``"FAILED"`` or ``"CANCELLED"``.
+    /// members:
+    ///     Members of a JSON object, without its braces.
     #[pyo3(signature = (kind, name, times, state, members, failure=None))]
     fn component(
         &self,
@@ -134,6 +165,9 @@ impl Trace {
         });
     }
 
+    /// Wait until all that has ended before is in the file, or cannot be written.
+    ///
+    /// For at most 10 seconds: the file system may not answer, which is logged then.
     fn flush(&self, py: Python<'_>) {
         py.detach(|| flush(&self.core));
     }

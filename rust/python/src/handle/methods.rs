@@ -90,7 +90,7 @@ impl TaskHandle {
         Ok(handle)
     }
 
-    /// Ends a handle that was made around somebody else's task.
+    /// End a handle that was made around a task of somebody else.
     fn _adopt(self_: &Bound<'_, Self>, state: &str, value: Option<Py<PyAny>>) -> PyResult<()> {
         let py = self_.py();
         let value = value.unwrap_or_else(|| py.None());
@@ -106,6 +106,24 @@ impl TaskHandle {
         Ok(())
     }
 
+    /// Wait for the end of the task and return its result.
+    ///
+    /// Parameters
+    /// ----------
+    /// timeout:
+    ///     Seconds to wait; ``None`` waits for ever.
+    ///
+    /// Raises
+    /// ------
+    /// TimeoutError
+    ///     If the task has not ended in time. It goes on.
+    /// concurrent.futures.CancelledError
+    ///     If the task was cancelled.
+    /// BaseException
+    ///     Whatever the body raised, with its traceback, each time anew.
+    /// RuntimeError
+    ///     If waiting here could block for ever: too many tasks of the runtime wait already, or
+    ///     the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         if let Some(value) = self_.get().value_if_done(self_.py()) {
@@ -115,6 +133,20 @@ impl TaskHandle {
         self_.get().outcome(self_.py())
     }
 
+    /// Wait for the end of the task, and return in the same way if it has failed.
+    ///
+    /// Parameters
+    /// ----------
+    /// timeout:
+    ///     Seconds to wait; ``None`` waits for ever.
+    ///
+    /// Raises
+    /// ------
+    /// TimeoutError
+    ///     If the task has not ended in time. It goes on.
+    /// RuntimeError
+    ///     If waiting here could block for ever: too many tasks of the runtime wait already, or
+    ///     the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     fn wait(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<()> {
         if Self::wait_settled(self_, seconds(timeout, "timeout")?)? {
@@ -130,16 +162,21 @@ impl TaskHandle {
         )))
     }
 
+    /// Return whether the task has ended: done, failed or cancelled.
     fn done(&self) -> bool {
         self.is_settled()
     }
 
+    /// The name given at submission, or that of the callable.
+    ///
+    /// The latter is ``Class.method``, ``function`` or ``<lambda>``, with its module before it
+    /// unless that is ``__main__``.
     #[getter]
     fn name<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
         self.name_now(py)
     }
 
-    /// The exception of a failed task; `None` while it runs, if it is done, or was cancelled.
+    /// The exception of a failed task; ``None`` before its end and if it did not fail.
     #[getter]
     fn exception(&self, py: Python<'_>) -> Option<Py<PyBaseException>> {
         if !self.is_settled() {
@@ -152,22 +189,28 @@ impl TaskHandle {
         }
     }
 
+    /// How far the task is; the last three do not change any more.
     #[getter(state)]
     fn py_state(&self) -> &'static str {
         self.state_name()
     }
 
+    /// Whether somebody, or a deadline, wants the task to stop.
     #[getter]
     fn cancel_requested(&self) -> bool {
         self.is_cancel_requested()
     }
 
-    /// The state and the value or exception, of a task that has ended.
+    /// Return how a task has ended, and its value or exception.
     fn _report(&self, py: Python<'_>) -> (&'static str, Option<Py<PyAny>>) {
         self.report(py)
     }
 
-    /// Calls `callback(handle)` when the task has ended: on the thread that ends it, or at once.
+    /// Call ``callback(handle)`` once, when the task has ended, or at once if it has.
+    ///
+    /// It is called on the thread that ends the task; for programs and file work, and at
+    /// deadlines, on a thread for callbacks. It may wait, fork and shut down. What it raises is
+    /// logged.
     fn add_done_callback(self_: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
         if !callback.bind(self_.py()).is_callable() {
             return Err(PyTypeError::new_err("add_done_callback() takes a callable"));
@@ -176,12 +219,12 @@ impl TaskHandle {
         Ok(())
     }
 
-    /// Posts `token` to `mailbox` when the task has ended.
+    /// Post the end of the task to ``mailbox`` under ``token``.
     fn _deliver_to(self_: &Bound<'_, Self>, mailbox: &crate::mailbox::Mailbox, token: Py<PyAny>) {
         Self::deliver_to(self_, &mailbox.core, token);
     }
 
-    /// Does not post `token` to its mailbox; false if it was posted already.
+    /// Do not post ``token`` when the task ends; false if that was not to be, or has been.
     fn _withdraw(&self, token: Py<PyAny>) -> bool {
         self.withdraw(&token)
     }
@@ -191,7 +234,14 @@ impl TaskHandle {
         WAIT.import(self_.py(), "dftracer.utils.from_native.awaiting", "iterate")?.call1((self_,))
     }
 
-    /// Stops the task if that can be done, and tells how far it came.
+    /// Stop the task if that can be done, and return what was done.
+    ///
+    /// A task that has not begun never will: ``DEQUEUED``. One that runs is asked to stop:
+    /// ``REQUESTED``. A coroutine gets :class:`asyncio.CancelledError` where it waits; a child
+    /// process is killed with its process group. The task of a plain body ends at once, and the
+    /// body goes on: it gets the same error in the waits of this package, and can check
+    /// :attr:`cancel_requested`. A file that is being staged does not appear any more, and its
+    /// task ends at once, as one that hashes does. A task that has ended: ``TOO_LATE``.
     fn cancel(self_: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
         static CLASS: Lazy<Py<PyType>> = Lazy::new();
         let py = self_.py();

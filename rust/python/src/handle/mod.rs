@@ -61,6 +61,21 @@ pub(crate) mod state {
 }
 use state::{DONE, FAILED, QUEUED, RUNNING, TICKET};
 
+/// One task and its outcome. Made by :meth:`Runtime.submit`.
+///
+/// Every task has exactly one outcome: done, failed or cancelled. It lives as long as the handle;
+/// the arguments are released when the body has returned.
+///
+/// A handle can be awaited in any asyncio event loop: ``await handle`` gives the result or raises,
+/// and cancels the task if the wait is cancelled.
+///
+/// Parameters
+/// ----------
+/// native, future:
+///     A handle of any runtime or a :class:`concurrent.futures.Future` to make a handle around; at
+///     most one of them. Without either the handle has ended with ``None``.
+/// name, task_id:
+///     Name and number of the new handle; by default those of ``native``.
 #[pyclass(frozen, generic, weakref, name = "TaskHandle", module = "dftracer.utils._native")]
 pub(crate) struct TaskHandle {
     /// `QUEUED` → `RUNNING` by whoever claims the task; `QUEUED` or `RUNNING` → a terminal state
@@ -73,6 +88,7 @@ pub(crate) struct TaskHandle {
     /// `STOP_REQUESTED` and `MAY_INTERRUPT`. SeqCst: whoever asks a body to stop sets this, then
     /// looks for its worker, which publishes the body, then looks at this: one sees the other.
     requests: AtomicU8,
+    /// The number of the task within its runtime, from 0.
     #[pyo3(get)]
     pub(crate) task_id: i64,
     /// What is known of its callable, if that has a code object.
