@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import nox
@@ -270,11 +271,13 @@ def lowest(session: nox.Session) -> None:
     run_tests(session, *(session.posargs or DEPENDENCY_TESTS))
 
 
-@nox.session(python=["3.13t", "3.14t"])
+@nox.session(python=["3.14t"])
 def freethreaded(session: nox.Session) -> None:
-    """All tests without the GIL, on an interpreter that is built from Debian's source."""
-    install_wheel(session)
-    session.install(*nox.project.dependency_groups(nox.project.load_toml(), "interpreter"))
+    """All tests without the GIL, on an interpreter that is built from Debian's source.
+
+    There is no 3.13t: PyO3 refuses to build for free-threaded versions before 3.14.
+    """
+    install_wheel(session, "test")
     run_tests(session, *session.posargs, env={"PYTHON_GIL": "0"})
 
 
@@ -289,56 +292,48 @@ def portable(session: nox.Session) -> None:
 
 @nox.session(python=WHOLE[-1])
 def coverage(session: nox.Session) -> None:
-    """Which lines of Python and Rust no test reaches: in ``.nox/coverage``."""
+    """Which lines of Python and Rust no test reaches: in ``.nox/coverage/report``."""
     found = subprocess.run([".ci/llvm-tools"], stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
         session.error("llvm-cov and llvm-profdata of the Rust compiler's version are needed")
     tools = found.stdout.strip()
-    folder = Path(".nox/coverage").resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    # Counters that are mapped from a file are there even if a test kills its process.
-    profiles = {"LLVM_PROFILE_FILE": str(folder / "%p-%m%c.profraw")}
     flags = "-Cinstrument-coverage -Cllvm-args=-runtime-counter-relocation"
     env = {**cargo_env("coverage"), "RUSTFLAGS": flags, "CARGO_PROFILE_RELEASE_STRIP": "none"}
     env["CARGO_PROFILE_RELEASE_LTO"] = "off"
-    install_wheel(session, "test", env={**env, **profiles})
-    session.install("pytest-cov>=6")
-    python = [
-        "--cov",
-        "--cov-report",
-        f"annotate:{folder / 'python'}",
-        "--cov-report",
-        "term-missing",
-    ]
-    run_tests(session, *python, *session.posargs, env=profiles)
-    tested = ["cargo", "test", "-p", "dftracer-core", "--locked"]
-    session.run(*tested, "--release", external=True, env={**env, **profiles})
-    raw = sorted(map(str, folder.glob("*.profraw")))
+    env["LLVM_PROFILE_FILE"] = str(Path(session.create_tmp()).resolve() / "of-build-%m.profraw")
+    install_wheel(session, "test", env=env)
+    session.install("pytest-cov>=7", "coverage>=7.10")
+    folder = Path(session.virtualenv.location).resolve() / "report"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    # All processes count in one mapped file for each module, so that those count, too, that a test
+    # kills.
+    profiles = {"LLVM_PROFILE_FILE": str(folder / "%m%c.profraw")}
+    lines = folder / "python.json"
+    python = ["--cov", "--cov-report", f"json:{lines}"]
+    # Programs that have become somebody else by their end must be able to write there, too.
+    with tempfile.TemporaryDirectory() as shared:
+        os.chmod(shared, 0o777)
+        data = {"COVERAGE_FILE": f"{shared}/data"}
+        run_tests(session, *python, *session.posargs, env={**profiles, **data})
+    tested = ["cargo", "test", "-q", "-p", "dftracer-core", "--locked", "--release", "--lib"]
+    session.run(*tested, "--no-run", external=True, env=env)
+    session.run(*tested, external=True, env={**env, **profiles})
     merged = folder / "rust.profdata"
-    listed = folder / "profiles.txt"
-    listed.write_text("\n".join(raw), encoding="utf-8")
-    merge = [f"{tools}/llvm-profdata", "merge", "--sparse", "--failure-mode=all", "-f", str(listed)]
-    session.run(*merge, "-o", str(merged), external=True)
-    for path in raw:
-        Path(path).unlink()
+    raw = sorted(map(str, folder.glob("*.profraw")))
+    session.run(
+        f"{tools}/llvm-profdata", "merge", "--sparse", *raw, "-o", str(merged), external=True
+    )
     native = next(Path(session.virtualenv.location).rglob("_native*.so"))
-    built = Path(env["CARGO_TARGET_DIR"]) / "release" / "deps"
-    binaries = [str(native)]
-    for program in sorted(built.iterdir()):
-        if os.access(program, os.X_OK) and program.is_file() and not program.suffix:
-            binaries += ["--object", str(program)]
-    chosen = [
-        "--instr-profile",
-        str(merged),
-        *binaries,
-        "--ignore-filename-regex",
-        "/registry/|/rustc/",
-    ]
-    report = session.run(f"{tools}/llvm-cov", "report", *chosen, external=True, silent=True)
-    session.log(report)
-    lines = session.run(f"{tools}/llvm-cov", "show", *chosen, external=True, silent=True)
-    (folder / "rust.txt").write_text(str(lines), encoding="utf-8")
+    cores = (Path(env["CARGO_TARGET_DIR"]) / "release" / "deps").glob("dftracer_core-*")
+    core = max((each for each in cores if not each.suffix), key=lambda each: each.stat().st_mtime)
+    chosen = ["--instr-profile", str(merged), str(native), "--object", str(core)]
+    chosen += ["--ignore-filename-regex", "/registry/|/rustc/|/tests[.]rs"]
+    export = [f"{tools}/llvm-cov", "export", "--format=lcov", *chosen]
+    with (folder / "rust.lcov").open("w", encoding="utf-8") as counts:
+        session.run(*export, external=True, stdout=counts)
+    figures = [str(lines), str(folder / "rust.lcov"), str(folder / "unreached.txt")]
+    session.run("python", ".ci/unreached", *figures)
 
 
 @nox.session
