@@ -455,10 +455,16 @@ def test_get_waits_when_the_timeout_is_beyond_any_clock(runtime: Runtime, timeou
 def test_get_refuses_when_the_timeout_is_no_time(
     runtime: Runtime, timeout: Any, kind: type[Exception]
 ) -> None:
-    handle = runtime.submit(abs, -1)
-    with pytest.raises(kind):
-        handle.get(timeout)
-    assert handle.get() == 1
+    ended, release = runtime.submit(abs, -1), threading.Event()
+    assert ended.get() == 1
+    waits = runtime.submit(release.wait, GUARD_S)
+    for handle in (ended, waits):
+        with pytest.raises(kind):
+            handle.get(timeout)
+        with pytest.raises(kind):
+            handle.wait(timeout)
+    release.set()
+    assert waits.get() is True
 
 
 def test_handle_has_ended_with_none_when_it_is_made_around_nothing() -> None:

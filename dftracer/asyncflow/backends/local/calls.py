@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import pickle
+import sys
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures.thread import BrokenThreadPool
@@ -32,6 +33,10 @@ from dftracer.utils.payload import (
     read_outcome,
 )
 from dftracer.utils.primitives import Mailbox
+
+_INHERIT = getattr(sys.flags, "thread_inherit_context", 0)
+"""Whether new threads have the context of whoever starts them, as they do without the GIL. A thread
+of a pool would hold that of the first call as long as it lives."""
 
 
 class Call:
@@ -126,7 +131,10 @@ class Call:
             If it takes no calls for another reason.
         """
         try:
-            self.future = executor.submit(self)
+            if _INHERIT:
+                self.future = contextvars.Context().run(executor.submit, self)
+            else:
+                self.future = executor.submit(self)
             self.executor = executor
         except BrokenExecutor:
             raise

@@ -126,6 +126,8 @@ impl TaskHandle {
     ///     the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        // Of a task that has ended, too, so that the answer does not depend on how fast it was.
+        seconds(timeout, "timeout")?;
         if let Some(value) = self_.get().value_if_done(self_.py()) {
             return Ok(value);
         }
