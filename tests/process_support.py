@@ -3,12 +3,18 @@
 import asyncio
 import contextlib
 import os
-import select
 from pathlib import Path
 from types import TracebackType
 
-GUARD_S = 20
-"""How long a test waits for what must come."""
+
+async def readable(file: int) -> None:
+    """Wait until there is something to read. The guard of the whole test is the only one."""
+    loop, is_readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(file, is_readable.set)
+    try:
+        await is_readable.wait()
+    finally:
+        loop.remove_reader(file)
 
 
 class Line:
@@ -33,11 +39,8 @@ class Line:
 
     async def read(self) -> str:
         """Wait for a line."""
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> str:
         while b"\n" not in self._rest:
-            assert select.select([self._file], [], [], GUARD_S)[0], "nobody has sent a line"
+            await readable(self._file)
             self._rest += os.read(self._file, 4096)
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
@@ -54,6 +57,6 @@ async def gone(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         process = os.pidfd_open(pid)
         try:
-            assert (await asyncio.to_thread(select.select, [process], [], [], GUARD_S))[0], pid
+            await readable(process)
         finally:
             os.close(process)
