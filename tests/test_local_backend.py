@@ -536,6 +536,50 @@ async def test_shutdown_ends_when_a_body_does_not_return(
     assert not any(process.is_alive() for process in workers.values())
 
 
+def fork_and_return() -> int:
+    return os.fork()
+
+
+async def fork_and_return_later() -> int:
+    await asyncio.sleep(0)
+    return os.fork()
+
+
+def fork_and_fail(pipe: str) -> None:
+    """Fail in the child, and say in the parent who that is."""
+    if child := os.fork():
+        Path(pipe).write_text(str(child))
+    raise ValueError
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kind", EVERY)
+async def test_the_child_leaves_when_a_body_has_forked(kind: str, tmp_path: Path) -> None:
+    note = str(tmp_path / "child")
+    async with served(make_pool(kind)) as (backend, recorder):
+        bodies = [fork_and_return, fork_and_return_later]
+        await backend.submit_tasks([function_task(f"task.{n}", b) for n, b in enumerate(bodies)])
+        await backend.submit_tasks([function_task("fails", fork_and_fail, note)])
+        children = [await recorder.result_of(f"task.{n}") for n in range(len(bodies))]
+        assert type((await recorder.end_of("fails"))["exception"]) is ValueError
+        children.append(int(Path(note).read_text()))
+        guard = asyncio.get_running_loop().time() + GUARD_S
+        while not all(map(is_gone, children)):
+            assert asyncio.get_running_loop().time() < guard
+            await asyncio.sleep(0.001)
+        await backend.submit_tasks([function_task(f"next.{n}", abs, -n) for n in range(20)])
+        for number in range(20):
+            assert await recorder.result_of(f"next.{number}") == number
+
+
 async def test_a_backend_that_owns_its_pool_can_be_used_again_when_a_body_did_not_return(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

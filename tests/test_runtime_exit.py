@@ -252,3 +252,55 @@ started.wait()
 """
     for _ in range(ROUNDS):
         assert run_script(source) == "ValueError late\n"
+
+
+# --- threads of the user ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entry", ["at once", "cancelled", "items", "items by and by", "destructor"]
+)
+def test_the_program_ends_well_when_a_daemon_is_in_code_that_we_call(
+    run_script: Script, entry: str
+) -> None:
+    """On CPython before 3.14, the thread is ended in the middle of that."""
+    calls = {
+        "at once": "ended.add_done_callback(work)",
+        "cancelled": "held.add_done_callback(work); held.cancel()",
+        "items": "list(runtime.map(abs, items()))",
+        "items by and by": "list(runtime.map(abs, items(), buffersize=1))",
+        "destructor": "runtime.submit(abs, Held()).cancel()",
+    }
+    source = f"""{IMPATIENT}
+import json
+runtime = Runtime(python_threads=2)
+ended = runtime.submit(int)
+ended.wait()
+release = threading.Event()
+
+def work(*_):
+    started.set()
+    while True:
+        json.dumps([0] * 100)  # Python code, and again and again it lets others go first
+        time.sleep(0.0001)
+
+def items():
+    yield 1
+    yield 2
+    work()
+
+class Held:
+    __del__ = work
+
+def daemon():
+    {calls[entry]}
+
+held = runtime.submit(release.wait)
+while held.state != "running":
+    time.sleep(0.001)
+threading.Thread(target=daemon, daemon=True).start()
+assert started.wait(60)
+release.set()
+"""
+    for _ in range(ROUNDS):
+        run_script(source, stderr=None)

@@ -48,7 +48,11 @@ def run(call: bytes, notes: str, host: str, position: int) -> PackedOutcome:
     """Note that a packed call begins, and run it, unless it was cancelled."""
     if not _may_begin(notes, host, position):
         return pack_cancelled()
-    return run_call(call)
+    process = os.getpid()
+    outcome = run_call(call)
+    if os.getpid() != process:
+        os._exit(0)  # the body has forked, and this is the child, which is no worker
+    return outcome
 
 
 def _may_begin(notes: str, host: str, position: int) -> bool:

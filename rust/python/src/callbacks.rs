@@ -5,10 +5,18 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use crate::call::call_with;
-use crate::worker;
+use crate::{guard, worker};
 
 /// Calls `callback` and logs what it raises.
 pub(crate) fn call<'py>(
+    py: Python<'py>,
+    callback: &Py<PyAny>,
+    args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+) {
+    guard::within_call(py, || call_and_log(py, callback, args));
+}
+
+fn call_and_log<'py>(
     py: Python<'py>,
     callback: &Py<PyAny>,
     args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,

@@ -7,6 +7,9 @@
 //! leaves word with the C library before: instead of unwinding, it stands still until the process
 //! has ended.
 //!
+//! The same happens to a thread of the user's, a daemon, that is in Python code called by a function
+//! of ours: a callback, an iterator. It leaves word for the time of that call.
+//!
 //! In the child of a `fork()`, CPython 3.10 and 3.11 take the lock of the list of threads before they
 //! make it anew. A thread that was just entering itself into the list at the moment of the fork holds
 //! it there for ever. Threads that Python starts are entered by their creator, who has the interpreter
@@ -27,6 +30,12 @@ pub(crate) fn attach<T>(work: impl FnOnce(Python<'_>) -> T) -> Option<T> {
         catch_unwind(AssertUnwindSafe(|| work(py))).ok()
     })
     .flatten()
+}
+
+/// Does `work`, which is or may run the user's Python code, on a thread that is perhaps none of ours.
+pub(crate) fn within_call<T>(_py: Python<'_>, work: impl FnOnce() -> T) -> T {
+    let _standing = stand_still_meanwhile();
+    work()
 }
 
 #[cfg(Py_3_12)]
@@ -70,13 +79,17 @@ fn leave_list_at_the_end(_py: Python<'_>, entered: bool) {
 #[cfg(not(target_os = "linux"))]
 fn stand_still_instead_of_unwinding() {} // elsewhere the end of a thread unwinds nothing
 
+#[cfg(not(target_os = "linux"))]
+fn stand_still_meanwhile() {}
+
 #[cfg(target_os = "linux")]
-use linux::stand_still_instead_of_unwinding;
+use linux::{stand_still_instead_of_unwinding, stand_still_meanwhile};
 
 #[cfg(target_os = "linux")]
 mod linux {
     use std::cell::RefCell;
     use std::ffi::{c_char, c_int, c_void};
+    use std::sync::OnceLock;
 
     /// As the C library declares it in `pthread.h`. It is a link of the thread's list of what is to
     /// be called when the thread is ended.
@@ -90,6 +103,7 @@ mod linux {
 
     type Routine = unsafe extern "C" fn(*mut c_void);
     type Push = unsafe extern "C" fn(*mut CleanupBuffer, Routine, *mut c_void);
+    type Pop = unsafe extern "C" fn(*mut CleanupBuffer, c_int);
 
     unsafe extern "C" {
         fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -102,32 +116,68 @@ mod linux {
         static LINK: RefCell<Option<Box<CleanupBuffer>>> = const { RefCell::new(None) };
     }
 
+    /// What enters a link into the list of this thread, and what takes it out.
+    fn functions() -> Option<(Push, Pop)> {
+        static FOUND: OnceLock<Option<(Push, Pop)>> = OnceLock::new();
+        // Looked up by name: a program that was linked against them would want a newer C library.
+        *FOUND.get_or_init(|| {
+            let null = std::ptr::null_mut();
+            // SAFETY: the null handle means all that is loaded; the names end in a null.
+            let [push, pop] = [c"_pthread_cleanup_push", c"_pthread_cleanup_pop"]
+                .map(|name| unsafe { dlsym(null, name.as_ptr()) });
+            if push.is_null() || pop.is_null() {
+                return None;
+            }
+            // SAFETY: the functions of these names have these types.
+            Some(unsafe {
+                (
+                    std::mem::transmute::<*mut c_void, Push>(push),
+                    std::mem::transmute::<*mut c_void, Pop>(pop),
+                )
+            })
+        })
+    }
+
+    /// Enters a link into the list of this thread.
+    fn enter() -> Option<Box<CleanupBuffer>> {
+        let (push, _) = functions()?;
+        let null = std::ptr::null_mut();
+        let mut link = Box::new(CleanupBuffer {
+            routine: None,
+            argument: null,
+            cancel_type: 0,
+            previous: null.cast(),
+        });
+        // SAFETY: whoever is given the link keeps it where it is until it is taken out, or until
+        // the list is not looked at any more.
+        unsafe { push(&raw mut *link, stand_still, null) };
+        Some(link)
+    }
+
     pub(super) fn stand_still_instead_of_unwinding() {
         LINK.with_borrow_mut(|link| {
-            if link.is_some() {
-                return;
-            }
-            // Looked up by name: a program that was linked against it would want a newer C library.
-            // SAFETY: the null handle means all that is loaded; the name ends in a null.
-            let push = unsafe { dlsym(std::ptr::null_mut(), c"_pthread_cleanup_push".as_ptr()) };
-            if push.is_null() {
-                return;
-            }
-            let null = std::ptr::null_mut();
-            let buffer = CleanupBuffer {
-                routine: None,
-                argument: null,
-                cancel_type: 0,
-                previous: null.cast(),
-            };
-            let buffer = link.insert(Box::new(buffer));
-            // SAFETY: the function of that name has this type; the buffer lives until the thread's
-            // own data are freed, when the list is not looked at any more.
-            unsafe {
-                let push = std::mem::transmute::<*mut c_void, Push>(push);
-                push(&raw mut **buffer, stand_still, null);
+            if link.is_none() {
+                // It lives until the thread's own data are freed, which is after its last frame.
+                *link = enter();
             }
         });
+    }
+
+    /// For as long as the answer lives, which must be dropped before what was made earlier.
+    pub(super) fn stand_still_meanwhile() -> Meanwhile {
+        let is_entered = LINK.with_borrow(Option::is_some);
+        Meanwhile(if is_entered { None } else { enter() })
+    }
+
+    pub(super) struct Meanwhile(Option<Box<CleanupBuffer>>);
+
+    impl Drop for Meanwhile {
+        fn drop(&mut self) {
+            if let (Some(link), Some((_, pop))) = (&mut self.0, functions()) {
+                // SAFETY: the last that this thread has entered; nothing is to be called.
+                unsafe { pop(&raw mut **link, 0) };
+            }
+        }
     }
 
     /// Never returns. The process ends without this thread.

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyRange, PyTuple};
 
 use crate::batch::Batch;
+use crate::guard;
 use crate::handle::TaskHandle;
 use crate::runtime::{Runtime, Submitted};
 
@@ -62,7 +63,7 @@ impl Results {
         });
         let Some((runtime, function, items)) = rest else { return Ok(()) };
         // Unlocked: reading an item can run anything.
-        if let Some(item) = items.into_bound(py).next() {
+        if let Some(item) = guard::within_call(py, || items.into_bound(py).next()) {
             let calls = runtime.get().submit_each(function.bind(py), self.spread, vec![item?])?;
             self.lock().add(calls);
         }
@@ -137,11 +138,13 @@ impl Results {
             || items.is_exact_instance_of::<PyList>()
             || items.is_exact_instance_of::<PyTuple>();
         let batch_size = if at_hand { BATCH } else { 1 };
+        let py = items.py();
         let items = items.try_iter()?;
         let mut state = State::default();
         let mut first = items.clone().take(buffersize.unwrap_or(usize::MAX));
         loop {
-            let batch = first.by_ref().take(batch_size).collect::<PyResult<Vec<_>>>()?;
+            let read = || first.by_ref().take(batch_size).collect::<PyResult<Vec<_>>>();
+            let batch = guard::within_call(py, read)?;
             if batch.is_empty() {
                 break;
             }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import pickle
 import sys
 import time
@@ -90,10 +91,13 @@ class Call:
         self._begun = time.monotonic()
         if self._mailbox is not None:
             self._mailbox.post(self.task)
+        process = os.getpid()
         try:
             self.end = ("done", self._context.run(self._run))
         except BaseException as error:
             self.end = ("failed", error)
+        if os.getpid() != process:
+            os._exit(0)  # the body has forked, and this is the child, which is no worker
 
     def _run(self) -> Any:
         value = self._function(*self._args, **self._kwargs)

@@ -97,7 +97,7 @@ impl TaskHandle {
         if let Some(left_over) = left_over {
             // The destructor of an argument may do what a callback may.
             let _within = Within::ending(self_.clone_ref(py), !waiters.is_none());
-            drop(left_over);
+            guard::within_call(py, || drop(left_over));
         }
         let unheard = !failed && waiters.is_none();
         if !unheard {
@@ -288,7 +288,7 @@ impl TaskHandle {
         let is_untold = !waiters.is_none();
         if left_over.is_some() {
             let _within = Within::ending(self_.clone_ref(py), is_untold);
-            drop(left_over);
+            guard::within_call(py, || drop(left_over));
         }
         let callbacks = waiters.deliver(sleepers, Some(py));
         this.call_back(
