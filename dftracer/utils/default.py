@@ -53,7 +53,7 @@ def peek_default_runtime() -> Runtime | None:
 def set_default_runtime(runtime: Runtime | None) -> None:
     """Make ``runtime`` the process-wide one, or forget it with ``None``.
 
-    The previous one is not shut down: whoever holds it may still use it.
+    The previous one is not shut down, and can still be used.
 
     Raises
     ------

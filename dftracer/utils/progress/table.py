@@ -23,7 +23,7 @@ def table_of(shown: Sequence[Shown], width: int) -> Any:
     ImportError
         If ``rich`` is not installed.
     """
-    # Not type-checked: the verdict must not depend on whether, and in which version, it is there.
+    # Not type-checked: what a type checker reports must not depend on which version is installed.
     progress_bar: Any = import_module("rich.progress_bar").ProgressBar
     text: Any = import_module("rich.text").Text
     table: Any = import_module("rich.table").Table.grid(padding=(0, 1))
