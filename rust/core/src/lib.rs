@@ -26,6 +26,7 @@ pub mod running;
 pub mod sizes;
 mod spawn;
 mod sync;
+pub mod task_state;
 pub mod thread;
 pub mod trace;
 pub mod watchdog;

@@ -147,7 +147,7 @@ impl Outstanding {
         // Those who are left out are counted twice by nobody, but perhaps not at all: one who waits is
         // woken for nothing rather than not at all.
         if left <= (self.unnamed.load(Ordering::SeqCst) + standing.most_left_out()) as u64 {
-            sleepers.append(&mut self.lock());
+            self.take_waiters(sleepers);
         }
         left == 0 && !self.open.load(Ordering::SeqCst)
     }
@@ -238,6 +238,11 @@ impl Outstanding {
     /// The wait that [`enter_unnamed`](Self::enter_unnamed) has told of is over.
     pub fn leave_unnamed(&self) {
         self.unnamed.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    #[cold]
+    fn take_waiters(&self, sleepers: &mut Vec<Arc<dyn Unpark>>) {
+        sleepers.append(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<dyn Unpark>>> {

@@ -21,6 +21,7 @@ mod real {
     pub(crate) use crate::patience::Patience;
 
     /// After a sequentially consistent operation: nothing, as that takes part in their total order.
+    #[inline]
     pub(crate) fn in_total_order() {}
 
     /// A queue for many pushers and many takers.

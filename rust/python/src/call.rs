@@ -132,6 +132,16 @@ impl Call {
         }
     }
 
+    /// Whether Python code may run when this is dropped.
+    pub(crate) fn runs_code_when_dropped(&self) -> bool {
+        match self {
+            Self::One { callable, argument } => {
+                runs_code_when_dropped(callable) || runs_code_when_dropped(argument)
+            }
+            Self::Plain { .. } | Self::Full(_) => true,
+        }
+    }
+
     /// What it is to run in.
     pub(crate) fn context(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {
@@ -177,6 +187,18 @@ pub(crate) fn call_one<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     // SAFETY: attached, live objects.
     owned(py, unsafe { guarded_call_one(callable.as_ptr(), argument.as_ptr()) })
+}
+
+/// Whether Python code may run when this reference is dropped: not if there are others, nor if the
+/// object is of a built-in kind that refers to nothing. The caller is attached.
+pub(crate) fn runs_code_when_dropped(object: &Py<PyAny>) -> bool {
+    let object = object.as_ptr();
+    // SAFETY: attached, a live object.
+    unsafe {
+        ffi::Py_REFCNT(object) == 1
+            && (ffi::PyObject_IS_GC(object) != 0
+                || ffi::PyType_HasFeature(ffi::Py_TYPE(object), ffi::Py_TPFLAGS_HEAPTYPE) != 0)
+    }
 }
 
 /// The contexts of calls that are each made in a copy of their own of the same one.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::ThreadId;
 
 use dftracer_core::running::{IDLE, Running};
@@ -167,6 +167,8 @@ pub(crate) struct Slot {
     pub(crate) running: Running,
     /// The wait of ours in which the innermost body stands. No Python code runs while it is locked.
     pub(crate) waiting: Mutex<Option<Waiting>>,
+    /// Whether it drops what is left of its last task. Relaxed: of its own thread alone.
+    pub(crate) owes_nothing: AtomicBool,
     /// How many of the bodies on its stack were given up. Relaxed: each returns in its own time.
     pub(crate) given_up: AtomicU32,
     pub(crate) id: ThreadId,
@@ -184,6 +186,7 @@ impl Slot {
             ident: Default::default(),
             running: Running::default(),
             waiting: Mutex::default(),
+            owes_nothing: AtomicBool::new(false),
             given_up: AtomicU32::new(0),
             id: std::thread::current().id(),
             since: Default::default(),

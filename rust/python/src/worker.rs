@@ -49,8 +49,6 @@ thread_local! {
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
     /// The task whose plain body has ended here last.
     static RAN_LAST: Cell<i64> = const { Cell::new(IDLE) };
-    /// How many tasks this thread has begun as a worker and neither ended nor passed on.
-    static OWED: Cell<u32> = const { Cell::new(0) };
     /// The system's number of this worker's thread; 0 if it is no worker, or one with an event loop.
     static THREAD: Cell<u32> = const { Cell::new(0) };
 }
@@ -119,13 +117,13 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
                     if handle.get().claim_at(now) {
                         let end = run_claimed(py, &handle, &mut sleepers);
                         last_end = end.filter(|end| end.unheard).map(|end| end.at);
-                        wake_before_drop(py, &handle, &mut sleepers);
+                        drop_handle(py, handle, &slot, &mut sleepers);
                     } else if let Some(batch) = handle.get().batch() {
                         drop(handle);
                         last_end = run_batch(py, batch, &slot, &mut sleepers, (now, &mut turn));
                     } else if kind == LaneKind::Callback {
                         TaskHandle::tell_at_last(py, &handle, &mut sleepers);
-                        wake_before_drop(py, &handle, &mut sleepers);
+                        drop_handle(py, handle, &slot, &mut sleepers);
                     }
                 }
                 None => match lane.sleep(&wakeup, true) {
@@ -252,29 +250,18 @@ fn take_leave(py: Python<'_>) {
     });
 }
 
-/// Wakes who waits for the last task, if the handle that is about to be dropped is the last: its
-/// result goes with it, whose destructor may wait for them.
-pub(crate) fn wake_before_drop(_py: Python<'_>, handle: &Py<TaskHandle>, sleepers: &mut Sleepers) {
+/// Drops the handle of a task that has ended here. If it is the last one, the result goes with it, whose
+/// destructor may wait: for those who wait for the task, so these are woken before, and not for this
+/// worker, which is about to end nothing.
+fn drop_handle(_py: Python<'_>, handle: Py<TaskHandle>, slot: &Slot, sleepers: &mut Sleepers) {
     // SAFETY: attached, a live object.
-    if !sleepers.is_empty() && unsafe { ffi::Py_REFCNT(handle.as_ptr()) } == 1 {
-        wake(sleepers);
+    if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
+        return;
     }
-}
-
-/// That this worker is to end a task, or to pass it on.
-pub(crate) struct Owed(());
-
-impl Owed {
-    pub(crate) fn new() -> Self {
-        OWED.set(OWED.get() + 1);
-        Self(())
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        OWED.set(OWED.get() - 1);
-    }
+    wake(sleepers);
+    slot.owes_nothing.store(true, Ordering::Relaxed);
+    drop(handle);
+    slot.owes_nothing.store(false, Ordering::Relaxed);
 }
 
 /// Runs a task. `None` if it has not ended now.
@@ -283,7 +270,6 @@ pub(crate) fn run_claimed(
     handle: &Py<TaskHandle>,
     sleepers: &mut Sleepers,
 ) -> Option<End> {
-    let _owed = Owed::new();
     if let Some(shared) = handle.get().shared() {
         shared.arm(handle.get());
     }
@@ -418,13 +404,26 @@ fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Around> {
 /// released, and what their destructors wait for is known to wait for this task.
 fn end_body(py: Python<'_>, around: Option<Around>, call: Call) {
     let Some((task, outer)) = around else { return };
-    with_current(|current| {
-        if let Some(current) = current {
-            stopping::leave_body(py, &current.shared, &current.slot, outer);
+    let mut call = Some(call);
+    if !call.as_ref().is_some_and(Call::runs_code_when_dropped) {
+        call = None; // there is nobody to ask who waits
+    }
+    let leave = |current: &Current| {
+        stopping::leave_body(py, &current.shared, &current.slot, outer);
+    };
+    let back = |current: &mut Current| std::mem::replace(&mut current.task, task);
+    let ended = match call {
+        None => with_current(|current| {
+            let current = current?;
+            leave(current);
+            Some(back(current))
+        }),
+        Some(call) => {
+            with_current(|current| current.map(|current| leave(current)));
+            drop(call);
+            with_current(|current| current.map(back))
         }
-    });
-    drop(call);
-    let ended = with_current(|current| Some(std::mem::replace(&mut current?.task, task)));
+    };
     drop(ended);
 }
 
@@ -544,13 +543,12 @@ pub(crate) fn is_worker_of(shared: &Shared) -> bool {
     })
 }
 
-/// Whether the calling thread is a worker of this runtime that is about to end a task. One with an
-/// event loop may be so at any time.
+/// Whether the calling thread is a worker of this runtime that may be about to end a task.
 pub(crate) fn is_to_end_task_of(shared: &Shared) -> bool {
     with_current(|current| {
         current.is_some_and(|current| {
             std::ptr::eq(Arc::as_ptr(&current.shared), shared)
-                && (current.slot.lane == LaneKind::Coroutine || OWED.get() > 0)
+                && !current.slot.owes_nothing.load(Ordering::Relaxed)
         })
     })
 }

@@ -16,8 +16,10 @@
 mod reader;
 mod run;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use dftracer_core::running::Outer;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
@@ -25,7 +27,7 @@ use crate::call::{Call, copy_context, copy_of};
 use crate::handle::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, state, wake};
 use crate::native::NativeOutcome;
 use crate::origin::Origin;
-use crate::progress::{derive_name, nanos_now};
+use crate::progress::{Slot, derive_name, nanos_now};
 use crate::shared::{LaneKind, Shared};
 pub(crate) use run::run;
 
@@ -88,8 +90,8 @@ enum Item {
 
 /// What is next for a worker.
 enum Next {
-    /// To be called with this, as it has no handle.
-    Call(usize, Py<PyAny>),
+    /// To be called with this, as it has no handle. Its worker has entered it.
+    Call(usize, Py<PyAny>, Outer),
     /// To be claimed through its handle, which may have to be made.
     Claim(usize),
 }
@@ -355,8 +357,9 @@ impl Batch {
         }
     }
 
-    /// The next item that has not begun. It begins now, unless there is or is to be a handle.
-    fn begin_next(&self, now: u64, with_handle: bool) -> Option<Next> {
+    /// The next item that has not begun. It begins now, unless there is or is to be a handle: under the
+    /// lock, so that whoever is given a handle from now on and cancels it finds who runs it.
+    fn begin_next(&self, slot: &Slot, now: u64, with_handle: bool) -> Option<Next> {
         let mut places = self.lock();
         loop {
             let index = places.next;
@@ -374,7 +377,9 @@ impl Batch {
             };
             places.next += 1;
             if let Item::Queued(argument) = item {
-                return Some(Next::Call(index, argument));
+                slot.since.store(now, Ordering::Relaxed);
+                let outer = slot.running.enter(self.first_id() + index as i64);
+                return Some(Next::Call(index, argument, outer));
             }
         }
     }

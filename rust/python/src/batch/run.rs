@@ -2,18 +2,19 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use pyo3::ffi;
+use dftracer_core::running::Outer;
 use pyo3::prelude::*;
 
 use super::{Batch, Next};
-use crate::call::{Contexts, call_one, in_context, panic_error, panic_text};
+use crate::call::{
+    Contexts, call_one, in_context, panic_error, panic_text, runs_code_when_dropped,
+};
 use crate::handle::{Sleepers, wake};
 use crate::progress::{Slot, nanos_now};
 use crate::stopping;
 use crate::waits::Within;
-use crate::worker::{self, Owed, Turn, is_coroutine};
+use crate::worker::{self, Turn, is_coroutine};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
 /// nothing has happened since.
@@ -36,17 +37,16 @@ pub(crate) fn run(
         let now = turn.share(py, last_end.take().unwrap_or_else(nanos_now));
         let shared = &batch.shared;
         let with_handle = shared.tracing().is_some() || shared.deadlines.task_timeout().is_some();
-        match batch.begin_next(now, with_handle) {
+        match batch.begin_next(slot, now, with_handle) {
             None => return Some(now),
-            Some(Next::Call(index, argument)) => {
-                last_end =
-                    run_item(py, batch, slot, &mut contexts, (index, argument), now, sleepers);
+            Some(Next::Call(index, argument, outer)) => {
+                let item = (index, argument, outer);
+                last_end = run_item(py, batch, slot, &mut contexts, item, sleepers);
             }
             Some(Next::Claim(index)) => match batch.handle(py, index) {
                 Ok(Some(handle)) if handle.get().claim_at(now) => {
                     let end = worker::run_claimed(py, &handle, sleepers);
                     last_end = end.filter(|end| end.unheard).map(|end| end.at);
-                    worker::wake_before_drop(py, &handle, sleepers);
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -63,13 +63,9 @@ fn run_item(
     batch: &Arc<Batch>,
     slot: &Slot,
     contexts: &mut Contexts<'_>,
-    (index, argument): (usize, Py<PyAny>),
-    now: u64,
+    (index, argument, outer): (usize, Py<PyAny>, Outer),
     sleepers: &mut Sleepers,
 ) -> Option<u64> {
-    let _owed = Owed::new();
-    slot.since.store(now, Ordering::Relaxed);
-    let outer = slot.running.enter(batch.first_id() + index as i64);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let context = contexts.next(py)?;
         let value = in_context(&context, || call_one(py, &batch.function, &argument))?;
@@ -77,7 +73,7 @@ fn run_item(
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
     stopping::leave_body(py, &batch.shared, slot, outer);
-    drop_argument(py, batch, batch.first_id() + index as i64, argument);
+    drop_argument(batch, batch.first_id() + index as i64, argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {
             contexts.take_back(context);
@@ -92,11 +88,9 @@ fn run_item(
     };
     batch.was_called(index, nanos_now());
     match batch.handle(py, index) {
-        Ok(Some(handle)) => {
-            let end = worker::end_task(py, &handle, result, sleepers);
-            worker::wake_before_drop(py, &handle, sleepers);
-            end.filter(|end| end.unheard).map(|end| end.at)
-        }
+        Ok(Some(handle)) => worker::end_task(py, &handle, result, sleepers)
+            .filter(|end| end.unheard)
+            .map(|end| end.at),
         Ok(None) => None,
         Err(error) => {
             batch.end_without(index, error, sleepers);
@@ -107,17 +101,8 @@ fn run_item(
 
 /// Drops the argument of an item. If that can run Python code, what it waits for is known to wait for
 /// this item.
-fn drop_argument(_py: Python<'_>, batch: &Arc<Batch>, id: i64, argument: Py<PyAny>) {
-    // SAFETY: attached, a live object.
-    let can_run_code = unsafe {
-        ffi::Py_REFCNT(argument.as_ptr()) == 1
-            && (ffi::PyObject_IS_GC(argument.as_ptr()) != 0
-                || ffi::PyType_HasFeature(
-                    ffi::Py_TYPE(argument.as_ptr()),
-                    ffi::Py_TPFLAGS_HEAPTYPE,
-                ) != 0)
-    };
-    let _within = can_run_code.then(|| Within::item(batch.clone(), id));
+fn drop_argument(batch: &Arc<Batch>, id: i64, argument: Py<PyAny>) {
+    let _within = runs_code_when_dropped(&argument).then(|| Within::item(batch.clone(), id));
     drop(argument);
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dftracer_core::process::Kill;
+use dftracer_core::task_state::Cancel;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
@@ -12,8 +13,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
-use super::{Content, Job, Outcome, STOP_REQUESTED, TaskHandle};
+use super::{Content, Job, Outcome, TaskHandle};
 use crate::once::{Lazy, intern};
+use crate::progress::nanos_now;
 use crate::shared::LaneKind;
 use crate::stopping;
 
@@ -320,14 +322,15 @@ impl TaskHandle {
     /// Cancels a task that has not begun, and asks one that runs to stop.
     pub(crate) fn cancel_or_stop(self_: &Bound<'_, Self>) -> PyResult<u8> {
         let this = self_.get();
-        this.request_cancel();
-        // A queued task becomes ours, as if to run it; its place in the queue is skipped later.
-        if this.claim() {
-            Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
-            return Ok(DEQUEUED);
-        }
-        if this.is_settled() {
-            return Ok(TOO_LATE);
+        match this.state.cancel() {
+            // Its place in the queue is skipped later.
+            Cancel::Claimed => {
+                this.times.started.store(nanos_now(), Ordering::Relaxed);
+                Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
+                return Ok(DEQUEUED);
+            }
+            Cancel::TooLate => return Ok(TOO_LATE),
+            Cancel::Running => {}
         }
         let py = self_.py();
         let stopper = this.stopper(py);
@@ -348,7 +351,7 @@ impl TaskHandle {
     }
 
     pub(crate) fn request_cancel(&self) {
-        self.requests.fetch_or(STOP_REQUESTED, Ordering::SeqCst);
+        self.state.request_stop();
     }
 
     /// How the running task can be stopped, as it is now: to be asked before the task is settled.

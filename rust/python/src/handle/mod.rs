@@ -7,13 +7,15 @@ mod methods;
 mod settle;
 mod waiter;
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dftracer_core::ledger::Entry;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
 use dftracer_core::park::{Parker, Wakeup};
+use dftracer_core::task_state::TaskState;
+pub(crate) use dftracer_core::task_state::state;
 use dftracer_core::watchdog::Alarm;
 use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
@@ -35,31 +37,9 @@ pub(crate) use content::{Content, Job, Outcome, cancelled_error, restore_traceba
 pub(crate) use methods::seconds;
 use settle::Left;
 pub(crate) use settle::NativeRun;
+use state::{DONE, FAILED, RUNNING};
 pub(crate) use waiter::{Sleepers, wake};
 use waiter::{Waiter, Waiters};
-
-/// The states of a task, in the only order in which they follow each other.
-pub(crate) mod state {
-    pub(crate) const QUEUED: u8 = 0;
-    pub(crate) const RUNNING: u8 = 1;
-    /// The first terminal state.
-    pub(crate) const DONE: u8 = 2;
-    pub(crate) const FAILED: u8 = 3;
-    pub(crate) const CANCELLED: u8 = 4;
-    /// No task at all, see `TaskHandle::ticket`.
-    pub(crate) const TICKET: u8 = 5;
-
-    pub(crate) fn name(state: u8) -> &'static str {
-        match state {
-            QUEUED => "queued",
-            RUNNING => "running",
-            DONE => "done",
-            FAILED => "failed",
-            _ => "cancelled",
-        }
-    }
-}
-use state::{DONE, FAILED, QUEUED, RUNNING, TICKET};
 
 /// One task and its outcome. Made by :meth:`Runtime.submit`.
 ///
@@ -78,16 +58,12 @@ use state::{DONE, FAILED, QUEUED, RUNNING, TICKET};
 ///     Name and number of the new handle; by default those of ``native``.
 #[pyclass(frozen, generic, weakref, name = "TaskHandle", module = "dftracer.utils._native")]
 pub(crate) struct TaskHandle {
-    /// `QUEUED` → `RUNNING` by whoever claims the task; `QUEUED` or `RUNNING` → a terminal state
-    /// once, by `settle`. Stored with Release while `cell` is locked, after its content.
-    state: AtomicU8,
+    /// How far it is, and whether it is to stop. It ends while `cell` is locked.
+    state: TaskState,
     /// Where it is queued; `None` for a native task, which never is.
     pub(crate) lane: Option<LaneKind>,
     /// Whether `wait_all` and `get_failed` of the runtime speak of this task.
     tracked: bool,
-    /// `STOP_REQUESTED` and `MAY_INTERRUPT`. SeqCst: whoever asks a body to stop sets this, then
-    /// looks for its worker, which publishes the body, then looks at this: one sees the other.
-    requests: AtomicU8,
     /// The number of the task within its runtime, from 0.
     #[pyo3(get)]
     pub(crate) task_id: i64,
@@ -107,11 +83,6 @@ pub(crate) struct TaskHandle {
 }
 
 const NO_ENTRY: u32 = u32::MAX;
-
-/// Somebody wants the task to stop.
-const STOP_REQUESTED: u8 = 1;
-/// A plain body that is to stop gets an exception, as whoever submitted it has asked.
-const MAY_INTERRUPT: u8 = 2;
 
 struct Cell {
     /// Of the built-in class, so that it refers to nothing. Given, or, if its origin has none,
@@ -269,10 +240,9 @@ impl TaskHandle {
         let name = name.map(|name| exact(py, name));
         let cell = Cell { name, content, extras: extras.map(Box::new) };
         Self {
-            state: AtomicU8::new(QUEUED),
+            state: TaskState::default(),
             lane,
             tracked,
-            requests: AtomicU8::new(0),
             task_id,
             origin,
             times,
@@ -287,10 +257,9 @@ impl TaskHandle {
         let content = cancel.map_or(Content::Running, |cancel| Content::Foreign { cancel });
         let cell = Cell { name: Some(name), content, extras: None };
         Self {
-            state: AtomicU8::new(RUNNING),
+            state: TaskState::new(RUNNING),
             lane: None,
             tracked: false,
-            requests: AtomicU8::new(0),
             task_id,
             origin: None,
             times: Times::default(),
@@ -304,7 +273,7 @@ impl TaskHandle {
     pub(crate) fn of_failure(name: Py<PyString>, task_id: i64, content: Content) -> Self {
         let handle = Self::foreign(name, task_id, None);
         handle.lock().content = content;
-        handle.state.store(FAILED, Ordering::Release);
+        handle.state.start_with(FAILED);
         handle
     }
 
@@ -312,10 +281,9 @@ impl TaskHandle {
     /// batch. Nobody else sees it, and no worker can claim it.
     pub(crate) fn ticket(py: Python<'_>, batch: Arc<Batch>) -> PyResult<Bound<'_, Self>> {
         let ticket = Self {
-            state: AtomicU8::new(TICKET),
+            state: TaskState::none(),
             lane: None,
             tracked: false,
-            requests: AtomicU8::new(0),
             task_id: -1,
             origin: None,
             times: Times::default(),
@@ -342,7 +310,7 @@ impl TaskHandle {
     /// Makes a task that nobody has seen yet one that has begun at that time.
     pub(crate) fn be_running(&self, started: u64) {
         self.lock().content = Content::Running;
-        self.state.store(RUNNING, Ordering::Release);
+        self.state.start_with(RUNNING);
         self.times.started.store(started, Ordering::Relaxed);
     }
 
@@ -386,31 +354,29 @@ impl TaskHandle {
     }
 
     pub(crate) fn state(&self) -> u8 {
-        // Acquire: pairs with the Release in `settle`, so the content is there.
-        self.state.load(Ordering::Acquire)
+        self.state.get()
     }
 
     pub(crate) fn is_settled(&self) -> bool {
-        self.state() >= DONE
+        self.state.has_ended()
     }
 
     pub(crate) fn has_begun(&self) -> bool {
-        self.state() != QUEUED
+        self.state.has_begun()
     }
 
     pub(crate) fn is_cancel_requested(&self) -> bool {
-        self.requests.load(Ordering::SeqCst) & STOP_REQUESTED != 0
+        self.state.is_stop_requested()
     }
 
     /// Of a task that nobody has seen yet: its body is to be interrupted rather than given up.
     pub(crate) fn allow_interrupt(&self) {
-        self.requests.fetch_or(MAY_INTERRUPT, Ordering::Relaxed);
+        self.state.allow_interrupt();
     }
 
     /// Whether a plain body that is to stop gets an exception. If not, its task ends without it.
     pub(crate) fn may_interrupt(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) & MAY_INTERRUPT != 0
-            || self.shared.as_ref().is_some_and(|shared| shared.interrupts())
+        self.state.may_interrupt() || self.shared.as_ref().is_some_and(|shared| shared.interrupts())
     }
 
     /// The tasks that this one submits.
@@ -435,10 +401,7 @@ impl TaskHandle {
 
     /// As `claim`, when the time is known already.
     pub(crate) fn claim_at(&self, now: u64) -> bool {
-        let claimed = self
-            .state
-            .compare_exchange(QUEUED, RUNNING, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok();
+        let claimed = self.state.claim();
         if claimed {
             self.times.started.store(now, Ordering::Relaxed);
         }

@@ -179,8 +179,9 @@ impl TaskHandle {
         if let Some(shared) = &this.shared {
             shared.count_ends(state, 1);
         }
-        // Release: whoever sees the state sees the content. Under the lock: they change as one.
-        this.state.store(state, Ordering::Release);
+        // Under the lock, and after the content: they change as one.
+        let ends = this.state.end(state);
+        debug_assert!(ends, "it had not ended, and is locked");
         let tracing = this.shared.as_ref().and_then(|shared| shared.tracing());
         let name = match (tracing, py) {
             (Some(_), Some(py)) => cell.name.as_ref().map(|name| name.clone_ref(py)),
