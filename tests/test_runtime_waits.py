@@ -398,3 +398,78 @@ def test_wait_all_in_the_destructor_of_a_result_waits_for_all_tasks() -> None:
         release.set()
         other.get(GUARD_S)
     assert seen == [True]
+
+
+# --- circles ------------------------------------------------------------------------------------
+
+
+class Ring:
+    """Tasks each of which waits for the next, the last for the first."""
+
+    def __init__(self, runtime: Runtime, lanes: list[str]) -> None:
+        self.handles: list[TaskHandle[Any]] = []
+        self._are_there = threading.Event()
+        for number, lane in enumerate(lanes):
+            self.handles.append(getattr(runtime, lane)(self._body, number, name=f"task {number}"))
+        self._are_there.set()
+
+    def _body(self, number: int) -> Any:
+        self._are_there.wait(GUARD_S)
+        return self.handles[(number + 1) % len(self.handles)].get()
+
+
+@pytest.mark.parametrize(
+    "lanes",
+    [
+        ["submit"],
+        ["submit", "submit"],
+        ["submit", "submit_io"],
+        ["submit", "submit_io", "submit", "submit_io"],
+    ],
+    ids="itself two two-lanes four".split(),
+)
+def test_tasks_fail_when_they_wait_for_each_other_in_a_circle(
+    runtime: Runtime, lanes: list[str]
+) -> None:
+    for handle in Ring(runtime, lanes).handles:
+        with pytest.raises(RuntimeError, match="waits for the task that waits for it here"):
+            handle.get(GUARD_S)
+    assert runtime.submit(abs, -1).get(GUARD_S) == 1
+
+
+def test_tasks_fail_when_one_waits_for_a_circle(runtime: Runtime) -> None:
+    ring = Ring(runtime, ["submit_io", "submit_io"])
+    beside = runtime.submit(lambda: ring.handles[0].get())
+    for handle in (*ring.handles, beside):
+        with pytest.raises(RuntimeError, match="waits for the task that waits for it here"):
+            handle.get(GUARD_S)
+
+
+def test_a_circle_is_no_error_when_one_waits_with_a_timeout(runtime: Runtime) -> None:
+    handles: list[TaskHandle[Any]] = []
+    are_there = threading.Event()
+
+    def patient() -> Any:
+        are_there.wait(GUARD_S)
+        return handles[1].get()
+
+    def impatient() -> str:
+        are_there.wait(GUARD_S)
+        try:
+            handles[0].wait(2.5)  # longer than it takes to look for circles
+        except TimeoutError:
+            return "out of time"
+        return "in time"
+
+    handles += [runtime.submit_io(patient), runtime.submit(impatient)]
+    are_there.set()
+    assert [handle.get(GUARD_S) for handle in handles] == ["out of time", "out of time"]
+
+
+def test_waiting_for_long_is_no_error_when_there_is_no_circle(runtime: Runtime) -> None:
+    def outer(depth: int) -> Any:
+        return runtime.submit(outer, depth - 1).get() if depth else program.get().exit_code
+
+    program = runtime.run_process(["sleep", "2.5"])  # longer than it takes to look for circles
+    handles = [runtime.submit(outer, depth) for depth in range(5)]
+    assert [handle.get(GUARD_S) for handle in handles] == [0] * 5

@@ -191,8 +191,8 @@ class TaskHandle(Generic[_T_co]):
         BaseException
             Whatever the body raised, with its traceback, each time anew.
         RuntimeError
-            If waiting here could block for ever: too many tasks of the runtime wait already, or
-            the runtime was made before a ``fork()``.
+            If waiting here could block for ever: too many tasks of the runtime wait already, the
+            task waits for the one that calls this, or the runtime was made before a ``fork()``.
         """
 
     def wait(self, timeout: float | None = None) -> None:

@@ -6,8 +6,7 @@
 //! on meanwhile; who stands in `wait_all` looks at the list when something may have changed.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dftracer_core::outstanding::StandingStill;
@@ -66,6 +65,8 @@ impl Standing {
 struct Wait {
     tasks: Vec<Standing>,
     target: Target,
+    /// Nothing but the end of the target ends it, or that somebody asks one of its tasks to stop.
+    is_certain: bool,
 }
 
 enum Target {
@@ -165,10 +166,23 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// For the next that ends of these.
     pub(crate) fn for_next(py: Python<'_>, targets: impl FnOnce() -> Vec<Py<TaskHandle>>) -> Self {
+        Self::enter_for_next(py, targets, false)
+    }
+
+    /// For the end of this one; `is_certain` if nothing else ends the wait.
+    pub(crate) fn for_one(py: Python<'_>, target: &Py<TaskHandle>, is_certain: bool) -> Self {
+        Self::enter_for_next(py, || vec![target.clone_ref(py)], is_certain)
+    }
+
+    fn enter_for_next(
+        py: Python<'_>,
+        targets: impl FnOnce() -> Vec<Py<TaskHandle>>,
+        is_certain: bool,
+    ) -> Self {
         let tasks = standing(py);
         match tasks.is_empty() {
             true => Self { entered: None },
-            false => Self::enter(Wait { tasks, target: Target::Next(targets()) }),
+            false => Self::enter(Wait { tasks, target: Target::Next(targets()), is_certain }),
         }
     }
 
@@ -177,7 +191,9 @@ impl Waiting {
         let tasks = standing(py);
         match tasks.is_empty() {
             true => Self { entered: None },
-            false => Self::enter(Wait { tasks, target: Target::All(address(shared)) }),
+            false => {
+                Self::enter(Wait { tasks, target: Target::All(address(shared)), is_certain: false })
+            }
         }
     }
 
@@ -200,6 +216,33 @@ impl Waiting {
     /// Whether a task waits here.
     pub(crate) fn is_inside(&self) -> bool {
         self.entered.is_some()
+    }
+
+    /// Whether the one that is waited for here waits for a task that stands here, itself or through
+    /// others, so that none of them can ever go on.
+    pub(crate) fn is_circle(&self) -> bool {
+        let Some((_, own)) = &self.entered else { return false };
+        // Not looked at under the lock: the last reference to one may be dropped here.
+        let others: Vec<_> = lock().list.values().filter_map(Weak::upgrade).collect();
+        let waits_of: HashMap<_, _> = others
+            .iter()
+            .filter(|wait| wait.is_certain)
+            .flat_map(|wait| wait.tasks.iter().map(move |s| (s.task.as_ptr(), wait)))
+            .collect();
+        let mut wait = own;
+        for _ in 0..=others.len() {
+            let Target::Next(targets) = &wait.target else { return false };
+            let [target] = targets.as_slice() else { return false };
+            if target.get().is_settled() {
+                return false;
+            }
+            if own.tasks.iter().any(|standing| standing.task.is(target)) {
+                return true;
+            }
+            let Some(next) = waits_of.get(&target.as_ptr()) else { return false };
+            wait = next;
+        }
+        false
     }
 
     /// How many unfinished tasks of `shared` cannot end before this wait is over.

@@ -124,8 +124,8 @@ impl TaskHandle {
     /// BaseException
     ///     Whatever the body raised, with its traceback, each time anew.
     /// RuntimeError
-    ///     If waiting here could block for ever: too many tasks of the runtime wait already, or
-    ///     the runtime was made before a ``fork()``.
+    ///     If waiting here could block for ever: too many tasks of the runtime wait already, the
+    ///     task waits for the one that calls this, or the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         // Of a task that has ended, too, so that the answer does not depend on how fast it was.

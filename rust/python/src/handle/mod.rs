@@ -17,7 +17,7 @@ use dftracer_core::park::{Parker, Wakeup};
 use dftracer_core::task_state::TaskState;
 pub(crate) use dftracer_core::task_state::state;
 use dftracer_core::watchdog::Alarm;
-use pyo3::exceptions::PyBaseException;
+use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
@@ -40,6 +40,9 @@ pub(crate) use settle::NativeRun;
 use state::{DONE, FAILED, RUNNING};
 pub(crate) use waiter::{Sleepers, wake};
 use waiter::{Waiter, Waiters};
+
+/// How often who waits inside a task looks whether that waits for it.
+const LOOK_FOR_CIRCLES: Duration = Duration::from_secs(1);
 
 /// One task and its outcome. Made by :meth:`Runtime.submit`.
 ///
@@ -518,6 +521,11 @@ impl TaskHandle {
         extras.as_mut().map_or(Waiters::None, |extras| std::mem::take(&mut extras.waiters))
     }
 
+    /// Whether the tasks of its runtime run out of time by themselves.
+    fn may_time_out(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.deadlines.task_timeout().is_some())
+    }
+
     /// Waits for the end of the task; false if `timeout` came first.
     fn wait_settled(self_: &Bound<'_, Self>, timeout: Option<Duration>) -> PyResult<bool> {
         let py = self_.py();
@@ -532,22 +540,38 @@ impl TaskHandle {
             return Ok(true);
         }
         let _blocked = worker::enter_blocked(py)?;
-        let _waiting = Waiting::for_next(py, || vec![self_.clone().unbind()]);
+        let waiting = Waiting::for_one(py, self_.as_unbound(), timeout.is_none());
         let parker = Arc::new(Parker::default());
         if this.add_waiter(Waiter::Thread(parker.clone())).is_err() {
             return Ok(true);
         }
         let body = BodyWait::begin(&parker);
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        // Inside a task it could wait for a task that waits for this one, for ever.
+        let looks_for_circles = deadline.is_none() && waiting.is_inside() && !this.may_time_out();
         loop {
             if let Err(error) = body.check(py) {
                 this.remove_waiter(&parker);
                 return Err(error);
             }
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let left = match deadline {
+                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+                None => looks_for_circles.then_some(LOOK_FOR_CIRCLES),
+            };
             match signals::park(py, &parker, left) {
                 Wakeup::Notified if this.is_settled() => return body.check(py).map(|()| true),
                 Wakeup::Notified => {} // the body that waits is asked to stop
+                Wakeup::TimedOut if deadline.is_none() => {
+                    if waiting.is_circle() {
+                        this.remove_waiter(&parker);
+                        return Err(PyRuntimeError::new_err(format!(
+                            "task {} '{}' waits for the task that waits for it here, itself or \
+                             through others: none of them could ever go on",
+                            this.task_id,
+                            this.name_now(py),
+                        )));
+                    }
+                }
                 Wakeup::TimedOut => {
                     this.remove_waiter(&parker);
                     return Ok(this.is_settled());
