@@ -237,3 +237,25 @@ async def test_a_dry_run_ends_too_when_nobody_awaits_its_calls() -> None:
     async with await WorkflowEngine.create(NoopExecutionBackend()) as flow:
         calls = [flow.function_task(fail)(number) for number in range(10)]
     assert all(call.done() and not call.cancelled() for call in calls)
+
+
+async def test_shutdown_is_refused_when_it_is_asked_for_in_another_event_loop() -> None:
+    async with await WorkflowEngine.create() as flow:
+
+        def stop_elsewhere() -> None:
+            asyncio.run(flow.shutdown())
+
+        with pytest.raises(RuntimeError, match=f"'{flow.uid}' belongs to another event loop"):
+            await asyncio.to_thread(stop_elsewhere)
+        assert await flow.function_task(identity)(1) == 1, "the engine goes on"
+
+
+async def test_an_error_says_what_it_can_when_a_value_has_no_text() -> None:
+    class Silent:
+        def __repr__(self) -> str:
+            raise LookupError("of the text")
+
+    async with await WorkflowEngine.create() as flow:
+        given: Any = Silent()
+        with pytest.raises(TypeError, match="must be a whole number, not <Silent without a text>"):
+            flow.function_task(retries=given)(identity)
