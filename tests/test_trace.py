@@ -30,7 +30,7 @@ from trace_support import (
 )
 
 from dftracer.utils import Runtime
-from dftracer.utils.tracing import Trace, merge_traces, open_trace, read_events
+from dftracer.utils.tracing import Trace, files, merge_traces, open_trace, read_events
 
 __all__ = ["peer_tools"]
 
@@ -327,10 +327,12 @@ print(os.getpid())
         rt.submit(same, 1, name="of the parent")
         # While this process writes the file, and with its environment.
         first = run_child(source, tmp_path, DFTRACER_TRACE=str(path))
+        # Of a program that knows nothing of this one.
+        stranger = run_child(source, tmp_path, DFTRACER_TRACE=str(path), **{files._LEDGER: ""})
     # The environment says that the file is this run's.
     second = run_child(source, tmp_path, DFTRACER_TRACE=str(path))
     assert set(by_name(path)) == {"of the parent"}
-    for child in (first, second):
+    for child in (first, stranger, second):
         assert child.returncode == 0, child.stderr
         assert set(by_name(tmp_path / f"run.{child.stdout.strip()}.pfw.gz")) == {"of the child"}
 
