@@ -21,3 +21,7 @@ def log_given_up(name: str) -> None:
         "more; see 'Cancellation' in docs/lifecycle.md",
         name,
     )
+
+
+def let_pending_raise() -> None:
+    """Run Python code, so that an exception that was sent to this thread is raised."""

@@ -29,6 +29,7 @@ pub struct Marks(u8);
 impl Marks {
     const INTERRUPTED: u8 = 1;
     const GIVEN_UP: u8 = 2;
+    const TOLD: u8 = 4;
 
     /// Nothing.
     pub const NONE: Self = Self(0);
@@ -45,9 +46,20 @@ impl Marks {
         Self(self.0 | Self::GIVEN_UP)
     }
 
+    /// These, and that a wait of its own has told it to stop.
+    #[must_use]
+    pub fn and_told(self) -> Self {
+        Self(self.0 | Self::TOLD)
+    }
+
     /// Whether an exception was sent to its thread.
     pub fn interrupted(self) -> bool {
         self.0 & Self::INTERRUPTED != 0
+    }
+
+    /// Whether a wait of its own has told it to stop.
+    pub fn told(self) -> bool {
+        self.0 & Self::TOLD != 0
     }
 
     /// Whether its task has ended without it.
@@ -136,6 +148,16 @@ impl Running {
         let marks = act(Marks(self.marks.load(Ordering::Relaxed)));
         self.marks.store(marks.0, Ordering::Relaxed);
         true
+    }
+
+    /// The same for the worker itself, whose innermost body it is; gives what was done to it before.
+    pub fn mark(&self, act: impl FnOnce(Marks) -> Marks) -> Marks {
+        let task = self.hold();
+        let _hold = Hold { running: self, task };
+        // Relaxed: `hold` has acquired what was done by those who held it before.
+        let before = Marks(self.marks.load(Ordering::Relaxed));
+        self.marks.store(act(before).0, Ordering::Relaxed);
+        before
     }
 
     /// The innermost task, or [`IDLE`]: for its own thread, which waits while another has hold of it.

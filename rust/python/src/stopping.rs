@@ -105,6 +105,9 @@ fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
     for slot in plain_slots(shared) {
         let ident = slot.ident.load(Ordering::Relaxed);
         slot.running.reach(task, |marks| {
+            if marks.told() {
+                return marks; // by a wait of its own, and what it does about that is not to be hit
+            }
             // SAFETY: attached; the class is a live object; the worker cannot leave the body
             // meanwhile. Nothing in there lets go of the interpreter.
             match unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) } {
@@ -166,12 +169,20 @@ impl BodyWait {
     /// Raises if the body is asked to stop: once, so that it can wait for what it does then. To be
     /// asked after the begin and before each sleep: who asks it to stop later wakes it.
     pub(crate) fn check(&self, py: Python<'_>) -> PyResult<()> {
-        match self.0 {
-            Some((_, task)) if worker::tell_to_stop(py, task) => {
-                Err(PyErr::from_type(interruption(py), ()))
-            }
-            _ => Ok(()),
+        let Some((slot, task)) = &self.0 else { return Ok(()) };
+        if !worker::tell_to_stop(py, *task) {
+            return Ok(());
         }
+        let before =
+            slot.running.mark(|marks| if marks.interrupted() { marks } else { marks.and_told() });
+        if before.interrupted() {
+            // It is told by the exception that was sent to it. If that was not raised yet, this
+            // raises it, as any Python code does.
+            static PASS: Lazy<Py<PyAny>> = Lazy::new();
+            let pass = PASS.import(py, "dftracer.utils.from_native.logs", "let_pending_raise")?;
+            return pass.call0().map(drop);
+        }
+        Err(PyErr::from_type(interruption(py), ()))
     }
 }
 
