@@ -33,6 +33,8 @@
 //! state sees the count. Who waits for all returns after [`Outstanding::end`] of each, and so sees it,
 //! too.
 
+// Longer than most files here: more than half of it is the argument above and the tests.
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
