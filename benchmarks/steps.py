@@ -29,9 +29,8 @@ from page import write_figures
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "costs.md"
 
 asyncflow: Any = import_module("dftracer.asyncflow")
-dependencies: Any = import_module("dftracer.asyncflow.engine.arguments")
+search: Any = import_module("dftracer.asyncflow.engine.arguments")
 graph: Any = import_module("dftracer.utils.primitives")
-host: Any = import_module("dftracer.asyncflow.backends.host")
 utils: Any = import_module("dftracer.utils")
 
 Figures = dict[str, float]
@@ -74,18 +73,14 @@ async def same(x: int) -> int:
 async def run_bag(n: int) -> Figures:
     """Nanoseconds of CPU for each of `n` tasks, by step."""
     clocks = Clocks()
-    deliver = host.HostExecutionBackend._deliver
-    host.HostExecutionBackend._deliver = clocks.around("deliver", deliver)
-    try:
-        flow = await asyncflow.WorkflowEngine.create()
-    finally:
-        host.HostExecutionBackend._deliver = deliver
-    async with flow:
-        backend = flow._default
-        flow._launch = clocks.around("queue", flow._launch)
-        backend.call_nowait = clocks.around("submit", backend.call_nowait)
-        flow._take_outcomes = clocks.around("settle", flow._take_outcomes)
-        noop = flow.function_task(same)
+    async with await asyncflow.WorkflowEngine.create() as flow:
+        noop, backend = flow.function_task(same), flow.backend
+        scheduler = (call := noop(0)).engine
+        await call
+        scheduler.launch = clocks.around("queue", scheduler.launch)
+        backend.submit = clocks.around("submit", backend.submit)
+        backend.poll = clocks.around("deliver", backend.poll)
+        backend.connect(clocks.around("settle", scheduler.report))
         register = clocks.around("register", lambda: [noop(i) for i in range(n)])
         await asyncio.gather(*[noop(i) for i in range(100)])
         gc.collect()
@@ -138,8 +133,8 @@ async def run_apart(n: int) -> Figures:
     async with await asyncflow.WorkflowEngine.create() as flow:
         three = tuple(asyncio.get_running_loop().create_future() for _ in range(3))
         figures = {
-            "scan": _each(n, lambda i: dependencies.find_in_call((i,), {})),
-            "scan-three": _each(n, lambda _: dependencies.find_in_call(three, {})),
+            "scan": _each(n, lambda i: search.find_in_call((i,), {})),
+            "scan-three": _each(n, lambda _: search.find_in_call(three, {})),
             "context": _each(n, lambda _: contextvars.copy_context()),
             "asyncio-future": _each(n, lambda _: asyncio.Future(loop=flow.loop)),
         }
@@ -172,12 +167,12 @@ def measure(n: int, repeats: int) -> Figures:
 
 
 _ON_THE_WAY = (
-    ("register", "register", "the call itself: `_register`, all that is below included"),
-    ("queue", "queue", "`_launch`: who is ready, and what a backend is told of it"),
-    ("submit", "queue", "`call_nowait`: a record in the runtime's queue, workers woken"),
+    ("register", "register", "the call itself: `Scheduler.register`, all that is below included"),
+    ("queue", "queue", "`Scheduler.launch`: what is ready, put into a list for its backend"),
+    ("submit", "queue", "the backend's `submit`: records in the runtime's queue, workers woken"),
     ("run", "run", "workers: taken, called in its context, its outcome posted"),
-    ("deliver", "deliver", "outcomes taken out of the mailbox"),
-    ("settle", "settle", "`_take_outcomes`: the future ended, the engine's books"),
+    ("deliver", "deliver", "the backend's `poll`: outcomes taken out of the mailbox"),
+    ("settle", "settle", "`Scheduler.report`: futures ended, the state and its counts"),
     ("await", "settle", "asyncio: the callbacks of the futures, `gather`, the loop"),
 )
 _APART = (

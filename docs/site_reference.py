@@ -21,8 +21,9 @@ NATIVE = "dftracer.utils._native"
 OTHERS = {"T", "P", "R", "_T", "_R", "_T_co", "C_co", "distributed", "rhapsody"}
 OTHERS |= {"Client", "Cluster", "Context", "Executor", "Future", "Path", "PathLike"}
 OTHERS |= {"ProcessPoolExecutor", "Self", "Worker"}
+OTHERS |= {"Place", "TaskRecord", "Trace"}
 OTHERS |= sys.stdlib_module_names
-"""What is not described here: type variables, and modules and classes of others."""
+"""What is not described here: type variables, modules and classes of others, and parts of ours."""
 MADE_HERE = {"Component", "Task", "Block", "WorkflowGraph", "Node", "Edge", "RuntimeExecutor"}
 MADE_HERE |= {"FunctionDecorator", "ExecutableDecorator", "BlockDecorator", "Call", "Cancellation"}
 """Classes of which nobody makes an object by hand."""
@@ -103,7 +104,8 @@ def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     if {target.split(".")[0], last} & OTHERS or last[0] == "_" or hasattr(builtins, target):
         return contnode
     objects = env.get_domain("py").objects
-    ours = [name for name in objects if name.rpartition(".")[2] == last]
+    ours = [name for name in objects if f".{name}".endswith(f".{target}")]
+    ours = ours or [name for name in objects if name.rpartition(".")[2] == last]
     if len(ours) != 1:
         return None
     found = objects[ours[0]]

@@ -55,6 +55,11 @@ def program_task(
     }
 
 
+def has_begun(backend: Any, uid: str) -> bool:
+    """Tell whether a task runs on a backend, as far as that knows."""
+    return any(backend.has_begun(each) for each in backend.unfinished if each.uid == uid)
+
+
 class Recorder:
     """Is told of every state by a backend, as an engine would be."""
 

@@ -17,8 +17,8 @@ async def engine(target: Any, *others: Any, **options: Any) -> AsyncIterator[Wor
     async with await WorkflowEngine.create([backend, *others], **options) as flow:
         yield flow
     assert_nothing_kept(flow)
-    assert not backend._pending
-    assert not backend._checked
+    assert not backend._sent
+    assert not backend._sender.unsent
     assert backend.state() == "IDLE"
 
 

@@ -113,10 +113,11 @@ async def async_identity(value: Any) -> Any:
 
 def assert_nothing_kept(flow: WorkflowEngine) -> None:
     """See that an engine whose components have all ended knows none of them."""
-    assert not flow._unfinished
-    assert not flow._services
-    assert not flow._foreign
-    assert not flow._ready
-    assert not flow._members
-    assert not flow._bodies
-    assert len(flow._graph) == 0
+    scheduler, state = flow._scheduler, flow._scheduler.state
+    assert not state.unfinished
+    assert not scheduler.services
+    assert not state.foreign
+    assert not scheduler._ready
+    assert not state.members
+    assert not scheduler.bodies
+    assert len(state.graph) == 0

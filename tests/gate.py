@@ -53,6 +53,7 @@ class Gate:
             self.outcomes["skipped"] += 1
             self.skips[reason_of(report)] += 1
 
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """Add up what a process of pytest-xdist has skipped while it collected: only it knows."""
         for reason in getattr(node, "workeroutput", {}).get("skipped files", ()):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import GUARD_S, Door, Recorder, function_task, program_task
+from backend_support import GUARD_S, Door, Recorder, function_task, has_begun, program_task
 
 from dftracer.asyncflow import (
     ExecutableError,
@@ -207,7 +207,7 @@ async def test_the_process_group_dies_when_the_task_is_cancelled(make: Any, tmp_
         await backend.submit_tasks([program_task("task.1", "sh", "-c", script)])
         await readable(reader)
         assert os.read(reader, 100) == b"begun\n"
-        assert backend.is_running("task.1")
+        assert has_begun(backend, "task.1")
         assert await backend.cancel_task("task.1")
         await recorder.end_of("task.1")
         await readable(reader)  # the last writer is gone
@@ -272,7 +272,7 @@ async def test_the_body_is_left_or_stopped_when_its_time_is_over(
         await door.reached()
         with pytest.raises(TaskTimeoutError, match="'endless' on backend 'here'"):
             await recorder.result_of("task.1")
-        assert not backend.is_running("task.1")
+        assert not has_begun(backend, "task.1")
         if isinstance(backend, LocalExecutionBackend):
             assert not (tmp_path / "stopped").exists()
             door.open()

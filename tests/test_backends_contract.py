@@ -612,7 +612,7 @@ async def test_the_engine_lives_on_when_submitting_raises(
     async with engine(backend) as flow:
         with monkeypatch.context() as patch:
             patch.setattr(backend, "submit_tasks", refuse_async)
-            for name in ("submit_nowait", "call_nowait"):
+            for name in ("submit", "submit_nowait"):
                 if hasattr(backend, name):
                     patch.setattr(backend, name, refuse)
             task = flow.function_task(abs)(-1)

@@ -16,7 +16,7 @@ from docs_support import examples
 from terminal_support import Terminal
 
 from dftracer.asyncflow.cli import doctor
-from dftracer.asyncflow.cli.main import main as cli
+from dftracer.asyncflow.cli import main as cli
 from dftracer.utils.progress import status
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def test_the_exit_code_is_the_scripts_when_it_ends(
 ) -> None:
     done = flow("run", script(source, engine=False), code=code)
     assert error in done.stderr
-    assert "main.py" not in done.stderr
+    assert "asyncflow/cli" not in done.stderr
 
 
 def test_a_shell_sees_130_when_a_script_is_interrupted(tmp_path: Path, script: Callable) -> None:
@@ -161,7 +161,7 @@ def test_engines_and_the_default_runtime_have_that_size_when_threads_are_given(
     path = script(
         """
         from dftracer.utils import Runtime, get_default_runtime
-        print(flow.backend._runtime.threads, get_default_runtime().threads, Runtime(5).threads)
+        print(flow.backend.runtime.threads, get_default_runtime().threads, Runtime(5).threads)
         """
     )
     assert flow("run", "--threads", 3, path).stdout == "3 3 5\n"
@@ -491,6 +491,63 @@ def test_a_directory_is_not_used_when_others_can_write_to_it(
     assert "only this user can write to" in flow("top", 1, code=1, **env).stderr
     monkeypatch.setenv("DFTRACER_STATUS", str(tmp_path / "nowhere"))
     assert status.read_all() == []
+
+
+# --- merge ----------------------------------------------------------------------------------------
+
+EVENT = '{"id":0,"name":"ok","cat":"python","pid":1,"tid":1,"ts":100,"dur":5,"ph":"X","args":{}}'
+
+NO_TRACES = {
+    "a text": (b"hello\nworld\n", "line 1: it is no JSON: "),
+    "no byte": (b"", "it is empty"),
+    "other JSON": (b'{"traceEvents": []}\n', "line 1: it is no event"),
+    "a list of many lines": (b'[\n{\n"a": 1\n}\n]\n', "line 2: it is no JSON: "),
+    "a program": (b"\x7fELF\x02\x01\x00\n", "line 1: it is no JSON: "),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), NO_TRACES.values(), ids=NO_TRACES)
+def test_merge_names_each_file_when_it_is_no_trace(
+    flow: Flow, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "good.pfw").write_text(f"[\n{EVENT}\n]\n")
+    for name in ("a.pfw", "b.pfw"):
+        (tmp_path / name).write_bytes(content)
+    done = flow("merge", "a.pfw", "good.pfw", "b.pfw", "-o", "out.json")
+    assert done.stdout == "1 events in out.json\n"
+    assert done.stderr.startswith("dftracer-flow: left out: ")
+    for name in ("a.pfw", "b.pfw"):
+        assert f"{name}: it is no trace: {reason}" in done.stderr
+    (tmp_path / "out.json").write_text("of before")
+    done = flow("merge", "a.pfw", "b.pfw", "-o", "out.json", code=1)
+    assert done.stdout == ""
+    assert done.stderr.startswith("dftracer-flow: there is no trace to merge: left out: a.pfw: ")
+    assert (tmp_path / "out.json").read_text() == "of before"
+
+
+def test_merge_names_what_it_passes_over_when_a_directory_holds_other_files(
+    flow: Flow, tmp_path: Path
+) -> None:
+    folder = tmp_path / "traces"
+    (folder / "more.pfw").mkdir(parents=True)
+    (folder / "good.pfw").write_text(f"[\n{EVENT}\n")
+    (folder / "notes.txt").write_text("x")
+    output = folder / "all.json"
+    for _ in range(2):  # the second time, its own output is there
+        done = flow("merge", "traces", "-o", output)
+        assert done.stderr == (
+            "dftracer-flow: left out: traces/notes.txt: its name does not end in .pfw.gz or .pfw\n"
+        )
+    (folder / "other.txt").touch()
+    assert ", nor do those of 1 more files there" in flow("merge", "traces", "-o", output).stderr
+
+
+def test_a_trace_is_merged_without_a_word_when_nothing_was_traced(
+    flow: Flow, tmp_path: Path
+) -> None:
+    (tmp_path / "none.pfw").write_text("[\n]\n")
+    done = flow("merge", "none.pfw", "-o", "out.json")
+    assert (done.stdout, done.stderr) == ("0 events in out.json\n", "")
 
 
 # --- this machine, this shell ---------------------------------------------------------------------

@@ -28,6 +28,7 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
+from dftracer.asyncflow.backends.base import DescribedTask, State
 from dftracer.utils import TaskTimeoutError
 
 
@@ -207,17 +208,72 @@ async def test_prompt_fails_when_it_is_sent_to_dask(dask_client):
 async def test_engine_wakes_once_for_many_when_tasks_end_together(dask_client):
     async with engine(dask_client) as flow:
         backend, batches = flow.backend, []
-        deliver, watch, given = backend._deliver, backend._watch, []
-        backend._deliver = lambda news: (batches.append(len(news)), deliver(news))
-        backend._watch = lambda _, batch: given.extend(batch)
+        watcher, given = backend._watcher, []
+        take, watch = watcher._take, watcher._watch_all
+        watcher._take = lambda events: (batches.append(len(events)), take(events))
+        watcher._watch_all = given.extend
         futures = [flow.function_task(identity)(number) for number in range(50)]
         await launched()
         await asyncio.to_thread(
-            dask_client.gather, [pending.future for pending in backend._pending.values()]
+            dask_client.gather, [sent.future for sent in backend._sent.values()]
         )
-        dask_client.loop.add_callback(watch, backend._connection, given)
+        dask_client.loop.add_callback(watch, given)
         assert await asyncio.gather(*futures) == list(range(50))
         assert batches == [50]
+
+
+async def test_each_submission_has_one_outcome_after_submit_when_there_is_no_engine(dask_client):
+    outcomes, all_reported = [], asyncio.Event()
+
+    def report(reported: Any) -> bool:
+        outcomes.extend(reported)
+        if len(outcomes) == 4:
+            all_reported.set()
+        return False
+
+    def submission(uid: str, function: Any, *args: Any, **options: Any) -> DescribedTask:
+        description = {"uid": uid, "function": function, "args": args}
+        return DescribedTask({**description, "task_backend_specific_kwargs": options})
+
+    async with DaskExecutionBackend(dask_client) as backend:
+        backend.connect(lambda reported: pytest.fail(f"somebody else gets {reported}"))
+        earlier = submission("earlier", abs, -1)
+        backend.submit([earlier])
+        backend.connect(report)
+        good = submission("good", abs, -1)
+        refused = submission("refused", threading.Lock().acquire)
+        impossible = submission("impossible", abs, -1, workers="nobody")
+        checked = submission("checked", abs, -1, workers="nobody")
+        backend.submit([good, refused, impossible, checked])
+        assert backend.cancel(checked)
+        assert not backend.cancel(checked)
+        assert not backend.cancel(earlier)
+        assert outcomes == []
+        await all_reported.wait()
+        ends = {submission: (state, value) for submission, state, value in outcomes}
+        state, value = ends[good]
+        assert state is State.DONE
+        assert value.is_on(backend)
+        assert await value.fetch() == 1
+        assert ends[checked] == (State.CANCELED, None)
+        assert ends[refused][0] is ends[impossible][0] is State.FAILED
+        assert isinstance(ends[refused][1], pickle.PicklingError)
+        assert "no worker is one of workers=['nobody']" in str(ends[impossible][1])
+    assert len(outcomes) == len(ends) == 4
+
+
+async def test_what_is_unfinished_is_reported_by_the_end_of_shutdown(dask_client):
+    batches = []
+    async with DaskExecutionBackend(dask_client) as backend:
+        backend.connect(lambda outcomes: bool(batches.append(outcomes)))
+        submissions = [
+            DescribedTask({"uid": f"{n}", "function": asyncio.sleep, "args": (1_000,)})
+            for n in range(5)
+        ]
+        backend.submit(submissions)
+        with pytest.raises(RuntimeError, match="not started"):
+            DaskExecutionBackend(dask_client).submit(submissions)
+    assert batches == [[(submission, State.CANCELED, None) for submission in submissions]]
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -556,11 +612,29 @@ async def test_task_is_cancelled_when_its_body_says_so(dask_client):
             await flow.function_task(body)()
 
 
+def test_task_is_cancelled_when_the_event_loop_does_not_run_just_now(dask_client, line):
+    path = line.path
+
+    async def begin() -> Any:
+        flow = await WorkflowEngine.create(DaskExecutionBackend(dask_client))
+        future = endless(flow, "async", path)()
+        await line.read()
+        return flow, future
+
+    loop = asyncio.new_event_loop()
+    flow, future = loop.run_until_complete(begin())
+    assert future.cancel()
+    assert future.cancelled()
+    assert loop.run_until_complete(line.read()) == "CancelledError"
+    loop.run_until_complete(flow.shutdown())
+    loop.close()
+
+
 async def test_task_fails_when_somebody_else_cancels_it(dask_client, line):
     async with engine(dask_client) as flow:
         future = endless(flow, "async", line.path)()
         await line.read()
-        theirs = flow.backend._pending[future.uid].future
+        theirs = flow.backend._sent[future].future
         await asyncio.to_thread(dask_client.cancel, [theirs], force=True)
         with pytest.raises(ConnectionError, match=r"'wait' \(.*has been told to forget it"):
             await future
@@ -612,10 +686,10 @@ async def test_each_task_is_running_before_it_is_done_when_somebody_wants_to_kno
     told = []
     async with engine(dask_client) as flow:
         backend = flow.backend
-        report, backend.report_running = backend._callback_func, True
-        backend._callback_func = lambda task, state: (
-            told.append((task["uid"], state)),
-            report(task, state),
+        report, backend.report_running = backend._report, True
+        backend._report = lambda outcomes: (
+            told.extend((submission.uid, state) for submission, state, _ in outcomes),
+            report(outcomes),
         )
         futures = [flow.function_task(identity)(number) for number in range(20)]
         futures += [flow.executable_task(lambda: "true")()]

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dask
-import dask_support
 import pytest
 from dask.distributed import KilledWorker, LocalCluster
 from dask_support import engine, named
@@ -24,7 +23,7 @@ from engine_support import identity
 from process_support import gone
 
 from dftracer.asyncflow import DependencyFailureError
-from dftracer.asyncflow.backends.dask import backend as dask_backend
+from dftracer.asyncflow.backends.dask import idle, watching
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 
@@ -115,16 +114,16 @@ async def test_worker_is_kept_when_it_comes_back_later_than_dask_waits():
 
 
 async def test_the_log_says_what_waits_when_there_is_no_worker(monkeypatch, caplog):
-    monkeypatch.setattr(dask_backend, "_SILENCE_S", 0.05)
+    monkeypatch.setattr(idle, "_SILENCE_S", 0.05)
     looks = 0
 
-    class Counted(dask_backend.DaskExecutionBackend):
-        async def _tell_if_no_worker(self, connection):
+    class Counted(idle.WorkerCheck):
+        async def _warn_if_no_worker(self):
             nonlocal looks
-            await super()._tell_if_no_worker(connection)
+            await super()._warn_if_no_worker()
             looks += 1
 
-    monkeypatch.setattr(dask_support, "DaskExecutionBackend", Counted)
+    monkeypatch.setattr(watching, "WorkerCheck", Counted)
     with LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
         async with engine(cluster) as flow:
             futures = [flow.function_task(named("lonely", identity))(n) for n in range(3)]

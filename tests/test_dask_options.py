@@ -207,6 +207,47 @@ async def test_task_with_higher_priority_is_first_when_all_wait(dask_client, lin
         assert [await line.read() for _ in notes] == ["3", "2", "1"]
 
 
+async def test_what_has_waited_is_before_what_was_called_earlier_but_for_priorities(
+    dask_client, line
+):
+    path = line.path
+
+    def hold(key: Path) -> None:
+        say(path, "held")
+        key.read_text()
+
+    def count_notes(dask_worker: Any) -> int:
+        return sum(str(key).startswith("note") for key in list(dask_worker.state.tasks))
+
+    async with engine(dask_client) as flow:
+        key = Path(path).with_name("key")
+        os.mkfifo(key)
+        there = {"workers": [0]}
+        held = flow.function_task(hold)(key, task_description=there)
+        assert await line.read() == "held"
+        note = flow.function_task(named("note", lambda text, *_: say(path, text)))
+        early, late = asyncio.Future(), asyncio.Future()
+        notes = [
+            note("called", task_description=there),
+            note("early", early, task_description=there),
+            note("late", late, task_description=there),
+            note("late too", late, task_description=there),
+            note("urgent", task_description={"priority": 1, **there}),
+        ]
+        for future in (early, late):
+            await asyncio.sleep(0)
+            future.set_result(None)
+            await asyncio.sleep(0)
+        while sum((await asyncio.to_thread(dask_client.run, count_notes)).values()) < 5:
+            pass  # the scheduler knows of them before the worker does
+        await asyncio.to_thread(key.write_text, "go")
+        await asyncio.gather(held, *notes)
+        order = [await line.read() for _ in notes]
+        assert order[0] == "urgent"
+        assert set(order[1:3]) == {"late", "late too"}
+        assert order[3:] == ["early", "called"]
+
+
 async def test_body_is_run_again_when_it_may_be_retried(dask_client, tmp_path):
     def fail_once(marker: Path) -> str:
         if not marker.exists():

@@ -556,6 +556,27 @@ async def test_a_future_is_refused_when_it_belongs_to_another_loop() -> None:
             with pytest.raises(ValueError, match="another event loop"):
                 flow.function_task(identity)([future])
             assert await flow.function_task(identity)([done]) == [1]
-            assert not flow._unfinished
+            assert not flow._scheduler.state.unfinished
     finally:
         other.close()
+
+
+async def test_a_body_has_a_task_of_its_own_when_it_is_async() -> None:
+    tasks: list[asyncio.Task[object] | None] = []
+
+    async with await WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def plain() -> list[str]:
+            tasks.append(asyncio.current_task())
+            return ["true"]
+
+        @flow.executable_task
+        async def suspends() -> list[str]:
+            tasks.append(asyncio.current_task())
+            await asyncio.sleep(0)
+            return ["true"]
+
+        await asyncio.gather(plain(), suspends())
+    assert tasks[0] is None
+    assert tasks[1] not in (None, asyncio.current_task())

@@ -232,13 +232,13 @@ async def test_a_backend_hears_nothing_of_a_task_when_its_submission_has_not_beg
     async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         call = flow.function_task(identity)
         first, second = call(1), call(2)
-        flow._launch()  # as the loop will do, before it begins the submission
+        flow._scheduler.launch()  # as the loop will do, before it begins the submission
         assert second.cancel()
         await backend.end(first, return_value=1)
         assert await first == 1
         assert list(backend.tasks) == [first.uid]
         third = call(3)
-        flow._launch()
+        flow._scheduler.launch()
         await flow.shutdown()
         assert third.cancelled()
     assert list(backend.tasks) == [first.uid]
@@ -489,3 +489,45 @@ async def test_tasks_go_the_way_of_a_subclass_when_it_changes_their_submission()
     async with await WorkflowEngine.create(backend := Counting(), cancel_on_exit=True) as flow:
         await asyncio.gather(*map(flow.function_task(identity), range(5)))
     assert backend.seen == 5
+
+
+async def test_a_subclass_is_asked_when_it_changes_the_cancellation() -> None:
+    class Asked(RuntimeExecutionBackend):
+        def __init__(self) -> None:
+            super().__init__()
+            self.uids: list[str] = []
+
+        async def cancel_task(self, uid: str) -> bool:
+            self.uids.append(uid)
+            return await super().cancel_task(uid)
+
+    async with await WorkflowEngine.create(backend := Asked(), cancel_on_exit=True) as flow:
+
+        @flow.function_task
+        async def wait_for_ever() -> None:
+            await asyncio.get_running_loop().create_future()
+
+        future = wait_for_ever()
+        await launched()
+        future.cancel()
+    assert backend.uids == [future.task["uid"]]
+
+
+async def test_tasks_go_the_way_of_a_proxy_when_it_stands_for_one_of_our_backends() -> None:
+    class Proxy:
+        def __init__(self, backend: NoopExecutionBackend) -> None:
+            self._backend = backend
+            self.seen: list[str] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._backend, name)
+
+        async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+            self.seen += [task["name"] for task in tasks]
+            await self._backend.submit_tasks(tasks)
+
+    proxy = Proxy(NoopExecutionBackend())
+    async with await WorkflowEngine.create(proxy, cancel_on_exit=True) as flow:
+        results = await asyncio.gather(*map(flow.function_task(identity), range(3)))
+    assert proxy.seen == ["identity"] * 3
+    assert results == ["Dummy Output"] * 3

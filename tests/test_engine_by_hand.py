@@ -196,7 +196,7 @@ async def test_no_body_runs_when_the_block_runs_waits_or_has_ended() -> None:
         for block, match in (
             (ended, "DONE.*has begun"),
             (running, "RUNNING.*has begun"),
-            (cancelled, "CANCELLED.*has begun"),
+            (cancelled, "CANCELED.*has begun"),
             (waiting, "PENDING.*waits"),
         ):
             with pytest.raises(asyncio.InvalidStateError, match=match):

@@ -59,7 +59,7 @@ async def test_the_body_never_runs_when_cancelled_in_the_turn_of_the_call(kind: 
         future = getattr(flow, kind)(body)()
         assert future.cancel()
         assert future.cancelled()
-        assert future.state == "CANCELLED"
+        assert future.state == "CANCELED"
         assert not future.cancel()
         assert await flow.function_task(identity)(1) == 1
         assert_nothing_kept(flow)
@@ -120,7 +120,7 @@ async def test_the_body_never_runs_when_cancelled_in_the_queue() -> None:
                 assert states(ahead) == {"RUNNING"}
                 assert states(future, behind) == {"PENDING"}
                 assert future.cancel()
-                assert states(future) == {"CANCELLED"}
+                assert states(future) == {"CANCELED"}
                 gate.set()
                 assert (await ahead, await behind) == ("first", "last")
             assert_nothing_kept(flow)
@@ -164,7 +164,7 @@ async def test_the_task_is_cancelled_at_once_when_a_plain_body_runs() -> None:
             behind = flow.function_task(identity)(future)
             await reached(started)
             assert future.cancel("not needed")
-            assert states(future, behind) == {"CANCELLED"}
+            assert states(future, behind) == {"CANCELED"}
             assert message_of(future) == "not needed"
             assert not ended.is_set()
             gate.set()
@@ -224,7 +224,7 @@ async def test_the_body_is_cancelled_when_an_async_one_is_suspended() -> None:
         await reached(started)
         assert future.state == "RUNNING"
         assert future.cancel()
-        assert states(future, behind) == {"CANCELLED"}
+        assert states(future, behind) == {"CANCELED"}
         await reached(ended)
         assert seen == ["cancelled"]
 
@@ -316,7 +316,7 @@ async def test_the_members_are_cancelled_when_their_block_is() -> None:
             assert future.state == "RUNNING"
             assert future.cancel("not needed")
             finished = members.pop("finished")
-            assert states(future, behind, *members.values()) == {"CANCELLED"}
+            assert states(future, behind, *members.values()) == {"CANCELED"}
             assert message_of(members["running"]) == message_of(members["inner"]) == "not needed"
             gate.set()
             assert (await outsider, await finished) == ("outsider", "finished")
@@ -388,7 +388,7 @@ async def test_the_awaited_task_is_cancelled_when_blocks_nest_deeply() -> None:
         future = nest(100)
         await deepest.wait()
         assert future.cancel()
-        assert states(future, *members) == {"CANCELLED"}
+        assert states(future, *members) == {"CANCELED"}
         await launched()
         assert not never.done()
         never.set_result(None)
@@ -420,11 +420,11 @@ def test_all_ends_when_the_cancelled_blocks_nest_deeper_than_python_recurses(
                 blocks.append(nest(1_000))
                 await deepest.wait()
                 blocks[0].cancel()
-                print({block.state for block in blocks}, len(flow._unfinished))
+                print({block.state for block in blocks}, len(flow._scheduler.state.unfinished))
 
         asyncio.run(main())
     """
-    assert run_script(script) == "{'CANCELLED'} 0\n"
+    assert run_script(script) == "{'CANCELED'} 0\n"
 
 
 async def test_an_async_command_body_is_cancelled_when_it_runs() -> None:
@@ -478,7 +478,7 @@ async def test_the_process_group_dies_when_an_executable_is_cancelled(tmp_path: 
         await program.started()
         assert future.state == "RUNNING"
         assert future.cancel()
-        assert states(future, behind) == {"CANCELLED"}
+        assert states(future, behind) == {"CANCELED"}
         await program.gone()
         assert await flow.executable_task(lambda: "echo fine")() == "fine\n"
         assert_nothing_kept(flow)
@@ -535,7 +535,7 @@ async def test_dependents_name_the_root_when_it_is_cancelled() -> None:
             chain.append(getattr(flow, kind)(async_identity)([chain[-1]]))
         chain.append(flow.function_task(add)(chain[2], chain[3]))
         assert root.cancel()
-        assert states(*chain) == {"CANCELLED"}
+        assert states(*chain) == {"CANCELED"}
         for future in chain[1:]:
             assert f"task.{root.id} 'identity'" in message_of(future)
         assert not source.done()
@@ -555,7 +555,7 @@ async def test_dependents_name_the_root_when_another_dependency_ends_later() -> 
         source.set_result(1)
         await asyncio.wait([slow, behind, last])
         assert slow.result() == 1
-        assert states(behind, last) == {"CANCELLED"}
+        assert states(behind, last) == {"CANCELED"}
         for future in (behind, last):
             assert f"task.{root.id} 'identity'" in message_of(future)
 
@@ -581,7 +581,7 @@ async def test_dependents_are_cancelled_when_a_plain_future_is(finished: bool) -
         behind = flow.block(async_identity)(future)
         source.cancel()
         await asyncio.wait([future, behind])
-        assert states(future, behind) == {"CANCELLED"}
+        assert states(future, behind) == {"CANCELED"}
         assert "Future" in message_of(future)
         assert_nothing_kept(flow)
 
@@ -626,7 +626,7 @@ async def test_a_cancellation_outweighs_a_failure_when_both_are_dependencies(
         behind = [flow.function_task(identity)(future) for future in futures]
         await asyncio.wait([one, other, *futures, *behind])
         assert one.exception() is not None
-        assert states(*futures, *behind) == {"CANCELLED"}
+        assert states(*futures, *behind) == {"CANCELED"}
         assert_nothing_kept(flow)
 
 
@@ -647,7 +647,7 @@ async def test_all_are_cancelled_when_a_long_chain_loses_its_root() -> None:
         for _ in range(3_000):
             chain.append(flow.function_task(identity)(chain[-1]))
         chain[0].cancel()
-        assert states(*chain) == {"CANCELLED"}
+        assert states(*chain) == {"CANCELED"}
         await launched()
         assert_nothing_kept(flow)
 
@@ -665,7 +665,7 @@ async def test_only_the_awaited_is_cancelled_when_waiting_for_it_times_out(kind:
         sibling = flow.function_task(identity)(before)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(future, 0)
-        assert states(future, behind) == {"CANCELLED"}
+        assert states(future, behind) == {"CANCELED"}
         source.set_result(1)
         assert (await before, await sibling) == (1, 1)
 
@@ -693,7 +693,7 @@ async def test_all_components_are_cancelled_when_their_gather_is() -> None:
         gathered.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gathered
-        assert states(*futures) == {"CANCELLED"}
+        assert states(*futures) == {"CANCELED"}
         assert not never.done()
 
 
@@ -702,7 +702,7 @@ async def test_messages_name_the_engine_when_it_is_shut_down() -> None:
         never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         futures = [flow.function_task(identity)(never), flow.block(async_identity)(never)]
         await flow.shutdown()
-    assert states(*futures) == {"CANCELLED"}
+    assert states(*futures) == {"CANCELED"}
     assert all("'the engine'" in message_of(future) for future in futures)
 
 
@@ -735,5 +735,5 @@ async def test_every_component_ends_once_when_cancellations_come_at_random(seed:
         await asyncio.wait(futures)
         await launched()
         assert ends == {future.id: 1 for future in futures}
-        assert states(*futures) == {"DONE", "CANCELLED"}
+        assert states(*futures) == {"DONE", "CANCELED"}
         assert_nothing_kept(flow)

@@ -63,7 +63,7 @@ async def test_each_link_runs_once_when_chains_run_side_by_side_and_some_are_can
     for chain, (links, end) in enumerate(zip(chains, ends, strict=True)):
         states = [one.state for one in links]
         done = states.count("DONE")
-        assert states == ["DONE"] * done + ["CANCELLED"] * (60 - done)
+        assert states == ["DONE"] * done + ["CANCELED"] * (60 - done)
         assert done == 60 or (chain in doomed and isinstance(end, asyncio.CancelledError))
         assert [runs[chain, number] for number in range(done)] == [1] * done
         assert all(runs[chain, number] <= 1 for number in range(60))

@@ -13,7 +13,7 @@ from conftest import NewLoop
 from engine_support import identity, launched
 
 from dftracer.asyncflow import CircularWaitError, DependencyFailureError, WorkflowEngine
-from dftracer.asyncflow.engine.stuck import cycles as circles
+from dftracer.asyncflow.engine.waiting import cycles as circles
 
 Wait = Callable[[asyncio.Future[Any]], Coroutine[Any, Any, Any]]
 
@@ -149,7 +149,7 @@ async def test_blocks_fail_when_they_wait_for_each_other(new_loop: NewLoop, way:
         calls = blocks_in_a_circle(flow, way, way, way)
         await assert_in_circle(calls, "'a' waits for", "'b' waits for", "'c' waits for")
         assert await flow.function_task(identity)(1) == 1
-    assert not flow._bodies
+    assert not flow._scheduler.bodies
 
 
 async def test_a_block_fails_when_it_waits_for_itself(new_loop: NewLoop) -> None:
@@ -403,7 +403,7 @@ def test_inner_tasks_in_a_circle_are_logged_when_no_call_is_among_them(
         import asyncio, logging, os
 
         from dftracer.asyncflow import WorkflowEngine
-        from dftracer.asyncflow.engine.stuck import cycles as circles
+        from dftracer.asyncflow.engine.waiting import cycles as circles
 
         circles._INTERVAL_S = 0.02
 
@@ -522,15 +522,15 @@ WAYS_OUT = [one_of, one_fails, one_of_all_fails, one_of_a_few_fails, first_of]
 
 async def looked(flow: WorkflowEngine) -> None:
     """Wait until an engine has looked at its bodies."""
-    look, done = flow._circles._end_circles, asyncio.Event()
+    look, done = flow._scheduler.cycles._end_circles, asyncio.Event()
 
     def looking(engine: Any) -> None:
         look(engine)
         done.set()
 
-    flow._circles._end_circles = looking  # type: ignore[method-assign]
+    flow._scheduler.cycles._end_circles = looking  # type: ignore[method-assign]
     await done.wait()
-    del flow._circles._end_circles
+    del flow._scheduler.cycles._end_circles
 
 
 async def test_looks_end_when_no_body_runs() -> None:
@@ -540,9 +540,9 @@ async def test_looks_end_when_no_body_runs() -> None:
         async def block() -> None:
             await looked(flow)
 
-        assert not flow._circles._is_watching
+        assert not flow._scheduler.cycles.is_watching
         await block()
         await launched()  # the block's task has ended too
-        assert not flow._bodies
-        flow._circles._look()
-        assert not flow._circles._is_watching
+        assert not flow._scheduler.bodies
+        flow._scheduler.cycles._look()
+        assert not flow._scheduler.cycles.is_watching

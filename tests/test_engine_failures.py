@@ -27,7 +27,7 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-from dftracer.asyncflow.backends.base import ExecutionBackend, Task, TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, State
 from dftracer.utils import Runtime
 
 KINDS = ["function_task", "async function_task", "block", "executable_task"]
@@ -224,7 +224,7 @@ async def test_a_component_is_cancelled_when_its_body_raises_that(kind: str) -> 
         future = decorate_raising(flow, kind, asyncio.CancelledError())()
         behind = flow.function_task(identity)(future)
         await asyncio.wait([future, behind])
-        assert (future.state, behind.state) == ("CANCELLED", "CANCELLED")
+        assert (future.state, behind.state) == ("CANCELED", "CANCELED")
         assert_nothing_kept(flow)
 
 
@@ -233,7 +233,7 @@ async def test_a_plain_body_ends_its_task_when_it_raises_a_cancellation() -> Non
         future = decorate_raising(flow, "function_task", asyncio.CancelledError("mine"))()
         behind = flow.function_task(identity)(future)
         await asyncio.wait([future, behind])
-        assert future.state in ("CANCELLED", "FAILED")
+        assert future.state in ("CANCELED", "FAILED")
         assert behind.state == future.state
         results = await asyncio.gather(future, behind, return_exceptions=True)
         assert all(isinstance(result, BaseException) for result in results)
@@ -603,11 +603,11 @@ class ScriptedBackend(ExecutionBackend):
 
     def __init__(self, *, submit: Any = None, cancel: Any = None) -> None:
         super().__init__("scripted")
-        self.submitted: list[Task] = []
+        self.submitted: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
         self._submit, self._cancel = submit, cancel
 
-    async def submit_tasks(self, tasks: list[Task]) -> None:
+    async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
         self.submitted += tasks
         if self._submit is not None:
             self._submit(tasks)
@@ -624,7 +624,7 @@ class ScriptedBackend(ExecutionBackend):
     def state(self) -> str:
         return "INITIALIZED"
 
-    def tell(self, task: Task, state: str, **outcome: Any) -> None:
+    def tell(self, task: dict[str, Any], state: str, **outcome: Any) -> None:
         task.update(outcome)
         self._callback_func(task, state)
 
@@ -703,19 +703,19 @@ async def test_outcomes_are_taken_once_when_the_backend_tells_several() -> None:
         await launched()
         await launched()
         task = backend.submitted[0]
-        backend.tell(task, TaskStates.RUNNING)
+        backend.tell(task, State.RUNNING)
         assert future.state == "RUNNING"
-        backend.tell(task, TaskStates.DONE, return_value="first")
-        backend.tell(task, TaskStates.DONE, return_value="second")
-        backend.tell(task, TaskStates.FAILED, exception=LookupError("third"))
-        backend.tell(task, TaskStates.CANCELED)
-        backend.tell(task, TaskStates.RUNNING)
-        backend.tell({"uid": "task.999999", "name": "unknown"}, TaskStates.DONE)
+        backend.tell(task, State.DONE, return_value="first")
+        backend.tell(task, State.DONE, return_value="second")
+        backend.tell(task, State.FAILED, exception=LookupError("third"))
+        backend.tell(task, State.CANCELED)
+        backend.tell(task, State.RUNNING)
+        backend.tell({"uid": "task.999999", "name": "unknown"}, State.DONE)
         assert await future == "first"
         assert future.state == "DONE"
         await launched()
         await launched()
-        backend.tell(backend.submitted[1], TaskStates.DONE, return_value="behind")
+        backend.tell(backend.submitted[1], State.DONE, return_value="behind")
         assert await behind == "behind"
 
 
@@ -725,7 +725,7 @@ async def test_a_failure_has_a_reason_when_the_backend_gives_none() -> None:
         future = flow.function_task(identity)(1)
         await launched()
         await launched()
-        backend.tell(backend.submitted[0], TaskStates.FAILED, stderr="what it wrote")
+        backend.tell(backend.submitted[0], State.FAILED, stderr="what it wrote")
         with pytest.raises(RuntimeError, match=r"'identity'.*'scripted'.*what it wrote"):
             await future
 
@@ -763,9 +763,9 @@ async def test_a_task_is_cancelled_when_the_backend_says_so() -> None:
         behind = flow.function_task(identity)(future)
         await launched()
         await launched()
-        backend.tell(backend.submitted[0], TaskStates.CANCELED)
+        backend.tell(backend.submitted[0], State.CANCELED)
         await asyncio.wait([future, behind])
-        assert (future.state, behind.state) == ("CANCELLED", "CANCELLED")
+        assert (future.state, behind.state) == ("CANCELED", "CANCELED")
 
 
 async def test_the_backend_is_told_when_a_task_is_cancelled() -> None:

@@ -109,17 +109,17 @@ async def test_the_state_is_final_when_done_callbacks_run(kind: str) -> None:
     async def fail() -> str:
         raise LookupError("mine")
 
-    seen: dict[str, list[str]] = {"DONE": [], "FAILED": [], "CANCELLED": []}
+    seen: dict[str, list[str]] = {"DONE": [], "FAILED": [], "CANCELED": []}
     async with await WorkflowEngine.create() as flow:
         decorate = getattr(flow, kind)
         futures = {
             "DONE": decorate(succeed)(),
             "FAILED": decorate(fail)(),
-            "CANCELLED": decorate(succeed)(),
+            "CANCELED": decorate(succeed)(),
         }
         for expected, future in futures.items():
             future.add_done_callback(lambda f, seen=seen[expected]: seen.append(f.state))
-        futures["CANCELLED"].cancel()
+        futures["CANCELED"].cancel()
         await asyncio.gather(*futures.values(), return_exceptions=True)
         await launched()
     assert seen == {state: [state] for state in seen}
@@ -387,7 +387,7 @@ async def test_components_die_when_they_have_ended_and_nobody_holds_them() -> No
         await launched()
         gc.collect()
         assert [name for name, reference in references.items() if reference() is not None] == []
-        assert not flow._unfinished
+        assert not flow._scheduler.state.unfinished
         source.set_result(None)
         await launched()
         assert_nothing_kept(flow)

@@ -44,7 +44,7 @@ async def test_each_stage_is_shown_when_a_component_goes_through_it() -> None:
         assert [entry["state"] for entry in flow.components.values()] == ["DONE", "PENDING"]
         behind.cancel()
         assert (flow.running, flow.resolved) == (set(), uids(task, behind))
-        assert flow.components[behind.uid]["state"] == "CANCELLED"
+        assert flow.components[behind.uid]["state"] == "CANCELED"
 
 
 async def test_a_component_is_described_when_its_future_is_held() -> None:
@@ -90,7 +90,7 @@ async def test_name_and_end_are_remembered_when_the_future_is_gone() -> None:
             (futures[0].uid, "task", "identity", "DONE"),
             (futures[1].uid, "block", "async_identity", "DONE"),
             (futures[2].uid, "task", "fail", "FAILED"),
-            (futures[3].uid, "task", "identity", "CANCELLED"),
+            (futures[3].uid, "task", "identity", "CANCELED"),
             (futures[4].uid, "task", "identity", "FAILED"),
         ]
         del futures
@@ -171,7 +171,7 @@ async def test_the_last_are_remembered_when_the_engine_is_shut_down() -> None:
     assert await done == 1
     left = flow.function_task(identity)(asyncio.get_running_loop().create_future())
     await flow.shutdown()
-    assert [entry["state"] for entry in flow.components.values()] == ["DONE", "CANCELLED"]
+    assert [entry["state"] for entry in flow.components.values()] == ["DONE", "CANCELED"]
     assert (flow.running, flow.resolved) == (set(), uids(done, left))
     assert flow.backend.state() == "IDLE"
 

@@ -10,7 +10,7 @@ import pytest
 from engine_support import Gate, identity, launched
 
 from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.engine import leaving
+from dftracer.asyncflow.engine.waiting import leaving
 
 
 def fail(number: int) -> None:
@@ -127,7 +127,7 @@ async def test_failures_are_counted_when_their_futures_died_before_the_end(
             task, add = flow.function_task(fail), flow.function_task(identity)
             for number in range(4):
                 task(number)
-            while flow.components and flow._unfinished:
+            while flow.components and flow._scheduler.state.unfinished:
                 await add(1)
         gc.collect()
     finally:
@@ -202,7 +202,7 @@ async def test_the_rest_is_cancelled_when_the_waiting_is_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert calls[0].cancelled()
-    assert flow._is_closed
+    assert flow.is_closed
 
 
 async def test_what_is_waited_for_is_logged_when_no_call_has_begun(

@@ -37,14 +37,14 @@ class Node:
         """Say how this node ends, if those before it ended so."""
         before = [ended[node.number] for node in self.dependencies]
         failed = [end for end in before if end.state == "FAILED"]
-        if self.fate == "be cancelled" or any(end.state == "CANCELLED" for end in before):
-            return End(self, "CANCELLED")
+        if self.fate == "be cancelled" or any(end.state == "CANCELED" for end in before):
+            return End(self, "CANCELED")
         if failed:
             return End(self, "FAILED", failed=[e.node.name for e in failed], root=failed[0].root)
         if self.fate == "raise":
             return End(self, "FAILED", root=self.error)
         if self.fate == "raise cancelled":
-            return End(self, "CANCELLED")
+            return End(self, "CANCELED")
         return End(self, "DONE", value=self.number + sum(end.value for end in before))
 
 
@@ -161,7 +161,7 @@ def test_all_ends_occur_when_the_graphs_are_taken_together() -> None:
         ends += ended
     share = {
         "DONE": sum(end.state == "DONE" for end in ends),
-        "CANCELLED": sum(end.state == "CANCELLED" for end in ends),
+        "CANCELED": sum(end.state == "CANCELED" for end in ends),
         "FAILED": sum(end.state == "FAILED" and end.failed is None for end in ends),
         "failed by one": sum(end.failed is not None and len(end.failed) == 1 for end in ends),
         "failed by several": sum(end.failed is not None and len(end.failed) > 1 for end in ends),

@@ -72,7 +72,7 @@ async def test_dependents_go_on_when_a_running_service_is_ready(call: Any) -> No
             gate.set()
             await reached(told)
         assert service.result() == "tcp://here"
-        while flow._services:  # until its end has been told too
+        while flow._scheduler.services:  # until its end has been told too
             await launched()
         assert_nothing_kept(flow)
 
@@ -90,9 +90,9 @@ async def test_a_service_tells_that_it_is_ready_when_its_body_has_a_way_to() -> 
         service = serve()
         service.set_result(await addresses.get())
         assert await flow.function_task(identity)(service) == "tcp://block"
-        assert flow._bodies
+        assert flow._scheduler.bodies
         stop.set()
-        while flow._bodies:
+        while flow._scheduler.bodies:
             await launched()
         assert_nothing_kept(flow)
 

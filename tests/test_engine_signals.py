@@ -739,7 +739,7 @@ async def test_signal_stays_ignored_when_it_was_before(signum: signal.Signals) -
         assert signal.getsignal(signum) is signal.SIG_IGN
         signal.raise_signal(signum)
         await asyncio.sleep(0)
-        assert not flow._is_closed
+        assert not flow.is_closed
     assert signal.signal(signum, before) is signal.SIG_IGN
 
 
@@ -786,7 +786,7 @@ async def test_handler_of_the_loop_takes_over_when_it_comes_later(new_loop: NewL
         loop.add_signal_handler(signal.SIGTERM, called.set)
         signal.raise_signal(signal.SIGTERM)
         await called.wait()
-        assert not flow._is_closed
+        assert not flow.is_closed
     called.clear()
     signal.raise_signal(signal.SIGTERM)
     await called.wait()
@@ -898,7 +898,7 @@ def test_each_loop_gets_its_signals_when_two_take_turns() -> None:
         await engine.shutdown()
 
     for engine, loop in zip(engines, loops, strict=True):
-        assert not engine._is_closed
+        assert not engine.is_closed
         loop.run_until_complete(end(engine))
     for loop in loops:
         loop.close()
@@ -925,7 +925,7 @@ async def test_child_of_a_fork_dies_of_the_signal_when_its_parent_has_an_engine(
         os.kill(pid, signal.SIGTERM)
         _, status = await asyncio.to_thread(os.waitpid, pid, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
-        assert not flow._is_closed
+        assert not flow.is_closed
 
 
 def test_engines_of_parent_and_child_get_their_own_signals_when_an_engine_forks(
@@ -943,7 +943,7 @@ def test_engines_of_parent_and_child_get_their_own_signals_when_an_engine_forks(
                     asyncio.run(main(0))
                     os._exit(7)
                 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-                assert not flow._is_closed
+                assert not flow.is_closed
             send_from_outside()
             await flow.run()
             await flow.shutdown()

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from engine_support import assert_nothing_kept
+from mailbox_support import Call
 
 from dftracer.asyncflow import (
     Component,
@@ -234,7 +235,7 @@ async def test_a_call_depends_on_its_futures_when_given_in_any_number_and_mixtur
             named = future.task["metadata"]["dependencies"]
             assert [each["uid"] for each in named] == [each.uid for each in expected]
         assert await asyncio.gather(*numbers) == list(numbers.values())
-        assert sum(sum(tally.sources.values()) for tally in flow._tallies) == edges
+        assert sum(sum(tally.sources.values()) for tally in flow._scheduler.counts) == edges
         assert_nothing_kept(flow)
 
 
@@ -648,14 +649,12 @@ def test_each_token_is_told_once_when_many_submit_and_cancel_into_one_mailbox(se
         chance, numbers = random.Random(seed + first), range(first * each, (first + 1) * each)
         together.wait(GUARD_S)
         for start in range(numbers.start, numbers.stop, 10):
-            calls = [
-                (number, chance.choice(KINDS), (number,), {}, f"n{number}", None)
-                for number in range(start, start + 10)
-            ]
+            calls = [Call(chance.choice(KINDS), number) for number in range(start, start + 10)]
             handles = runtime.submit_to(mailbox, calls)
-            for (number, *_), handle in zip(calls, handles, strict=True):
+            assert handles is not None
+            for call, handle in zip(calls, handles, strict=True):
                 if chance.random() < 0.3 and not handle.cancel():
-                    refused.append(number)
+                    refused.append(call.args[0])
 
     with (
         Runtime(python_threads=2) as runtime,
@@ -665,7 +664,8 @@ def test_each_token_is_told_once_when_many_submit_and_cancel_into_one_mailbox(se
         told: dict[int, tuple[str, Any]] = {}
         while len(told) < submitters * each:
             assert select.select([mailbox.fileno()], [], [], GUARD_S)[0], "an outcome is lost"
-            for number, state, value in mailbox.drain(17):
+            for call, state, value in mailbox.drain(17):
+                (number,) = call.args
                 assert number not in told, "an outcome came twice"
                 told[number] = (state, value)
         for future in futures:

@@ -165,7 +165,7 @@ async def test_a_task_in_the_engines_loop_is_no_business_of_its_backend_when_can
         assert not future.done()
         assert future.cancel()
         await asyncio.sleep(0)
-        assert future.state == "CANCELLED"
+        assert future.state == "CANCELED"
     assert was_cancelled == [True]
     assert (backend.tasks, backend.cancelled) == ({}, [])
 

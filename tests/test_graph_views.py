@@ -105,7 +105,7 @@ async def test_states_follow_the_run_when_it_goes_on() -> None:
         assert looks == [
             {"identity": {"PENDING": 1}, "add": {"PENDING": 1}},
             {"identity": {"RUNNING": 1}, "add": {"PENDING": 1}},
-            {"identity": {"DONE": 1}, "add": {"CANCELLED": 1}},
+            {"identity": {"DONE": 1}, "add": {"CANCELED": 1}},
         ]
         folded = flow.graph(fold=True)
         assert states(folded) == looks[-1]
@@ -197,8 +197,12 @@ async def test_no_more_than_counts_is_kept_when_a_run_is_long() -> None:
             await asyncio.gather(*[task(n) for n in range(HISTORY_SIZE)])
         gc.collect()
         assert kept() is None
-        assert len(flow._history.ties) == len(flow._history) == HISTORY_SIZE
-        assert len(list(flow._tallies)) == 1
+        assert (
+            len(flow._scheduler.state.history.ties)
+            == len(flow._scheduler.state.history)
+            == HISTORY_SIZE
+        )
+        assert len(list(flow._scheduler.counts)) == 1
         assert [node.count for node in flow.graph().nodes] == [3 * HISTORY_SIZE + 1]
 
 

@@ -11,16 +11,26 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import GUARD_S, Door, Lent, Recorder, function_task, make_pool, program_task
+from backend_support import (
+    GUARD_S,
+    Door,
+    Lent,
+    Recorder,
+    function_task,
+    has_begun,
+    make_pool,
+    program_task,
+)
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
+from dftracer.asyncflow.backends.base import DescribedTask, Outcome, State
 from dftracer.utils import TaskTimeoutError
 
 THREADS = ["threads", "runtime"]
@@ -401,9 +411,9 @@ async def test_the_end_is_not_told_when_cancelled_while_it_runs(
     async with served(lent_pool(kind)) as (backend, recorder):
         await backend.submit_tasks([function_task("task.1", body)])
         await door.reached()
-        assert backend.is_running("task.1")
+        assert has_begun(backend, "task.1")
         assert await backend.cancel_task("task.1")
-        assert not backend.is_running("task.1")
+        assert not has_begun(backend, "task.1")
         await recorder.end_of("task.1")
         # Its identifier may be used anew, even before it is back.
         await backend.submit_tasks([function_task("task.1", abs, -1)])
@@ -609,10 +619,10 @@ async def test_the_loop_goes_on_when_shutdown_waits_for_a_body(kind: str, door: 
     assert list(recorder.states.values()) == [["CANCELED"]] * 4
     assert not closing.done()
     with pytest.raises(RuntimeError, match="not started"):
-        backend.submit_nowait([function_task("late", abs, 1)])
+        backend.submit([DescribedTask(function_task("late", abs, 1))])
     door.open()
     await asyncio.wait_for(closing, GUARD_S)
-    assert not backend._late
+    assert not backend.late
 
 
 async def test_the_file_of_notes_is_gone_when_the_backend_is_shut_down(
@@ -656,7 +666,7 @@ async def test_the_loop_is_woken_once_when_many_bodies_end_together(
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "call_soon_threadsafe", counted)
-            backend.submit_nowait([function_task(f"task.{n}", abs, n) for n in range(100)])
+            backend.submit([DescribedTask(function_task(f"task.{n}", abs, n)) for n in range(100)])
             pool.submit(int).result()  # all have ended, while the loop could do nothing
             assert len(wakes) == 1
         await asyncio.wait_for(everything, GUARD_S)
@@ -682,6 +692,28 @@ async def test_the_others_are_told_when_the_callback_fails_for_one() -> None:
     [complaint] = complaints
     assert str(complaint["exception"]) == "first"
     assert "backend 'local'" in complaint["message"]
+
+
+def test_the_others_are_reported_when_ctrl_c_comes_up_in_the_callback_for_one() -> None:
+    reported: list[str] = []
+
+    def note(task: dict[str, Any], state: str) -> None:
+        reported.append(f"{task['uid']} {state}")
+        if task["uid"] == "first":
+            raise KeyboardInterrupt
+
+    async def program() -> None:
+        backend = await LocalExecutionBackend(Inline())
+        backend.register_callback(note)
+        await backend.submit_tasks([function_task(uid, abs, 1) for uid in ("first", "last")])
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await backend.shutdown()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(program())
+    assert reported == ["first DONE", "last DONE"]
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -713,7 +745,7 @@ async def test_nothing_is_kept_when_tasks_have_ended(lent_pool: Lend, kind: str)
         try:
             things.clear()
             recorder._ends.clear()
-            assert (backend._unfinished, backend._late) == ({}, {})
+            assert (backend.unfinished, backend.late) == ({}, {})
             # Without the GIL, what a worker has made dies when it next runs Python code.
             for number in range(0 if getattr(sys, "_is_gil_enabled", lambda: True)() else 100):
                 await backend.submit_tasks([function_task(f"turn.{number}", lambda: None)])
@@ -738,19 +770,21 @@ async def test_every_task_ends_once_when_cancellations_come_at_random(
 ) -> None:
     chance = random.Random(seed)
     ends: dict[str, list[str]] = {}
+    submitted: list[DescribedTask] = []
     async with LocalExecutionBackend(lent_pool(kind)) as backend:
         backend.register_callback(lambda task, s: ends.setdefault(task["uid"], []).append(s))
         for number in range(300):
             description = {"timeout": chance.choice([0.001, 10])} if chance.random() < 0.3 else {}
             task = function_task(f"{number}", now_and_then_fail, number, description=description)
-            backend.submit_nowait([task])
+            submitted.append(DescribedTask(task))
+            backend.submit(submitted[-1:])
             while chance.random() < 0.5:
-                backend.cancel_nowait(f"{chance.randrange(number + 1)}")
+                backend.cancel(submitted[chance.randrange(number + 1)])
             if chance.random() < 0.1:
                 await asyncio.sleep(chance.choice([0, 0.001]))
     assert sorted(map(int, ends)) == list(range(300))
     assert {len(states) for states in ends.values()} == {1}
-    assert (backend._unfinished, backend._late, backend._deadlines) == ({}, {}, {})
+    assert (backend.unfinished, backend.late, len(backend._deadlines)) == ({}, {}, 0)
     for uid, [state] in ends.items():
         assert state in ("FAILED", "CANCELED", "DONE")
         assert state != "DONE" or int(uid) % 7
@@ -771,6 +805,31 @@ async def test_any_executor_will_do_when_it_keeps_the_interface() -> None:
         assert [await recorder.result_of(f"task.{n}") for n in range(3)] == [0, 1, 2]
 
 
+async def test_nothing_is_reported_inside_submit_when_it_has_ended_by_then() -> None:
+    async with LocalExecutionBackend(Inline()) as backend:
+        reports: list[Sequence[Outcome]] = []
+        reported = asyncio.Event()
+
+        def report(outcomes: Sequence[Outcome]) -> bool:
+            reports.append(outcomes)
+            if sum(map(len, reports)) == 4:
+                reported.set()
+            return False
+
+        backend.connect(report)
+        good = [DescribedTask(function_task(f"task.{n}", abs, -n)) for n in range(2)]
+        bad = DescribedTask(function_task("bad", int, description={"timeout": "soon"}))
+        no_program = DescribedTask({"uid": "prompt", "name": "prompt", "prompt": "Why?"})
+        backend.submit([good[0], bad, no_program, good[1]])
+        assert reports == []
+        await asyncio.wait_for(reported.wait(), GUARD_S)
+        outcomes = {each: (state, value) for part in reports for each, state, value in part}
+        assert [outcomes[each] for each in good] == [(State.DONE, 0), (State.DONE, 1)]
+        assert isinstance(outcomes[bad][1], TypeError)
+        assert isinstance(outcomes[no_program][1], NotImplementedError)
+        assert outcomes[bad][0] is outcomes[no_program][0] is State.FAILED
+
+
 async def test_the_loop_gets_other_work_done_when_very_many_have_ended() -> None:
     loop = asyncio.get_running_loop()
     async with LocalExecutionBackend(Inline()) as backend:
@@ -783,7 +842,7 @@ async def test_the_loop_gets_other_work_done_when_very_many_have_ended() -> None
                 everything.set_result(None)
 
         backend.register_callback(note)
-        backend.submit_nowait([function_task(f"task.{n}", abs, n) for n in range(2_500)])
+        backend.submit([DescribedTask(function_task(f"task.{n}", abs, n)) for n in range(2_500)])
         loop.call_soon(loop.call_soon, seen.append, "other work")
         await asyncio.wait_for(everything, GUARD_S)
     assert seen.index("other work") <= 2_000

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backend_support import GUARD_S, Door, Recorder, function_task, make_pool
+from backend_support import GUARD_S, Door, Recorder, function_task, has_begun, make_pool
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
 
@@ -215,7 +215,7 @@ async def test_what_waits_fails_when_no_other_pool_can_be_made() -> None:
         def refuse() -> Any:
             raise OSError("no more files")
 
-        backend._remake = refuse
+        backend._pool._remake = refuse
         recorder = Recorder(backend)
         await backend.submit_tasks(
             [function_task("dies", exit_with_3), function_task("waits", abs, -1)]
@@ -246,20 +246,20 @@ async def test_cancelled_tasks_never_run_when_their_pool_breaks(
             end = "DONE" if number % 2 else "CANCELED"
             assert recorder.states[f"task.{number}"] == [end]
             assert (tmp_path / str(number)).exists() is bool(number % 2)
-    assert not backend._late
+    assert not backend.late
 
 
 async def hold_recovery(backend: LocalExecutionBackend, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the recovery of the backend wait; return what tells of it, and what lets it go on."""
     waits, goes_on = asyncio.Event(), asyncio.Event()
-    replace = backend._replace_pool
+    replace = backend._pool._replace
 
     async def held() -> None:
         waits.set()
         await goes_on.wait()
         await replace()
 
-    monkeypatch.setattr(backend, "_replace_pool", held)
+    monkeypatch.setattr(backend._pool, "_replace", held)
     return waits, goes_on
 
 
@@ -274,7 +274,7 @@ async def test_tasks_come_and_go_when_the_pool_is_being_replaced(
         tasks = [function_task(f"task.{n}", note, str(tmp_path), n) for n in range(4)]
         await backend.submit_tasks(tasks)
         assert await backend.cancel_task("task.1")
-        assert not backend.is_running("task.2")
+        assert not has_begun(backend, "task.2")
         goes_on.set()
         assert [await recorder.result_of(f"task.{n}") for n in (0, 2, 3)] == [0, 2, 3]
         assert recorder.states["task.1"] == ["CANCELED"]

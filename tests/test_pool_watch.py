@@ -16,7 +16,8 @@ import pytest
 from backend_support import GUARD_S, Door, Recorder, function_task, make_pool
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkerDiedError
-from dftracer.asyncflow.backends.local import backend as local
+from dftracer.asyncflow.backends.local import recovery as local
+from dftracer.asyncflow.backends.local.work import WorkItem
 
 KINDS = ["processes", "loky"]
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "LOOK_S", 0.1)
+    monkeypatch.setattr(local, "CHECK_S", 0.1)
 
 
 def note(folder: str, number: int) -> int:
@@ -97,7 +98,7 @@ async def test_another_process_is_started_when_the_pool_was_left_without(
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(1, context, max_tasks_per_child=1)
     async with LocalExecutionBackend(pool) as backend:
-        monkeypatch.setattr(backend._watch, "trim_idle", lambda: None)
+        monkeypatch.setattr(backend._pool._watch, "trim_idle", lambda: None)
         pool._idle_worker_semaphore.release()  # as it does itself at times
         recorder = Recorder(backend)
         await backend.submit_tasks([function_task("task", os.getpid)])
@@ -174,7 +175,7 @@ async def test_the_error_says_so_when_the_thread_died_and_no_worker_had(door: Do
         recorder = Recorder(backend)
         await backend.submit_tasks([function_task("begun", door.hold)])
         await door.reached()
-        backend._watch._thread = Ended()  # type: ignore[assignment]
+        backend._pool._watch._thread = Ended()  # type: ignore[assignment]
         error = (await recorder.end_of("begun"))["exception"]
         assert "their pool broke (LostThreadError: the executor's own thread has died)" in str(
             error
@@ -322,14 +323,14 @@ async def test_a_call_runs_when_the_breaking_pool_took_it_in_and_forgot_it(door:
         assert await recorder.result_of("forgotten") == 1
 
 
-@pytest.mark.parametrize("part", ["close", "finish_lost"])
+@pytest.mark.parametrize("part", ["close", "finish_in"])
 async def test_calls_fail_by_name_when_the_recovery_itself_fails(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Any:
         raise RuntimeError("can't start new thread")
 
-    owner: Any = local.BrokenPool if part == "close" else local.Call
+    owner: Any = local.BrokenPool if part == "close" else WorkItem
     monkeypatch.setattr(owner, part, refuse)
     pool: Executor = make_pool("processes")
     async with LocalExecutionBackend(pool, "pool") as backend:

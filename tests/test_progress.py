@@ -93,14 +93,14 @@ async def test_rows_count_each_end_when_tasks_end_differently() -> None:
             await block()
             await asyncio.gather(failed, after, return_exceptions=True)
             await reached(started)
-            assert sorted(flow._tallies.rows()) == [
+            assert sorted(flow._scheduler.counts.rows()) == [
                 Row("fails", 1, 1, 1, 0),
                 Row("hold", 1, 0, 0, 0),
                 Row("identity", 3, 2, 1, 0),
             ]
             held.cancel()
             gate.set()
-            assert sorted(flow._tallies.rows()) == [
+            assert sorted(flow._scheduler.counts.rows()) == [
                 Row("fails", 1, 1, 1, 0),
                 Row("hold", 1, 1, 0, 1),
                 Row("identity", 3, 3, 1, 1),

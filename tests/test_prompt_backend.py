@@ -13,7 +13,7 @@ import pickle
 import socket
 import traceback
 import urllib.parse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
+from dftracer.asyncflow.backends.base import DescribedTask, State
 from dftracer.utils import TaskTimeoutError
 
 KEY = "sk-never'to\"be\\seen"
@@ -428,14 +429,66 @@ async def test_every_task_is_reported_once_when_some_are_cancelled_before_they_b
         async with OpenAIBackend(server.url, "small") as backend:
             backend.register_callback(lambda task, state: reports.append((task["uid"], state)))
             server.is_open.clear()
-            backend.submit_nowait([{"uid": u, "name": u, "prompt": u} for u in ("a", "b", "c")])
-            assert backend.cancel_nowait("a")
+            tasks = [{"uid": u, "name": u, "prompt": u} for u in ("a", "b", "c")]
+            await backend.submit_tasks(tasks)
+            assert await backend.cancel_task("a")
             await server.until(running=2)
-            assert backend.cancel_nowait("b")
-            assert not backend.cancel_nowait("of nobody")
+            assert await backend.cancel_task("b")
+            assert not await backend.cancel_task("of nobody")
             await server.until(running=1, abandoned=1)
         ends = [report for report in reports if report[1] != "RUNNING"]
         assert sorted(ends) == [("a", "CANCELED"), ("b", "CANCELED"), ("c", "CANCELED")]
+
+
+async def test_outcomes_are_reported_after_submit_when_there_is_no_engine() -> None:
+    async with PromptServer() as server, OpenAIBackend(server.url, "small") as backend:
+        outcomes: list[tuple[Any, State, Any]] = []
+        all_reported = asyncio.Event()
+
+        def report(reported: Sequence[tuple[Any, State, Any]]) -> bool:
+            outcomes.extend(reported)
+            if len(outcomes) == 3:
+                all_reported.set()
+            return False
+
+        backend.connect(report)
+        backend.report_running = True
+        asked, refused = (
+            DescribedTask({"uid": uid, "name": uid, "prompt": prompt})
+            for uid, prompt in (("a", "hello"), ("b", None))
+        )
+        backend.submit([asked, refused])
+        assert outcomes == []
+        assert not backend.has_begun(asked)
+        server.is_open.clear()
+        await server.until(running=1)
+        assert backend.has_begun(asked)
+        server.is_open.set()
+        await all_reported.wait()
+        ends = {submission: (state, value) for submission, state, value in outcomes}
+        assert ends[asked] == (State.DONE, "answer to hello")
+        assert ends[refused][0] is State.FAILED
+        assert isinstance(ends[refused][1], NotImplementedError)
+        assert (asked, State.RUNNING, None) in outcomes
+        assert asked.task["stdout"] == "answer to hello"
+        assert not backend.has_begun(asked)
+
+
+async def test_earlier_submissions_are_not_reported_when_somebody_else_connects() -> None:
+    async with PromptServer() as server:
+        outcomes: list[tuple[Any, State, Any]] = []
+        async with OpenAIBackend(server.url, "small") as backend:
+            server.is_open.clear()
+            backend.connect(lambda reported: bool(outcomes.extend(reported)))
+            earlier, later = (DescribedTask({"uid": "a", "prompt": "hello"}) for _ in range(2))
+            backend.submit([earlier])
+            await server.until(running=1)
+            backend.connect(lambda reported: bool(outcomes.extend(reported)))
+            assert not backend.has_begun(earlier)
+            assert not backend.cancel(earlier)
+            backend.submit([later])
+        assert outcomes == [(later, State.CANCELED, None)]
+        await server.until(running=0, abandoned=1)
 
 
 async def test_engines_use_a_backend_one_after_another_when_each_is_shut_down(

@@ -660,12 +660,15 @@ def test_untrack_refuses_what_no_task_ends() -> None:
 
 async def test_a_token_is_on_the_collectors_list_again_when_its_task_has_ended() -> None:
     mailbox = Mailbox()
-    token: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    token: Any = asyncio.get_running_loop().create_future()
+    token.function, token.args, token.kwargs, token.name = int, (), None, "int"
+    token.context, token.interrupt, token.options = None, False, {}
     untrack(token)
     assert not gc.is_tracked(token)
     with new_runtime() as runtime:
-        (handle,) = runtime.submit_to(mailbox, [(token, int, (), None, "int", None)])
-        handle.wait()
+        handles = runtime.submit_to(mailbox, [token])
+        assert handles is not None
+        handles[0].wait()
         assert gc.is_tracked(token)
     other: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     untrack(other)

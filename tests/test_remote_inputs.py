@@ -172,7 +172,7 @@ async def test_download_is_stopped_when_nobody_waits_for_it(
         else:
             await asyncio.wait_for(flow.shutdown(), GUARD_S)
         assert all(task.cancelled() for task in tasks)
-        runtime = flow._downloads._runtime
+        runtime = flow._scheduler.launcher.downloads._runtime
         assert runtime is not None
         await asyncio.to_thread(runtime.shutdown)  # waits for what is left of it
         assert files_below(elsewhere.parent) == []

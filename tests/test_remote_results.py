@@ -11,7 +11,7 @@ import pytest
 from engine_support import GUARD_S, add, assert_nothing_kept, identity, launched
 
 from dftracer.asyncflow import DependencyFailureError, RuntimeExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.backends.base import ExecutionBackend, RemoteValue, Task, TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, RemoteValue, State
 
 
 class Kept(RemoteValue):
@@ -47,15 +47,15 @@ class Keeper(ExecutionBackend):
         self.may_send = asyncio.Event()
         self.may_send.set()
 
-    async def submit_tasks(self, tasks: list[Task]) -> None:
+    async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
         self.submit_nowait(tasks)
 
-    def submit_nowait(self, tasks: list[Task]) -> None:
+    def submit_nowait(self, tasks: list[dict[str, Any]]) -> None:
         """Run tasks, which have ended when this returns."""
         for task in tasks:
             args = [self._open(value) for value in task["args"]]
             task["return_value"] = Kept(self, task["function"](*args))
-            self._callback_func(task, TaskStates.DONE)
+            self._callback_func(task, State.DONE)
 
     def _open(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -150,7 +150,7 @@ async def test_value_is_used_when_the_backend_does_not_take_its_reference_any_mo
         task = flow.function_task(identity)
         value = task(3)
         await value
-        value._remote.backend = None
+        value.remote.backend = None
         assert await task(value) == 3
         assert keeper.given == []
 
@@ -266,7 +266,7 @@ async def test_dependents_go_on_when_the_future_of_an_ended_task_is_cancelled():
         await launched()
         assert value.cancel()
         assert value.cancelled()
-        assert value.state == "CANCELLED"
+        assert value.state == "CANCELED"
         assert not value.cancel()
         assert await other == 2
         with pytest.raises(asyncio.CancelledError):
@@ -318,7 +318,7 @@ async def test_result_is_let_go_when_nobody_holds_the_future():
     async with engine() as (flow, _):
         value = flow.function_task(identity)(1)
         await launched()
-        remote = weakref.ref(value._remote)
+        remote = weakref.ref(value.remote)
         gc.disable()
         try:
             del value

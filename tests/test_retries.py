@@ -293,7 +293,7 @@ async def test_nothing_is_kept_of_attempts_when_a_task_has_no_such_options() -> 
         future = flow.function_task(identity)(1)
         await launched()
         assert await future == "Dummy Output"
-        assert future._attempts is None
+        assert future.attempts is None
         assert "attempt" not in future.task
 
 
@@ -684,7 +684,7 @@ async def test_backend_keeps_the_time_itself_when_it_says_that_it_does() -> None
         await backend.until(submitted=2)
         told = [task["task_backend_specific_kwargs"] for task in backend.submitted]
         assert told == [{"timeout": 0.01}, {"timeout": 5, "gpus": 1}]
-        assert [f._attempts._timer for f in futures if f._attempts is not None] == [None, None]
+        assert [f.attempts._timer for f in futures if f.attempts is not None] == [None, None]
         for number in range(2):
             backend.report(number, "DONE", return_value=number)
         assert await asyncio.gather(*futures) == [0, 1]

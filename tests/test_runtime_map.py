@@ -1,8 +1,10 @@
 """The calls of one map are kept as one record: what that leaves out must not be missed."""
 
+import _thread
 import asyncio
 import contextvars
 import gc
+import operator
 import threading
 import time
 import weakref
@@ -344,6 +346,24 @@ def test_unfinished_items_are_given_up_when_the_interpreter_exits(
         results = runtime.map(for_ever, range(3))
     """
     assert "3 task(s) were given up" in run_script(source)
+
+
+def test_ctrl_c_is_the_programs_when_it_comes_while_results_are_dropped(
+    one_worker: Runtime,
+) -> None:
+    gate = threading.Event()
+    one_worker.submit(gate.wait, GUARD_S)
+    held = [one_worker.map(abs, range(10))]
+    call = operator.methodcaller("__call__")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            # No Python code runs between the two, in which a signal would be handled.
+            list(map(call, [_thread.interrupt_main, held.clear]))
+    finally:
+        gate.set()
+    assert not held
+    one_worker.wait_all()
+    assert one_worker.get_progress()["cancelled"] == 10
 
 
 # --- the interpreter is shared -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import math
 import os
 import subprocess
@@ -797,3 +798,28 @@ def test_body_stops_when_it_cancels_its_own_task(one_worker: Runtime) -> None:
     with pytest.raises(concurrent.futures.CancelledError):
         handle.get(GUARD_S)
     assert one_worker.submit(count_to, 100).get(GUARD_S) == 100
+
+
+def test_body_cannot_end_its_task_otherwise_when_it_sees_that_it_is_to_stop() -> None:
+    def until_asked() -> None:
+        task = current_task()
+        assert task is not None
+        while not task.cancel_requested:
+            """See it at once, where nothing keeps Python code of other threads from running."""
+
+    def is_running(handle: TaskHandle[Any]) -> bool:
+        return handle.state == "running"
+
+    with Runtime(python_threads=2) as runtime:
+        runtime.set_default_task_timeout(1)
+        late = [runtime.submit(until_asked) for _ in range(20)]
+        for handle in late:
+            with pytest.raises(TaskTimeoutError):
+                handle.get(GUARD_S)
+        runtime.set_default_task_timeout(0)
+        for _ in range(20):
+            handle = runtime.submit(until_asked)
+            wait_until(functools.partial(is_running, handle))
+            handle.cancel()
+            with pytest.raises(concurrent.futures.CancelledError):
+                handle.get(GUARD_S)

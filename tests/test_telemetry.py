@@ -27,11 +27,10 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
-from dftracer.asyncflow.backends.base import ExecutionBackend, TaskStates
-from dftracer.asyncflow.backends.local.calls import Call
+from dftracer.asyncflow.backends.base import DescribedTask, ExecutionBackend, State
 from dftracer.asyncflow.backends.local.notes import Notes
+from dftracer.asyncflow.backends.local.work import WorkItem
 from dftracer.utils import Runtime
-from dftracer.utils.primitives import Mailbox
 
 trace = pytest.importorskip("opentelemetry.trace", reason="OpenTelemetry is not installed")
 pytest.importorskip("rhapsody.telemetry", reason="RHAPSODY is not installed")
@@ -93,7 +92,7 @@ def _nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Any:
     complaints = [
         record.getMessage()
         for record in caplog.get_records("call")
-        if record.module not in ("leaving", "scheduler")  # what is given up or unseen
+        if record.module not in ("logs", "leaving", "scheduler")  # what is given up or unseen
         and record.name.startswith(("rhapsody", "opentelemetry", "asyncio", "dftracer"))
         and record.name != "rhapsody.telemetry.adapters.concurrent"  # which looks for a GPU
         and "attempt" not in record.getMessage()
@@ -396,7 +395,7 @@ async def test_lifecycle_is_incomplete_when_the_backend_tells_of_no_beginning() 
         submitted = await events.wait_for("TaskSubmitted", task)
         (description,) = backend.tasks
         description["return_value"] = 1
-        flow.task_callbacks(description, TaskStates.DONE)
+        flow.task_callbacks(description, State.DONE)
         await task
     assert events.kinds_of(task) == [*BEGINNING[:4], "TaskCompleted"]
     end = events.end_of(task)
@@ -411,10 +410,10 @@ async def test_first_beginning_counts_when_the_backend_tells_it_twice() -> None:
         await events.wait_for("TaskSubmitted", task)
         (description,) = backend.tasks
         began = description["started_at"] = time.time()
-        flow.task_callbacks(description, TaskStates.RUNNING)
+        flow.task_callbacks(description, State.RUNNING)
         description["started_at"] = began + 1
-        flow.task_callbacks(description, TaskStates.RUNNING)
-        flow.task_callbacks(description, TaskStates.DONE)
+        flow.task_callbacks(description, State.RUNNING)
+        flow.task_callbacks(description, State.DONE)
         await task
     assert events.of(task)[4].event_time == began
     assert events.kinds_of(task) == [*BEGINNING, "TaskCompleted"]
@@ -427,13 +426,14 @@ async def test_task_starts_when_it_is_submitted_when_the_backend_tells_an_earlie
         submitted = await events.wait_for("TaskSubmitted", task)
         (description,) = backend.tasks
         description["started_at"] = submitted.event_time - 5
-        flow.task_callbacks(description, TaskStates.RUNNING)
+        flow.task_callbacks(description, State.RUNNING)
     assert events.of(task)[4].event_time == submitted.event_time
 
 
 def test_beginning_in_another_process_is_known_when_its_note_serves_another_call() -> None:
-    notes = Notes()
-    call = Call(function_task("task.000001", identity, 1), "backend", notes, Mailbox())
+    notes, begun = Notes(), list[WorkItem]()
+    task = DescribedTask(function_task("task.000001", identity, 1))
+    call = WorkItem(task, "backend", notes, begun.append)
     pickle.dumps(call)  # as an executor of processes does
     position = call._position
     assert position is not None

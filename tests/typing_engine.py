@@ -19,6 +19,7 @@ from dftracer.asyncflow import (
     RuntimeExecutionBackend,
     WorkflowEngine,
 )
+from dftracer.asyncflow.backends.base import State
 from dftracer.asyncflow.engine.component import Block, Task
 from dftracer.asyncflow.engine.decorators import Call
 
@@ -201,7 +202,7 @@ async def components(flow: WorkflowEngine) -> None:
     for component in (task, block):
         assert_type(component.uid, str)
         assert_type(component.name, str)
-        assert_type(component.state, str)
+        assert_type(component.state, State)
         assert_type(component.id, str)
         assert_type(component.cancel("why"), bool)
     task.uid = "other"  # type: ignore[misc]

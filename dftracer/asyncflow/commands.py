@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from dftracer.asyncflow.errors import CommandError, text_of
+from dftracer.utils.redaction import hide
 
 SHELL = "/bin/sh"
 
@@ -42,7 +44,7 @@ def to_argv(task: str, command: Any, shell: bool | None = None) -> list[str]:
     CommandError
         If there is no program in it, or a quote is never closed.
     """
-    if shell is not None and not isinstance(shell, bool):
+    if shell is not None and not isinstance(shell, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise CommandError(
             f"executable task '{task}': 'shell' in its task_description must be True or False, not "
             f"{_describe(shell)}"
@@ -50,7 +52,7 @@ def to_argv(task: str, command: Any, shell: bool | None = None) -> list[str]:
     if isinstance(command, str):
         return _split(task, command, shell)
     if isinstance(command, (list, tuple)):
-        words = _words(task, command)
+        words = _words(task, command)  # pyright: ignore[reportUnknownArgumentType]
         return [SHELL, "-c", shlex.join(words)] if shell else words
     raise CommandError(
         f"executable task '{task}' must return a command: a non-empty string or a list of words, "
@@ -105,14 +107,14 @@ def _split(task: str, command: str, shell: bool | None) -> list[str]:
 
 
 def _words(task: str, command: list[Any] | tuple[Any, ...]) -> list[str]:
-    words = []
+    words: list[str] = []
     for word in command:
         if not isinstance(word, (str, os.PathLike)):
             raise CommandError(
                 f"executable task '{task}': every word of a command must be a string or a path, "
                 f"not {_describe(word)}"
             )
-        text = os.fsdecode(word)
+        text = os.fsdecode(word)  # pyright: ignore[reportUnknownArgumentType]
         if "\0" in text:
             raise CommandError(f"executable task '{task}': a command cannot hold a null character")
         words.append(text)
@@ -127,3 +129,11 @@ def _describe(value: Any) -> str:
     if isinstance(value, str) and len(value) == 0:
         return "an empty one"
     return f"{type(value).__name__} {text_of(value)}"
+
+
+def program_of(command: Sequence[str]) -> str:
+    """Return the program that a command runs: of a shell's the first word, without secrets."""
+    if command[0] == SHELL and list(command[1:2]) == ["-c"]:
+        words = command[2].split(None, 1)
+        return hide(words[0]) if words else command[0]
+    return command[0]

@@ -21,7 +21,10 @@ from dftracer.utils.default import threads_of_environment
 from dftracer.utils.progress.status import is_asked_for, write_of_engine
 
 if TYPE_CHECKING:
-    from dftracer.asyncflow.workflow_manager import WorkflowEngine
+    from collections.abc import Callable
+
+    from dftracer.asyncflow.observe.graph.model import WorkflowGraph
+    from dftracer.utils.progress.counts import Row
 
 BACKEND = "DFTRACER_BACKEND"
 DRY_RUN = "DFTRACER_DRY_RUN"
@@ -90,8 +93,8 @@ def is_dry_run() -> bool:
 # --- engines that are looked at from elsewhere ----------------------------------------------------
 
 
-def register(engine: WorkflowEngine) -> None:
-    """Let an engine tell of its tasks, and be drawn at the end, if the environment asks for it.
+def register(rows: Callable[[], list[Row]], graph: Callable[[], WorkflowGraph]) -> None:
+    """Let an engine show its ``rows`` of tasks, and its graph at the end, if the environment asks.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def register(engine: WorkflowEngine) -> None:
         If no graph can be saved to a file of the name that ``DFTRACER_GRAPH`` gives.
     """
     if is_asked_for():
-        write_of_engine(engine._tallies.rows)
+        write_of_engine(rows)
     global _drawings
     path = os.environ.get(GRAPH)
     if path:
@@ -112,20 +115,20 @@ def register(engine: WorkflowEngine) -> None:
         _drawings = []
         atexit.register(_draw, Path(path).absolute(), _drawings)
     if _drawings is not None:
-        _drawings.append(engine)
+        _drawings.append(graph)
 
 
-_drawings: list[WorkflowEngine] | None = None
-"""The engines whose graphs are saved when the interpreter exits."""
+_drawings: list[Callable[[], WorkflowGraph]] | None = None
+"""What returns the graphs that are saved when the interpreter exits."""
 
 
-def _draw(first: Path, engines: list[WorkflowEngine]) -> None:
-    if _drawings is not engines:
+def _draw(first: Path, graphs: list[Callable[[], WorkflowGraph]]) -> None:
+    if _drawings is not graphs:
         return  # in the child of a fork
-    for number, engine in enumerate(engines, 1):
+    for number, graph in enumerate(graphs, 1):
         path = first if number == 1 else first.with_stem(f"{first.stem}-{number}")
         try:
-            engine.graph().save(path)
+            graph().save(path)
         except (ImportError, OSError, RuntimeError) as error:
             print(f"{GRAPH}: the graph was not saved: {error}", file=sys.stderr)
             return

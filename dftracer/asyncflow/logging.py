@@ -21,7 +21,8 @@ from typing import Any
 import colorlog
 from pythonjsonlogger.json import JsonFormatter
 
-import dftracer.utils  # noqa: F401 - gives every record `task_name` and `task_id`
+# Gives every record `task_name` and `task_id`.
+import dftracer.utils  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 STRUCTURED_FILE = "dftracer.asyncflow.logs.json"
 """Where JSON lines go, in the current directory, if no file is named at all."""
@@ -249,7 +250,9 @@ class _ColoredFormatter(_TextFormatter, colorlog.ColoredFormatter):
 class _JsonFormatter(JsonFormatter):
     def __init__(self, show_details: bool) -> None:
         fields = "%(levelname)s %(name)s %(message)s" + (" %(process)d" if show_details else "")
-        super().__init__(fields, rename_fields=_JSON_KEYS, timestamp=True)
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]
+            fields, rename_fields=_JSON_KEYS, timestamp=True
+        )
         self._show_details = show_details
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
@@ -299,7 +302,8 @@ def _file(path: Path, level: int, formatter: logging.Formatter) -> logging.Handl
 def _to_level(level: int | str) -> int:
     if isinstance(level, int):
         return level
-    names = (level, level.upper()) if isinstance(level, str) else ()
+    is_text = isinstance(level, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+    names = (level, level.upper()) if is_text else ()
     for number in map(logging.getLevelName, names):
         if isinstance(number, int):
             return number

@@ -6,29 +6,33 @@ It is longer than most modules, for what it documents: the public methods are sh
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dftracer.asyncflow import environment
 from dftracer.asyncflow.backends import registry
+from dftracer.asyncflow.backends.adapter import DictionaryReports, failure_in, result_in
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.engine import signals
-from dftracer.asyncflow.engine.component import Component
+from dftracer.asyncflow.engine.component import Component, number_of
 from dftracer.asyncflow.engine.decorators import (
     BlockDecorator,
     ExecutableDecorator,
     FunctionDecorator,
     make_decorator,
 )
-from dftracer.asyncflow.engine.failures import failure_on_backend, result_on_backend
-from dftracer.asyncflow.engine.leaving import wait_for_calls
-from dftracer.asyncflow.engine.scheduler import Scheduler, Scope
-from dftracer.asyncflow.errors import text_of
-from dftracer.asyncflow.observe.graph.model import WorkflowGraph, graph_of
+from dftracer.asyncflow.engine.interfaces import Observer, Unsearched
+from dftracer.asyncflow.engine.scheduler import Scheduler
+from dftracer.asyncflow.engine.scope import Scope, owner_in
+from dftracer.asyncflow.engine.waiting.leaving import wait_for_calls
+from dftracer.asyncflow.errors import EngineShutdownError, text_of
+from dftracer.asyncflow.observe.graph.model import WorkflowGraph
+from dftracer.asyncflow.observe.graph.snapshot import graph_of
 from dftracer.asyncflow.observe.history import Components, Dependencies
 from dftracer.asyncflow.observe.trace import EngineTrace
 from dftracer.utils.progress.display import show
@@ -38,8 +42,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from dftracer.asyncflow.backends.base import ExecutionBackend
+    from dftracer.asyncflow.observe.telemetry import Telemetry
 
-class WorkflowEngine(Scheduler):
+
+class WorkflowEngine(Unsearched):
     """Runs workflows of decorated functions in the current event loop.
 
     Make one with ``await WorkflowEngine.create()`` and end it with :meth:`shutdown`, or use it as
@@ -126,11 +133,21 @@ class WorkflowEngine(Scheduler):
         backends = _as_list(backend)
         if dry_run:
             backends = [NoopExecutionBackend(each.name) for each in backends]
-        super().__init__(loop, backends, uid or f"asyncflow.session.{uuid.uuid4().hex[:8]}")
+        self.uid = uid or f"asyncflow.session.{uuid.uuid4().hex[:8]}"
+        """Its name."""
+        self.loop = loop
+        """The event loop that it lives in."""
+        self.log = logging.getLogger("dftracer.asyncflow")
         self.dry_run = dry_run
         self.implicit_data_mode = implicit_data
         self.work_dir = os.fspath(work_dir) if work_dir is not None else os.getcwd()
-        self.components = Components(self._unfinished, self._history)
+        self._backends = registry.by_name(backends)
+        self._default = backends[0]
+        self._scheduler = Scheduler(loop, self.uid, self._backends, implicit_data)
+        self._scheduler.engine = self
+        self._reports = DictionaryReports(self._scheduler, backends)
+        state = self._scheduler.state
+        self.components = Components(state.unfinished, state.history)
         """Every unfinished component and the last that ended, by their ``uid``."""
         self.dependencies = Dependencies(self.components)
         """What each component depends on, by its ``uid``."""
@@ -138,13 +155,18 @@ class WorkflowEngine(Scheduler):
         self._runs = 0
         self._cancels_on_exit = cancel_on_exit
 
-        self.function_task = make_decorator(self, "function")
-        self.executable_task = make_decorator(self, "executable")
-        self.prompt_task = make_decorator(self, "prompt")
-        self.block = make_decorator(self, "block")
-        self._trace = EngineTrace.opened(trace, self.uid, backends)
+        scheduler, chosen = self._scheduler, self._backend_named
+        self.function_task = make_decorator(scheduler, chosen, "function")
+        self.executable_task = make_decorator(scheduler, chosen, "executable")
+        self.prompt_task = make_decorator(scheduler, chosen, "prompt")
+        self.block = make_decorator(scheduler, chosen, "block")
+        self._telemetry: Telemetry | None = None
+        self._trace = EngineTrace.opened(trace, self.uid, list(scheduler.targets.values()))
+        if self._trace is not None:
+            scheduler.observers = (self._trace,)
+            scheduler.annotate = self._trace.note_of
         self._ask_for_beginnings()
-        environment.register(self)
+        environment.register(scheduler.counts.rows, self.graph)
         self._attach()
         signals.watch(self)
 
@@ -178,16 +200,36 @@ class WorkflowEngine(Scheduler):
 
     def _attach(self) -> None:
         """Serve as the engine of all backends, or of none."""
-        attached = []
+        attached: list[tuple[Any, ExecutionBackend]] = []
         work_dir = os.path.join(self.work_dir, self.uid)
         try:
-            for backend in self._backends.values():
-                registry.attach(backend, self.uid, self.task_callbacks, work_dir)
-                attached.append(backend)
+            for name, backend in self._backends.items():
+                target, report = self._scheduler.targets[name], self._scheduler.report
+                registry.attach(backend, target, self.uid, report, self.task_callbacks, work_dir)
+                attached.append((backend, target))
         except BaseException:
-            for backend in attached:
-                registry.detach(backend)
+            for backend, target in attached:
+                registry.detach(backend, target)
             raise
+
+    def _backend_named(self, name: str | None, asker: str) -> Any:
+        if name is None:
+            return self._default
+        is_text = isinstance(name, str)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if is_text and name in self._backends:
+            return self._backends[name]
+        known = ", ".join(map(repr, self._backends))
+        raise ValueError(
+            f"{asker}: engine '{self.uid}' has no backend named {text_of(name)}; it has {known}: "
+            "name one of them, or pass the backend to WorkflowEngine.create()"
+        )
+
+    def _ask_for_beginnings(self) -> None:
+        """Have backends report when tasks begin, if an observer wants to know that."""
+        for target in self._scheduler.targets.values():
+            target.report_running = self._telemetry is not None or (
+                self._trace is not None and not self._trace.is_written_by(target)
+            )
 
     # --- what is going on -----------------------------------------------------------------------
 
@@ -199,12 +241,13 @@ class WorkflowEngine(Scheduler):
     @property
     def running(self) -> set[str]:
         """The ``uid`` of every component that has been launched and has not ended."""
-        return {c.uid for c in self._unfinished.values() if c._stage != "PENDING"}
+        unfinished = self._scheduler.state.unfinished.values()
+        return {component.uid for component in unfinished if component.place is not None}
 
     @property
     def resolved(self) -> set[str]:
         """The ``uid`` of every component that waits for no other: launched, or ended lately."""
-        return self.running | {ended.uid for ended in self._history}
+        return self.running | {ended.uid for ended in self._scheduler.state.history}
 
     def graph(self, fold: bool | None = None) -> WorkflowGraph:
         """Return the graph of all calls as it stands, before, during or after a run.
@@ -220,7 +263,7 @@ class WorkflowEngine(Scheduler):
         ValueError
             If every call shall have its node, and there were more than 1,000.
         """
-        return graph_of(self, fold)
+        return graph_of(self.uid, self._scheduler.state, fold)
 
     def progress(self) -> AbstractContextManager[None]:
         """Show on the standard error how far the tasks of each name have come, for ``with``.
@@ -228,24 +271,24 @@ class WorkflowEngine(Scheduler):
         Bars on a terminal and in a notebook, with the extra ``[progress]``; otherwise lines, every
         few seconds. See ``docs/progress.md``.
         """
-        return show(self._tallies.rows)
+        return show(self._scheduler.counts.rows)
 
     @asynccontextmanager
-    async def workflow_scope(self, workflow_id: str | None = None) -> AsyncIterator[str]:
+    async def workflow_scope(self, workflow_id: str | None = None) -> AsyncGenerator[str, None]:
         """Tag every call made inside with a ``workflow_id``, made up if none is given.
 
         A call's own ``workflow_id=`` goes before it; in the body of a block it is the block's
         ``uid``.
         """
         workflow_id = workflow_id or f"wf-{uuid.uuid4().hex[:8]}"
-        outer = self._scope.get()
-        token = self._scope.set(Scope(outer.owner if outer else None, workflow_id))
-        telemetry = self._telemetry
+        variable, telemetry = self._scheduler.scope, self._telemetry
+        outer = variable.get()
+        token = variable.set(Scope(outer.owner if outer else None, workflow_id))
         try:
             with telemetry.scope("workflow", workflow_id) if telemetry else nullcontext():
                 yield workflow_id
         finally:
-            self._scope.reset(token)
+            variable.reset(token)
 
     async def start_telemetry(
         self,
@@ -283,8 +326,18 @@ class WorkflowEngine(Scheduler):
         """
         from dftracer.asyncflow.observe import telemetry  # not before: it needs the extra
 
-        return await telemetry.start(
-            self,
+        if self._scheduler.is_closed:
+            raise EngineShutdownError(
+                f"cannot start the telemetry of engine '{self.uid}': it is shut down"
+            )
+        if self._telemetry is not None:
+            raise RuntimeError(
+                f"engine '{self.uid}' has its telemetry already: stop that manager first"
+            )
+        self._telemetry = await telemetry.start(
+            self.uid,
+            list(self._backends.values()),
+            self._observe,
             resource_poll_interval,
             checkpoint_interval=checkpoint_interval,
             checkpoint_path=checkpoint_path,
@@ -292,6 +345,14 @@ class WorkflowEngine(Scheduler):
             metric_readers=metric_readers,
             resource=resource,
         )
+        return self._telemetry.manager
+
+    def _observe(self, telemetry: Telemetry | None) -> None:
+        """Let this, or nothing, be the engine's telemetry."""
+        self._telemetry = telemetry
+        observers: list[Observer] = [each for each in (telemetry, self._trace) if each is not None]
+        self._scheduler.observers = tuple(observers)
+        self._ask_for_beginnings()
 
     # --- by hand --------------------------------------------------------------------------------
 
@@ -299,12 +360,12 @@ class WorkflowEngine(Scheduler):
         """Wait until the engine is shut down. It runs what is ready by itself."""
         self._runs += 1
         try:
-            await self._shutdown_begun.wait()
+            await self._scheduler.shutdown_begun.wait()
         finally:
             self._runs -= 1
 
     @property
-    def _is_run(self) -> bool:
+    def is_run(self) -> bool:
         """Whether somebody waits in :meth:`run`, and so leaves when the engine is shut down."""
         return self._runs > 0
 
@@ -321,17 +382,17 @@ class WorkflowEngine(Scheduler):
         ValueError
             If one of them still waits for another.
         """
-        pending = []
+        scheduler = self._scheduler
+        pending: list[Component[Any]] = []
         for description in objects:
-            component = self._component_of(description["uid"])
-            if component is None or component._stage != "PENDING":
+            component = scheduler.state.unfinished.get(number_of(description["uid"]))
+            if component is None or component.place is not None:
                 continue
-            for future in component._dependencies:
-                if not self._has_ended(future):
+            for future in component.dependencies:
+                if not scheduler.has_ended(future):
                     raise ValueError(f"{component!r} cannot be launched: it waits for {future!r}")
             pending.append(component)
-        self._ready.extend(pending)
-        self._launch()
+        scheduler.launch_now(pending)
 
     async def execute_block(
         self, block_fut: Component[Any], func: Callable[..., Any], *args: Any, **kwargs: Any
@@ -343,21 +404,43 @@ class WorkflowEngine(Scheduler):
         asyncio.InvalidStateError
             If the block has begun or ended, or waits for others.
         """
-        if block_fut.done() or block_fut._stage != "PENDING":
+        launcher = self._scheduler.launcher
+        if block_fut.done() or block_fut.place is not None:
             raise asyncio.InvalidStateError(f"{block_fut!r} has begun already")
-        if not all(map(self._has_ended, block_fut._dependencies)):
+        if not all(map(self._scheduler.has_ended, block_fut.dependencies)):
             raise asyncio.InvalidStateError(f"{block_fut!r} still waits for others")
-        body = self._start_body(block_fut, self._run_body(block_fut, func, args, kwargs))
+        body = launcher.start(block_fut, launcher.run_body(block_fut, func, args, kwargs))
         try:
             await asyncio.shield(body)
         except asyncio.CancelledError:
             body.cancel()
             raise
 
+    def task_callbacks(
+        self,
+        task: Any,
+        state: str,
+        service_callback: Callable[[Component[Any], Any, str], object] | None = None,
+    ) -> None:
+        """Take a task's new state from a backend, in whatever thread.
+
+        Parameters
+        ----------
+        task:
+            The description that was submitted, a copy of it, or an object whose ``as_dict()`` is
+            one.
+        state:
+            As the backend's ``get_task_states_map()`` names it; others are ignored.
+        service_callback:
+            Called as ``service_callback(future, task, state)`` before anything else is done. It
+            ends the future of a service, now or later, when the service is ready.
+        """
+        self._reports.take(task, state, service_callback, self.task_callbacks)
+
     def handle_task_success(self, task: dict[str, Any], task_fut: Component[Any]) -> None:
         """End a component with the result in ``task``; nothing happens if it has ended."""
-        result = result_on_backend(task_fut, task)
-        self._end_by_hand(task_fut, result, None, serves_on=False)
+        result = result_in(task_fut, task)
+        self._scheduler.end_by_hand(task_fut, result, None, serves_on=False)
 
     def handle_task_failure(
         self,
@@ -368,14 +451,14 @@ class WorkflowEngine(Scheduler):
         """End a component with that error, or the one in ``task``; nothing happens if it has."""
         error: Any = override_error_message
         if error is None:
-            error = failure_on_backend(task_fut, task)
+            error = failure_in(task_fut, task)
         elif not isinstance(error, BaseException):
             error = RuntimeError(str(error))
-        self._end_by_hand(task_fut, None, error, serves_on=False)
+        self._scheduler.end_by_hand(task_fut, None, error, serves_on=False)
 
     def handle_task_cancellation(self, task: dict[str, Any], task_fut: Component[Any]) -> bool:
         """Cancel a component; false if it has ended."""
-        return task_fut._number in self._unfinished and self._cancel(task_fut, None)
+        return self._scheduler.cancel(task_fut, None)
 
     handle_component_success = handle_task_success
     handle_component_failure = handle_task_failure
@@ -384,7 +467,7 @@ class WorkflowEngine(Scheduler):
     # --- the end --------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._unseen.is_counting = True
+        self._scheduler.unseen.is_counting = True
         return self
 
     async def __aexit__(
@@ -394,14 +477,14 @@ class WorkflowEngine(Scheduler):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if exc_type is None and not self._cancels_on_exit and not self._is_closed:
-                self._unseen.is_leaving = True
-                await wait_for_calls(self)
+            if exc_type is None and not self._cancels_on_exit and not self.is_closed:
+                self._scheduler.unseen.is_leaving = True
+                await wait_for_calls(self._scheduler)
         finally:
             try:
                 await self.shutdown()
             finally:
-                self._unseen.report(self.log, self.uid)
+                self._scheduler.unseen.report(self._scheduler.log, self.uid)
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
         """Cancel all that is unfinished, wait until it is gone, and shut the backend down.
@@ -422,10 +505,9 @@ class WorkflowEngine(Scheduler):
             raise RuntimeError(
                 f"engine '{self.uid}' belongs to another event loop: shut it down there"
             )
-        if not self._is_closed:
-            self._close()
-        scope = self._scope.get()
-        self._bodies.release(None if scope is None or scope.owner is None else scope.owner())
+        if not self.is_closed:
+            self.close()
+        self._scheduler.bodies.release(owner_in(self._scheduler.scope.get()))
         closing = self._closing
         if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
             closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))
@@ -435,19 +517,32 @@ class WorkflowEngine(Scheduler):
         if telemetry is not None:
             telemetry.manager.leave()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the engine is shut down, or about to be."""
+        return self._scheduler.is_closed
+
+    def close(self, by: str = "") -> None:
+        """Cancel all that is unfinished, and refuse calls from now on; :meth:`shutdown` does so.
+
+        ``by`` says in messages why that is, as in ``" by SIGTERM"``.
+        """
+        self._scheduler.close(by)
+
     async def _end(self, skip_execution_backend: bool) -> None:
-        await self._bodies.wait_until_quiet()
-        backends = list(self._backends.values())
+        await self._scheduler.bodies.wait_until_quiet()
+        backends, targets = self._backends, self._scheduler.targets
         errors: list[BaseException] = []
         if not skip_execution_backend:
-            ends = [_shut_down(backend) for backend in backends]
+            ends = [target.shutdown() for target in targets.values()]
             ended = await asyncio.gather(*ends, return_exceptions=True)
-            for backend, error in zip(backends, ended, strict=True):
-                if error is not None and isinstance(error, BaseException):
-                    self.log.error("backend '%s' failed to shut down: %r", backend.name, error)
+            for name, error in zip(targets, ended, strict=True):
+                if isinstance(error, BaseException):
+                    log = self._scheduler.log
+                    log.error("backend '%s' failed to shut down: %r", name, error)
                     errors.append(error)
-        for backend in backends:
-            registry.detach(backend)
+        for name, backend in backends.items():
+            registry.detach(backend, targets[name])
         if self._telemetry is not None:
             await self._telemetry.stop()
         if self._trace is not None:
@@ -456,13 +551,9 @@ class WorkflowEngine(Scheduler):
             raise errors[0]
 
 
-async def _shut_down(backend: Any) -> None:
-    await registry.end_of(backend.shutdown())
-
-
 def _check_interpreter() -> None:
     """Refuse what an engine cannot work with: an asyncio or threads that somebody has replaced."""
-    if not issubclass(Component, asyncio.Future):
+    if not issubclass(Component, asyncio.Future):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise RuntimeError(
             "asyncio.Future was replaced after dftracer.asyncflow was imported, as nest_asyncio "
             "does: call nest_asyncio.apply() before importing dftracer.asyncflow"
@@ -483,7 +574,7 @@ def _check_interpreter() -> None:
 
 _PATCHERS = {"gevent": "monkey", "eventlet": "patcher"}
 _ASKS = {"gevent": "is_module_patched", "eventlet": "is_monkey_patched"}
-"""Who tells of a module whether it was replaced."""
+"""The functions that say whether a module was replaced."""
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -499,7 +590,10 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 def _as_list(backend: Any) -> list[Any]:
     """Return the backends that were given, if that is what they are."""
-    backends = list(backend) if isinstance(backend, (list, tuple)) else [backend]
+    if isinstance(backend, (list, tuple)):
+        backends = list(cast("Sequence[Any]", backend))
+    else:
+        backends = [backend]
     if not backends:
         raise ValueError("the list of backends is empty: pass at least one, or None")
     for each in backends:

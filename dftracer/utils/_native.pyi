@@ -1,13 +1,13 @@
 """The Rust module. Users reach these names through :mod:`dftracer.utils`."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from os import PathLike
 from pathlib import Path
 from types import CodeType, FrameType, GenericAlias
-from typing import Any, Generic, Literal, TypeVar, final, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, final, overload
 
 from typing_extensions import Self, disjoint_base
 
@@ -17,6 +17,26 @@ from dftracer.utils.progress.snapshot import RuntimeProgress
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
+
+class _Submission(Protocol):
+    """What :meth:`Runtime.submit_to` reads."""
+
+    @property
+    def function(self) -> Callable[..., Any] | None: ...
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+    @property
+    def kwargs(self) -> dict[str, Any] | None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def context(self) -> Context | None: ...
+    @property
+    def interrupt(self) -> bool: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+    @property
+    def trace_note(self) -> tuple[int, str] | None: ...
 
 __all__ = [
     "Blocked",
@@ -362,33 +382,43 @@ class Runtime:
     def submit_to(
         self,
         mailbox: Mailbox,
-        calls: Iterable[
-            tuple[
-                Any,
-                Callable[..., Any],
-                tuple[Any, ...],
-                dict[str, Any] | None,
-                str,
-                Context | None,
-            ]
-        ],
-        notes: Sequence[tuple[int, str]] | None = None,
-        interrupts: Sequence[bool] | None = None,
-    ) -> list[TaskHandle[Any]]:
-        """Run many calls for one reader: token, function, args, kwargs, name, context.
+        submissions: Iterable[_Submission],
+        report_running: bool = False,
+        timeouts: Sequence[tuple[float, str] | None] | None = None,
+        ahead: int = 0,
+    ) -> list[TaskHandle[Any]] | None:
+        """Run many calls for one reader.
 
-        A body runs in its ``context``, which nothing else may run in, or in a new one if that is
-        empty; ``None`` is a copy of this one. ``notes`` hold for each call, for the trace, when it
-        was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
-        ``interrupts`` hold for each the ``interrupt`` of :meth:`submit`.
+        Of each submission its attributes are read: ``function``, ``args``, ``kwargs`` (or
+        ``None``), ``name``, ``interrupt`` as for :meth:`submit`, and ``context``. The body runs in
+        that, which nothing else may run in, or in a new one if that is empty; ``None`` is a copy of
+        this one. If the runtime has a trace, also ``trace_note``: when the call was created
+        (:meth:`Trace.clock`), and members of a JSON object, without braces; or ``None``. Without
+        ``timeouts``, also whether it has ``options``.
 
-        Each outcome is posted to ``mailbox`` under its token. Failures are for the mailbox's
-        reader: :meth:`wait_all` and :meth:`get_failed` do not report them.
+        Each outcome is posted to ``mailbox`` under the submission. A failure is the business of the
+        mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it. To
+        ``report_running`` is to post that each body begins, too. ``timeouts`` say of each for how
+        many seconds it may run from then on, and with what text it fails
+        (:class:`~dftracer.utils.TaskTimeoutError`) when they are over; it is asked to stop then.
+
+        Bodies begin in the order of their submission. With a number other than 0, ``ahead``, these
+        go ahead of all that waits in their lane, except for what was submitted last with the same
+        number: that they follow. What goes ahead without a pause lets the others wait as long.
+
+        Returns
+        -------
+        list[TaskHandle[Any]] | None
+            ``None``, and none of them is run, if a ``function`` is ``None``, or there are options
+            and no ``timeouts``, which only who understands options can give.
 
         Raises
         ------
+        TypeError
+            If one of them cannot be called; then none of them is.
         RuntimeError
-            If the runtime takes no more tasks; then none of the calls is run.
+            If the runtime takes no more tasks, or the system refuses the thread that keeps
+            timeouts; then none of the calls is run.
         """
 
     def submit_io(
@@ -441,9 +471,9 @@ class Runtime:
     ) -> TaskHandle[ProcessResult]:
         """Run a program; :meth:`dftracer.utils.Runtime.run_process` says with what.
 
-        With a ``mailbox``, the outcome is posted there under ``token``, and a failure is for its
-        reader alone. With ``tell_begin`` a post says that it begins, too. ``note`` is one of the
-        ``notes`` of :meth:`submit_to`.
+        With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
+        business of its reader. With ``tell_begin`` that it begins is posted too, as by
+        :meth:`Mailbox.post`. ``note`` is what ``trace_note`` is for :meth:`submit_to`.
         """
 
     def hash_files(
@@ -632,7 +662,7 @@ class Trace:
         times:
             When it was created, submitted, begun (0: never) and ended, by :meth:`clock`.
         state:
-            ``"DONE"``, ``"FAILED"`` or ``"CANCELLED"``.
+            ``"DONE"``, ``"FAILED"`` or ``"CANCELED"``.
         members:
             Members of a JSON object, without its braces.
         """
@@ -645,9 +675,13 @@ class Trace:
 
 @final
 class Mailbox:
-    """A queue of outcomes, on their way to an event loop, which is woken once per burst."""
+    """What becomes of tasks, on its way to an event loop, which is woken once per burst.
 
-    def __new__(cls) -> Self: ...
+    ``states`` are what its reader calls the four states; by default ``"running"``, ``"done"``,
+    ``"failed"`` and ``"cancelled"``.
+    """
+
+    def __new__(cls, states: tuple[Any, Any, Any, Any] | None = None) -> Self: ...
     def fileno(self) -> int:
         """Return the descriptor that is readable while something waits."""
 
@@ -655,14 +689,17 @@ class Mailbox:
         """Post, from any thread, that the task of ``token`` begins now."""
 
     def drain(
-        self, limit: int, *, look: bool = False
-    ) -> list[tuple[Any, Literal["running", "done", "failed", "cancelled"], Any]]:
+        self, limit: int, *, look: bool = False, into: list[tuple[Any, Any, Any]] | None = None
+    ) -> list[tuple[Any, Any, Any]]:
         """Take what is oldest, at most ``limit``: token, state, and value or exception.
 
-        For ``running`` the value is the time at which the task began, in seconds since the epoch.
+        For the first state the value is when the task began, in seconds since the epoch.
 
         With ``look`` it is given a moment, of at most 50 µs, in which something may come: where
         such moments have not been in vain lately.
+
+        They are added to ``into``, a list, where a signal's handler that raises when this returns
+        does not lose them.
         """
 
 @final

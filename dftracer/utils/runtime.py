@@ -297,8 +297,8 @@ class Runtime(_native.Runtime):
 class _Results(_native.Results[T]):
     """The results of :meth:`Runtime.map`: dropped, it is closed."""
 
-    def __del__(self) -> None:
-        self.close()
+    # Not a function in Python: a signal's handler could raise in that, where nobody would hear.
+    __del__ = _native.Results.close  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
 
 
 register_at_exit()

@@ -1,81 +1,55 @@
-"""What an execution backend is, in words and in types.
+"""What an execution backend is: all that an engine asks of one, and what it is given.
 
-A backend is given tasks that are ready to run and tells what became of them. It knows nothing of
-dependencies. RHAPSODY's backends keep the same contract.
+A backend is given submissions that are ready to run, and reports what became of each. It knows
+nothing of dependencies::
 
-A *task* is a dict. The engine fills in:
+    backend.submit([submission, ...])                 the engine hands over what is ready
+    report([(submission, state, value), ...])         the backend reports states
 
-``uid``, ``name``
-    Its identifier within the engine, for example ``task.000042``, and its function's name.
-``function``, ``args``, ``kwargs``
-    What to call, for a function task: a plain or a coroutine function, and values without futures.
-    ``function`` is ``None`` for the other kinds.
-``executable``, ``arguments``
-    What to run, for an executable task: the program and its words, without any shell.
-    ``executable`` is ``None`` for the other kinds.
-``prompt``
-    What to ask, for a prompt task; ``None`` for the other kinds.
-``task_backend_specific_kwargs``
-    The call's ``task_description``: what the user wants to tell the backend. Ours know ``cwd``,
-    ``env``, ``stdin`` and ``timeout`` (seconds).
-``capture_stdio``
-    Whether a program's output goes to the files ``<_work_dir>/<uid>.stdout`` and ``.stderr``, whose
-    paths are then its ``stdout`` and ``stderr``.
-``is_service``, ``target_backend``, ``workflow_id``, ``metadata``
-    Whether it is a service, the name of the backend if the decorator gave one, the workflow it is
-    part of, and the names of what it depends on.
-``context``
-    What its function runs in, if the backend can do that: a :class:`contextvars.Context` that
-    nothing else runs in, copied at the call.
-``attempt``
-    The number of the attempt, from 1, if the decorator allows several or limits their time. Each
-    attempt is another task, with a ``uid`` of its own.
-``interrupt``
-    True, if the decorator says so: when the task is cancelled or runs out of time, an exception is
-    to be thrown into the thread of a plain body, if the backend can do that. Otherwise left out.
-``engine``
-    The engine's name. Identifiers repeat between engines.
+A *submission* is the task itself, or one attempt at it, read by attribute: see :class:`Submission`.
+Its states are reported in this order, and nothing after the last:
 
-The backend adds the outcome, then calls the callback with the task and a state, once per task:
-
+``RUNNING``
+    Only if the backend's ``report_running`` is true. The value is the time since when it runs, in
+    seconds since the epoch, or ``None`` for now.
 ``DONE``
-    ``return_value`` of a function; ``stdout``, ``stderr`` (text) and ``exit_code`` of a program;
-    ``stdout`` for a prompt. A ``return_value`` may be a :class:`RemoteValue`.
+    The value is what a function has returned, which may be a :class:`RemoteValue`; for a program
+    and a prompt, the text.
 ``FAILED``
-    ``exception``, and for a program also ``stdout``, ``stderr`` and ``exit_code``.
+    The value is the error.
 ``CANCELED``
-    Nothing.
+    The value is ``None``.
 
-It may call it with ``RUNNING`` before, and does so for each task that begins if it has an attribute
-``report_running`` that is true. The task's ``started_at``, in seconds since the epoch, tells then
-since when it runs, if that is not now. The callback may be called in any thread, best in the event
-loop's, and ignores what it is told of a task that has ended.
+Each submission gets exactly one of the last three, whatever happens. What else is known of it, such
+as a program's exit code, is added to its description with :meth:`Submission.describe`, before.
+
+The same backends speak the dictionary protocol, which RHAPSODY's and radical.asyncflow's backends
+have, to programs that use them without an engine: ``submit_tasks`` takes dicts of the keys in
+:class:`TaskDescription`, and a registered callback gets each of them with its state. Backends that
+speak nothing else work below an engine too: see ``adapter.py``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-Task = dict[str, Any]
-Callback = Callable[[Task, str], None]
+from dftracer.asyncflow.backends.submission import EMPTY as EMPTY
+from dftracer.asyncflow.backends.submission import Callback as Callback
+from dftracer.asyncflow.backends.submission import DescribedTask as DescribedTask
+from dftracer.asyncflow.backends.submission import Outcome as Outcome
+from dftracer.asyncflow.backends.submission import Report as Report
+from dftracer.asyncflow.backends.submission import State as State
+from dftracer.asyncflow.backends.submission import Submission as Submission
+from dftracer.asyncflow.backends.submission import TaskDescription as TaskDescription
+from dftracer.asyncflow.backends.submission import add_outcome as add_outcome
+from dftracer.asyncflow.errors import let_out
 
-Report = Callable[[Sequence[tuple[Any, str, Any]]], bool]
-"""Takes what has become of plain calls; true if more may come soon, and nobody else is waiting."""
-
-
-class TaskStates:
-    """The names of the states that a backend reports."""
-
-    DONE = "DONE"
-    RUNNING = "RUNNING"
-    CANCELED = "CANCELED"
-    FAILED = "FAILED"
-
-    terminal_states = frozenset({DONE, CANCELED, FAILED})
-    all_states = terminal_states | {RUNNING}
+if TYPE_CHECKING:
+    from dftracer.utils.tracing import Trace
 
 
 class RemoteValue:
@@ -99,57 +73,162 @@ class RemoteValue:
         raise NotImplementedError
 
 
+class LinksFiles(Protocol):
+    """What a backend has besides that brings tasks their files. It works on descriptions."""
+
+    supports_explicit_data_linking: bool
+
+    async def stage_files(self, task: dict[str, Any]) -> str:
+        """Put the inputs where the task will run, and return that directory."""
+        ...
+
+    async def check_outputs(self, task: dict[str, Any]) -> None:
+        """Raise :exc:`~dftracer.asyncflow.DataError` unless the task has written its outputs."""
+
+
 class ExecutionBackend(ABC):
-    """The parts that all of our backends share."""
+    """What every backend of ours is.
+
+    The methods of the first part are for engines, and are called in the event loop's thread. Those
+    of the second are the dictionary protocol.
+    """
 
     supports_implicit_data_linking = False
     supports_explicit_data_linking = False
     report_running = False
     """Whether somebody wants to know when tasks begin, at some cost. Set by the engine."""
     keeps_timeouts = False
-    """Whether it ends a task itself that runs for longer than the ``timeout`` in its
-    ``task_backend_specific_kwargs``, counted from when it begins to run. For other backends the
-    engine does, counted from when it hands the task over."""
+    """Whether it ends a submission itself that runs for longer than the ``timeout`` in its options,
+    counted from when it begins to run. For other backends the engine does, counted from when it
+    hands the submission over."""
+    window = 0
+    """How many plain functions that other tasks wait for it is given at a time; 0 for all. With
+    more, results would pile up before those who wait for them get their turn."""
+    leaves_results = False
+    """Whether it may report a :class:`RemoteValue`."""
 
     def __init__(self, name: str = "default") -> None:
         self.name = name
         self.is_attached = False
         self.attached_to: list[str] = []
-        self._callback_func: Callback = _ignore
+        self._callback_func: Callback = _ignore_task
+        self._report: Report = ignore_report
         self._work_dir = os.getcwd()
 
-    @abstractmethod
-    async def submit_tasks(self, tasks: list[Task]) -> None:
-        """Begin to run ``tasks``; return before they end."""
+    # --- for engines ----------------------------------------------------------------------------
 
-    @abstractmethod
-    async def cancel_task(self, uid: str) -> bool:
-        """Stop a task; true if it will not, or may not, come to its end by itself."""
+    def submit(self, submissions: Sequence[Submission], ahead: int = 0) -> None:
+        """Begin to run submissions, and return before any is reported.
+
+        Whatever happens to one of them is reported, and does not concern the others.
+
+        ``ahead`` is 0 if these may wait until their turn. Otherwise a backend that can do so runs
+        them before all that was submitted earlier and has not begun, except for what had the same
+        number: that they follow. Later numbers are greater, also those of other engines.
+
+        A subclass that overrides :meth:`submit_tasks` instead is handed dictionaries.
+
+        Raises
+        ------
+        RuntimeError
+            If the backend is not started; then none of them is run.
+        """
+        raise NotImplementedError
+
+    def cancel(self, submission: Submission) -> bool:
+        """Stop a submission; true if it will not, or may not, come to its end by itself.
+
+        Its end is reported, unless that was done before.
+        """
+        raise NotImplementedError
+
+    def poll(self) -> None:  # noqa: B027 - most have nothing to do
+        """Report what ends within a moment, if it was worth waiting for that lately."""
+
+    def has_begun(self, submission: Submission) -> bool:
+        """Tell whether a submission runs, if that can be known without ``report_running``."""
+        return False
+
+    def describe_result(self, value: Any) -> dict[str, Any]:
+        """Return what the description of a function that has returned ``value`` says of its end."""
+        return {"return_value": value}
+
+    def trace_to(self, trace: Trace) -> bool:
+        """Write submissions to ``trace`` from now on; false if the engine has to.
+
+        It then writes with each, besides what it knows itself, its ``trace_note``: when the task
+        was called, and further members as JSON.
+        """
+        return False
+
+    def connect(self, report: Report) -> None:
+        """Give what is reported from now on to ``report``. Earlier submissions are nobody's."""
+        self._callback_func = _ignore_task
+        self._report = report
+
+    def withdraw(self) -> None:  # noqa: B027 - most have nothing to do
+        """Begin nothing more of what was submitted: the engine is shut down."""
 
     @abstractmethod
     async def shutdown(self) -> None:
-        """Stop what runs and release everything."""
+        """Stop what runs and release everything. All submissions have been reported then."""
 
     @abstractmethod
     def state(self) -> str:
         """Return ``IDLE``, ``INITIALIZED`` or ``SHUTDOWN``."""
 
+    # --- the dictionary protocol ----------------------------------------------------------------
+
+    async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+        """Begin to run ``tasks``; return before they end."""
+        backend: Any = self
+        if hasattr(backend, "__await__"):
+            await backend
+        self.submit([DescribedTask(task) for task in tasks])
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Stop a task; true if it will not, or may not, come to its end by itself."""
+        raise NotImplementedError
+
     def register_callback(self, func: Callback) -> None:
-        """Name the one who is told of every task's states."""
+        """Name the function that gets each task with each of its states."""
+        self.connect(_ReportToCallback(func, self))
         self._callback_func = func
 
-    def get_task_states_map(self) -> TaskStates:
+    def get_task_states_map(self) -> type[State]:
         """Return the names of the states."""
-        return TaskStates()
+        return State
 
-    def record_of_call(self, value: Any) -> Task:
-        """Return what it would have added to a task for a call that has ended well."""
-        return {"return_value": value}
 
-    def is_running(self, uid: Any) -> bool:
-        """Tell whether a task has begun, if this backend reports no ``RUNNING`` state."""
+class _ReportToCallback:
+    """A report that speaks the dictionary protocol."""
+
+    def __init__(self, callback: Callback, backend: ExecutionBackend) -> None:
+        self._callback = callback
+        self._backend = backend
+
+    def __call__(self, outcomes: Sequence[Outcome]) -> bool:
+        for number, (submission, state, value) in enumerate(outcomes, 1):
+            try:
+                describe = self._backend.describe_result
+                self._callback(add_outcome(submission, state, value, describe), state.value)
+            except BaseException as error:  # one task's trouble, not that of those that come after
+                try:
+                    let_out(error)
+                except BaseException:
+                    self(outcomes[number:])
+                    raise
+                what = f"the callback failed for task '{submission.name}'"
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"backend '{self._backend.name}': {what}", "exception": error}
+                )
         return False
 
 
-def _ignore(_task: Task, _state: str) -> None:
-    """Stand in for a callback until one is registered."""
+def ignore_report(_outcomes: Sequence[Outcome]) -> bool:
+    """Stand in for a report until there is one."""
+    return False
+
+
+def _ignore_task(_task: dict[str, Any], _state: str) -> None:
+    """Stand in for a callback until there is one."""

@@ -11,11 +11,15 @@ import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from dftracer.asyncflow.backends.base import State
 from dftracer.utils.primitives import Mailbox
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+STATES = (State.RUNNING, State.DONE, State.FAILED, State.CANCELED)
+"""What states are called in what is read from the mailbox."""
 
 
 class Inbox:
@@ -25,28 +29,24 @@ class Inbox:
     ----------
     loop:
         What watches the descriptor of the mailbox until :meth:`close` or the end of this object.
-    deliver:
-        A bound method that is called when there is something to read, as long as its object lives.
+    reader:
+        What the loop calls when there is something to read. The loop holds it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[], object]) -> None:
-        self.mailbox = Mailbox()
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reader: Callable[[], object],
+        states: Any = STATES,
+    ) -> None:
+        self.mailbox = Mailbox(states)
         self._loop = weakref.ref(loop)
         self._process = os.getpid()
-        self._reader = _Reader(deliver)
         # Not in the context of the caller, which the loop would keep with the reader.
-        Context().run(loop.add_reader, self.mailbox.fileno(), self._reader)
-
-    def hold(self, owner: object | None) -> None:
-        """Have the loop hold ``owner`` until it is told to hold nothing, or is closed.
-
-        What waits for an end must live to hear of it, though nobody else may hold it.
-        """
-        self._reader.owner = owner
+        Context().run(loop.add_reader, self.mailbox.fileno(), reader)
 
     def close(self) -> None:
         """Read no more. To be called in the thread of the loop."""
-        self._reader.owner = None
         loop = self._loop()
         if loop is not None:
             loop.remove_reader(self.mailbox.fileno())
@@ -60,21 +60,6 @@ class Inbox:
             # descriptor stays open until it is no more among those that the loop watches.
             with contextlib.suppress(RuntimeError):  # closed
                 loop.call_soon_threadsafe(_stop_reading, loop, self.mailbox)
-
-
-class _Reader:
-    """What the event loop calls."""
-
-    __slots__ = ("_deliver", "owner")
-
-    def __init__(self, deliver: Any) -> None:
-        self._deliver = weakref.WeakMethod(deliver)
-        self.owner: object | None = None
-
-    def __call__(self) -> None:
-        deliver = self._deliver()
-        if deliver is not None:
-            deliver()
 
 
 def _stop_reading(loop: asyncio.AbstractEventLoop, mailbox: Mailbox) -> None:

@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
-from dftracer.asyncflow.backends.base import ExecutionBackend, Report, Task, TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, Outcome, State, Submission
 
 OUTPUT = "Dummy Output"
+PROMPT_OUTPUT = "Dummy Prompt Output"
 
 
 class NoopExecutionBackend(ExecutionBackend):
-    """Ends every task at once, with ``"Dummy Output"`` as its result."""
+    """Ends every task at once, with ``"Dummy Output"`` as its result: none waits for another."""
 
     def __await__(self) -> Generator[Any, Any, NoopExecutionBackend]:
         return self
         yield  # makes this a generator, which an awaitable needs
 
-    def call_nowait(
-        self, tokens: Sequence[Any], calls: Iterable[Any], report: Report, notes: Any = None
-    ) -> None:
-        """Take functions that are no more than that, at less cost than tasks."""
-        deque(calls, maxlen=0)
-        outcomes = [(token, "done", OUTPUT) for token in tokens]
-        asyncio.get_running_loop().call_soon(report, outcomes)
+    def submit(self, submissions: Sequence[Submission], ahead: int = 0) -> None:
+        outcomes: list[Outcome] = []
+        if self.report_running:
+            outcomes += [(submission, State.RUNNING, None) for submission in submissions]
+        for submission in submissions:
+            output = OUTPUT
+            if submission.function is None:
+                if submission.prompt is not None:
+                    output = PROMPT_OUTPUT
+                submission.describe(**self.describe_result(output))
+            outcomes.append((submission, State.DONE, output))
+        asyncio.get_running_loop().call_soon(self._report, outcomes)
 
-    def look(self) -> None:
-        """Do nothing: outcomes come in the next turn of the event loop."""
-
-    def record_of_call(self, value: Any) -> dict[str, Any]:
+    def describe_result(self, value: Any) -> dict[str, Any]:
         return {"stdout": value, "return_value": value, "exit_code": 0}
 
-    async def submit_tasks(self, tasks: list[Task]) -> None:
-        for task in tasks:
-            output = "Dummy Prompt Output" if task.get("prompt") else OUTPUT
-            task.update(stdout=output, return_value=output, exit_code=0)
-            if self.report_running:
-                self._callback_func(task, TaskStates.RUNNING)
-            self._callback_func(task, TaskStates.DONE)
+    def cancel(self, submission: Submission) -> bool:
+        return False
 
     async def cancel_task(self, uid: str) -> bool:
         return False
 
     async def shutdown(self) -> None:
-        pass
+        await asyncio.sleep(0)  # what was submitted is reported
 
     def state(self) -> str:
         return "IDLE"

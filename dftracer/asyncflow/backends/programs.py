@@ -1,4 +1,4 @@
-"""Programs as tasks: how a description becomes a process, and its end an outcome."""
+"""Programs as tasks: how a submission becomes a process, and its end an outcome."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dftracer.asyncflow.backends.base import Task, TaskStates
+from dftracer.asyncflow.backends.base import State, Submission
 from dftracer.asyncflow.commands import to_text
 from dftracer.asyncflow.errors import ExecutableError, text_of
 from dftracer.utils import ProcessResult, Runtime, TaskHandle, TaskTimeoutError
@@ -16,7 +16,7 @@ from dftracer.utils.primitives import Mailbox
 from dftracer.utils.redaction import keep_environment
 
 PROGRAM_OPTIONS = frozenset({"cwd", "env", "stdin", "timeout", "tty"})
-"""What a program's ``task_backend_specific_kwargs`` may say."""
+"""What the options of a program may say."""
 
 _log = logging.getLogger("dftracer.asyncflow")
 
@@ -27,111 +27,123 @@ _TAIL = 8_000
 """How many bytes of a captured file an error repeats."""
 
 
-def name_of(task: Task) -> str:
-    """Return how messages speak of a task."""
-    return str(task.get("name") or task["uid"])
-
-
-def options_of(task: Task) -> Mapping[str, Any]:
-    """Return what the user wants to tell the backend about a task."""
-    return task.get("task_backend_specific_kwargs") or {}
-
-
-def timeout_of(task: Task) -> float | None:
-    """Return how many seconds a task may run, or ``None`` for as long as it likes.
+def timeout_of(submission: Submission) -> float | None:
+    """Return how many seconds a submission may run, or ``None`` for as long as it likes.
 
     Raises
     ------
     TypeError, ValueError
-        If its description says something else.
+        If its options say something else.
     """
-    timeout = options_of(task).get("timeout")
+    timeout = submission.options.get("timeout")
     if timeout is None:
         return None
-    hint = f"task '{name_of(task)}': timeout must be a number of seconds above 0"
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"{hint}, not {type(timeout).__name__} {text_of(timeout)}")
+    if type(timeout) not in (int, float) and (
+        isinstance(timeout, bool) or not isinstance(timeout, (int, float))
+    ):
+        kind = type(timeout).__name__
+        raise TypeError(f"{_timeout_hint(submission)}, not {kind} {text_of(timeout)}")
     if not 0 < timeout < math.inf:
-        raise ValueError(f"{hint}, not {timeout}")
+        raise ValueError(f"{_timeout_hint(submission)}, not {timeout}")
     return float(timeout)
 
 
-def argv_of(task: Task) -> list[str]:
-    """Return the words of a program."""
-    return [task["executable"], *(task.get("arguments") or ())]
+def _timeout_hint(submission: Submission) -> str:
+    return f"task '{submission.name}': timeout must be a number of seconds above 0"
 
 
 def start_program(
-    task: Task, runtime: Runtime, mailbox: Mailbox | None, work_dir: str, tell_begin: bool
+    submission: Submission,
+    runtime: Runtime,
+    mailbox: Mailbox | None,
+    work_dir: str,
+    tell_begin: bool,
 ) -> TaskHandle[ProcessResult]:
-    """Start the program of a task; its end is posted to ``mailbox``, if any, under the task.
+    """Start a program; its end is posted to ``mailbox``, if any, under the submission.
 
     So is its beginning, with ``tell_begin``.
 
     Raises
     ------
     TypeError, ValueError
-        If its description cannot be understood.
+        If its options cannot be understood.
     OSError
         If the directory of its output cannot be made.
     """
-    options = options_of(task)
-    cwd, env, stdin = options.get("cwd"), options.get("env"), options.get("stdin")
-    _check(task, "cwd", cwd, (str, os.PathLike), "a path")
-    _check(task, "stdin", stdin, (bytes, str, os.PathLike), "bytes or the path of a file")
-    _check(task, "env", env, Mapping, "a dict of texts")
-    _check(task, "tty", options.get("tty"), bool, "true or false")
-    for name, value in (env or {}).items():
-        _check(task, f"env[{text_of(name)}]", value, str, "a text")
+    options = submission.options
+    if options:
+        _check_options(submission, options)
+    env = options.get("env")
     if env:
         keep_environment(env)
     stdout = stderr = None
-    if task.get("capture_stdio"):
+    if submission.capture_stdio:
         os.makedirs(work_dir, exist_ok=True)
-        stdout, stderr = _files_of(task, work_dir)
+        stdout, stderr = _files_of(submission, work_dir)
+    command = submission.command
+    assert command is not None
     return runtime.start_process(
-        argv_of(task),
-        cwd=cwd,
+        command,
+        cwd=options.get("cwd"),
         env=None if env is None else list(env.items()),
-        stdin=stdin,
+        stdin=options.get("stdin"),
         stdout=stdout,
         stderr=stderr,
-        timeout=timeout_of(task),
-        name=name_of(task),
+        timeout=timeout_of(submission) if options else None,
+        name=submission.name,
         mailbox=mailbox,
-        token=task,
+        token=submission,
         tell_begin=tell_begin,
-        note=task.get("trace_note"),
+        note=submission.trace_note,
         tty=bool(options.get("tty")),
     )
 
 
-def _check(task: Task, option: str, value: Any, kinds: Any, what: str) -> None:
+def _check_options(submission: Submission, options: Mapping[str, Any]) -> None:
+    env = options.get("env")
+    _check(submission, "cwd", options.get("cwd"), (str, os.PathLike), "a path")
+    stdin = options.get("stdin")
+    _check(submission, "stdin", stdin, (bytes, str, os.PathLike), "bytes or the path of a file")
+    _check(submission, "env", env, Mapping, "a dict of texts")
+    _check(submission, "tty", options.get("tty"), bool, "true or false")
+    variables: Mapping[Any, Any] = env or {}
+    for name, value in variables.items():
+        _check(submission, f"env[{text_of(name)}]", value, str, "a text")
+
+
+def _check(submission: Submission, option: str, value: Any, kinds: Any, what: str) -> None:
     if value is not None and not isinstance(value, kinds):
         # What an environment holds is nobody else's business, unless it is but a number.
         is_secret = option.startswith("env") and not isinstance(value, (int, float))
         shown = "" if is_secret else f" {text_of(value)}"
         raise TypeError(
-            f"task '{name_of(task)}': {option} must be {what}, not {type(value).__name__}{shown}"
+            f"task '{submission.name}': {option} must be {what}, not {type(value).__name__}{shown}"
         )
 
 
-def record_program(task: Task, result: ProcessResult, work_dir: str) -> str:
-    """Put the end of a program into its task and return the state that it means.
+def end_of_program(
+    submission: Submission, end: ProcessResult | BaseException, work_dir: str
+) -> tuple[State, Any]:
+    """Return what is to be reported of a program that was not cancelled, and describe the rest.
 
-    One of whose end others have been told is taken for done, as by ``subprocess``.
+    One whose end is unknown, because somebody else has asked the system for it, is taken for done,
+    as by ``subprocess``.
     """
-    stdout, stderr = _record_output(task, result, work_dir)
-    if result.exit_code is None and result.signal is None:
-        _warn_of_unknown_ends(name_of(task))
-        return TaskStates.DONE
-    if result.exit_code == 0:
-        return TaskStates.DONE
+    if isinstance(end, BaseException):
+        return State.FAILED, _error_of_program(submission, end, work_dir)
+    stdout, stderr = _describe_output(submission, end, work_dir)
+    if end.exit_code == 0:
+        return State.DONE, stdout
+    if end.exit_code is None and end.signal is None:
+        _warn_of_unknown_ends(submission.name)
+        return State.DONE, stdout
     keep_environment()
-    task["exception"] = ExecutableError(
-        name_of(task), to_text(argv_of(task)), result.exit_code, result.signal, stdout, stderr
+    if submission.capture_stdio:
+        stdout, stderr = _end_of_file(stdout), _end_of_file(stderr)
+    command = to_text(list(submission.command or ()))
+    return State.FAILED, ExecutableError(
+        submission.name, command, end.exit_code, end.signal, stdout, stderr
     )
-    return TaskStates.FAILED
 
 
 def _warn_of_unknown_ends(name: str) -> None:
@@ -146,33 +158,36 @@ def _warn_of_unknown_ends(name: str) -> None:
         )
 
 
-def record_failure(task: Task, error: BaseException, work_dir: str) -> str:
-    """Put an error other than a bad exit code into a program's task; return its state."""
+def _error_of_program(submission: Submission, error: BaseException, work_dir: str) -> BaseException:
+    """Return why a program has failed, if not by its exit code; describe what it has written."""
     if isinstance(error, TaskTimeoutError) and error.result is not None:
-        _record_output(task, error.result, work_dir)
+        _describe_output(submission, error.result, work_dir)
     elif isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        what, file = "start the program", error.filename or task["executable"]
-        cwd = options_of(task).get("cwd")
+        program = submission.command[0] if submission.command else None
+        what, file = "start the program", error.filename or program
+        cwd = submission.options.get("cwd")
         if cwd is not None and not os.access(cwd, os.X_OK):  # the system tells no difference
             what, file = "start the program in this directory", cwd
-        what = f"task '{name_of(task)}': cannot {what}: {error.strerror or error}"
-        error = type(error)(error.errno, what, file)
-    task["exception"] = error
-    return TaskStates.FAILED
+        what = f"task '{submission.name}': cannot {what}: {error.strerror or error}"
+        return type(error)(error.errno, what, file)
+    return error
 
 
-def _record_output(task: Task, result: ProcessResult, work_dir: str) -> tuple[str, str]:
-    """Put what a program has written into its task; return what an error should repeat."""
-    texts = (result.stdout.decode(errors="replace"), result.stderr.decode(errors="replace"))
-    stdout, stderr = told = _files_of(task, work_dir) if task.get("capture_stdio") else texts
-    task.update(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
-    if told is texts or result.exit_code == 0:
-        return texts
-    return _end_of_file(stdout), _end_of_file(stderr)
+def _describe_output(
+    submission: Submission, result: ProcessResult, work_dir: str
+) -> tuple[str, str]:
+    """Describe what a program has written, and return it, or the paths of the files."""
+    if submission.capture_stdio:
+        stdout, stderr = _files_of(submission, work_dir)
+    else:
+        stdout = result.stdout.decode(errors="replace")
+        stderr = result.stderr.decode(errors="replace")
+    submission.describe(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
+    return stdout, stderr
 
 
-def _files_of(task: Task, work_dir: str) -> tuple[str, str]:
-    path = os.path.join(work_dir, task["uid"])
+def _files_of(submission: Submission, work_dir: str) -> tuple[str, str]:
+    path = os.path.join(work_dir, submission.uid)
     return f"{path}.stdout", f"{path}.stderr"
 
 

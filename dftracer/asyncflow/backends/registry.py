@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dftracer.asyncflow.backends.base import TaskStates
+from dftracer.asyncflow.backends.base import ExecutionBackend, Report, ignore_report
 from dftracer.asyncflow.errors import text_of
 
 _NEEDED = ("submit_tasks", "cancel_task", "register_callback", "shutdown")
@@ -26,11 +26,6 @@ def check(backend: Any) -> None:
         )
     if not isinstance(getattr(backend, "name", None), str):
         raise TypeError(f"backend {text_of(backend)} has no name, by which decorators choose it")
-
-
-async def end_of(work: Any) -> Any:
-    """Wait for what a method of a backend has begun; of a plain method, this is its result."""
-    return await work if inspect.isawaitable(work) else work
 
 
 async def start(backend: Any) -> None:
@@ -52,21 +47,7 @@ def by_name(backends: Sequence[Any]) -> dict[str, Any]:
     return named
 
 
-def state_names(backends: Sequence[Any]) -> dict[Any, str]:
-    """Return which of our states is meant by each state that these backends may report."""
-    names: dict[Any, str] = {state: state for state in TaskStates.all_states}
-    for backend in backends:
-        get_map = getattr(backend, "get_task_states_map", None)
-        if get_map is None:
-            continue
-        theirs = get_map()
-        for state in TaskStates.all_states:
-            name = getattr(theirs, state, state)
-            names[name] = names[getattr(name, "value", name)] = state
-    return names
-
-
-def shares_names(backend: Any) -> bool:
+def shares_names(backend: object) -> bool:
     """Tell whether a backend takes tasks of the same name, of whatever engine, for the same task.
 
     RHAPSODY's Dask backend does: the ``uid`` is the key on the scheduler.
@@ -109,23 +90,43 @@ def guarded(backend: Any, function: Callable[..., Any], name: str) -> Callable[.
     return call_async if inspect.iscoroutinefunction(function) else call
 
 
-def attach(backend: Any, engine: str, callback: Callable[..., None], work_dir: str) -> None:
+def attach(
+    backend: Any,
+    target: ExecutionBackend,
+    engine: str,
+    report: Report,
+    callback: Callable[..., None],
+    work_dir: str,
+) -> None:
     """Let a backend serve an engine, and no other until that is shut down."""
-    attached_to = list(getattr(backend, "attached_to", None) or ())
-    if getattr(backend, "is_attached", False):
+    attached_to = list(_value(backend, "attached_to", ()))
+    if _value(backend, "is_attached", False) is True:
         other = f"engine '{attached_to[-1]}'" if attached_to else "another engine"
         raise RuntimeError(
             f"backend '{backend.name}' serves {other}: shut that engine down first, or make one "
             "backend for each engine"
         )
-    backend.register_callback(callback)
+    target.connect(report)
+    if target is not backend:
+        backend.register_callback(callback)
     _note(backend, is_attached=True, attached_to=[*attached_to, engine], _work_dir=work_dir)
 
 
-def detach(backend: Any) -> None:
-    """Let go of an engine that is shut down: of its late tasks nobody is told."""
+def detach(backend: Any, target: ExecutionBackend) -> None:
+    """End the service of an engine that is shut down: what ends late is reported to nobody."""
     _note(backend, is_attached=False)
-    backend.register_callback(_ignore)
+    if target is backend:
+        target.connect(ignore_report)
+    else:
+        backend.register_callback(_ignore)
+
+
+def _value(backend: Any, name: str, otherwise: Any) -> Any:
+    """Return an attribute of a backend; a mock has every one, none of which means anything."""
+    value = getattr(backend, name, None)
+    if isinstance(value, (bool, list, tuple)):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    return otherwise
 
 
 def _note(backend: Any, **facts: Any) -> None:

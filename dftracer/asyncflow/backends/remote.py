@@ -25,7 +25,7 @@ THREADS = (
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-"""What tells native libraries how many threads each process may have."""
+"""The variables in which native libraries look up how many threads they may have."""
 
 
 def limit_native_threads(share: int) -> None:

@@ -11,9 +11,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dftracer.utils import available_cpus
 from dftracer.utils.primitives import __version__
+
+if TYPE_CHECKING:
+    import argparse
+
+    from dftracer.asyncflow.cli.arguments import Commands
 
 EXTRAS = {
     "completion": (("shtab",), "completion of commands in a shell"),
@@ -27,6 +33,24 @@ EXTRAS = {
 """What each extra brings, and for what."""
 
 PROGRAMS = {"dot": ("graphs as images", "apt install graphviz")}
+
+
+def add(commands: Commands) -> None:
+    """Add the parser of this command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="tell what this machine and this installation offer",
+        description="Tell what there is: CPUs, memory and limits of this process, versions, and "
+        "which extras are installed, why one is not, and what to do about it.",
+    )
+    parser.set_defaults(act=run)
+
+
+def run(_given: argparse.Namespace) -> int:
+    """Print the report."""
+    for line in report():
+        print(line)
+    return 0
 
 
 def report() -> Iterator[str]:
@@ -108,7 +132,7 @@ def cpu_quota(
     proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> float | None:
     """Return how many CPUs the cgroups of this process allow; ``None`` if as many as there are."""
-    quotas = []
+    quotas: list[float] = []
     for folder in _folders("cpu", proc, root):
         both = _words(folder / "cpu.max") or (
             _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
@@ -122,7 +146,7 @@ def memory_limit(
     proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
     """Return the bytes that the cgroups of this process allow; ``None`` if there is no limit."""
-    limits = []
+    limits: list[int] = []
     for folder in _folders("memory", proc, root):
         words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
         # The first version of cgroups says "no limit" with a number near 2^63.

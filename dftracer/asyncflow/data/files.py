@@ -129,7 +129,7 @@ def names_of(files: Iterable[File]) -> dict[str, list[str]]:
 def _text_of(file: object) -> str:
     if not isinstance(file, (str, os.PathLike)):
         raise TypeError(f"a file is given by a string or a path, not {type(file).__name__}")
-    text = os.fsdecode(file)
+    text = os.fsdecode(file)  # pyright: ignore[reportUnknownArgumentType]
     if not text:
         raise ValueError("the name of a file cannot be empty")
     if "\0" in text:

@@ -1,7 +1,7 @@
 """What happens to the files of a task between its call and its launch.
 
-The backend is told where each input comes from, if it says that it can use that; remote inputs are
-downloaded; and the task's body gets files that know where they are.
+A backend that can bring files learns where each input comes from; remote inputs are downloaded; and
+the body of the task gets files that know where they are.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, cast
 
-from dftracer.asyncflow.backends.base import Task
 from dftracer.asyncflow.data.downloads import make_fresh_directory
 from dftracer.asyncflow.errors import DataError, text_of
 from dftracer.utils import Runtime, get_default_runtime
@@ -24,12 +23,12 @@ class StagesFiles:
 
     supports_explicit_data_linking = True
     _work_dir: str
-    _runtime: Runtime | None = None
+    runtime: Runtime | None = None
 
     def link_explicit_data_deps(
         self,
-        src_task: Task | None = None,
-        dst_task: Task | None = None,
+        src_task: dict[str, Any] | None = None,
+        dst_task: dict[str, Any] | None = None,
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class StagesFiles:
         """
         if dst_task is None or not (file_path or (src_task and file_name)):
             raise ValueError("name the task that reads, and either a task and a file or a path")
-        options = dst_task.get("task_backend_specific_kwargs") or {}
+        options: dict[str, Any] = dst_task.get("task_backend_specific_kwargs") or {}
         if file_path:
             source = os.path.abspath(file_path)
         else:
@@ -60,7 +59,7 @@ class StagesFiles:
             assert file_name is not None
             # A task that was not staged has written where this process is.
             source = os.path.abspath(os.path.join(src_task.get("directory", ""), file_name))
-        link = {
+        link: dict[str, Any] = {
             "source": source,
             "target": file_name or os.path.basename(source),
             "action": options.get("staging", _WAYS[0]),
@@ -69,7 +68,7 @@ class StagesFiles:
         dst_task.setdefault("staging", []).append(link)
         return link
 
-    async def stage_files(self, task: Task) -> str:
+    async def stage_files(self, task: dict[str, Any]) -> str:
         """Make the directory that ``task`` runs in, put its inputs there and return it.
 
         Raises
@@ -80,7 +79,7 @@ class StagesFiles:
             If the task's description asks for a way of staging that there is not.
         """
         directory: str = await asyncio.to_thread(_make_ready, task, self._work_dir)
-        runtime = self._runtime or get_default_runtime()
+        runtime = self.runtime or get_default_runtime()
         staged = [
             runtime.stage_file(
                 link["source"],
@@ -112,12 +111,12 @@ class StagesFiles:
             options["cwd"] = directory
         return directory
 
-    async def check_outputs(self, task: Task) -> None:
+    async def check_outputs(self, task: dict[str, Any]) -> None:
         """Raise :class:`DataError` if ``task`` has not written what it declares to write."""
         await asyncio.to_thread(_check_outputs, task)
 
 
-def _make_ready(task: Task, work_dir: str) -> str:
+def _make_ready(task: dict[str, Any], work_dir: str) -> str:
     """Return the task's directory, made if it is the task's own, once its inputs can be staged."""
     options = task["task_backend_specific_kwargs"]
     way = options.get("staging", _WAYS[0])
@@ -160,9 +159,9 @@ def _is_same(source: str, target: str) -> bool:
         return False
 
 
-def _check_outputs(task: Task) -> None:
+def _check_outputs(task: dict[str, Any]) -> None:
     for name in task["metadata"]["output_files"]:
-        path = os.path.join(task["directory"], name)
+        path = cast("str", os.path.join(task["directory"], name))
         if os.path.exists(path):
             continue
         astray = (

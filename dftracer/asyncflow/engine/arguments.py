@@ -8,6 +8,10 @@ content, and so is one that has been given a future since; all others are handed
 the same objects. Nothing here calls itself: values may be nested as deep as memory goes.
 """
 
+# Of values of any type: whatever `isinstance` finds among them has parts of unknown types.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -15,7 +19,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from dftracer.asyncflow.data import File
 from dftracer.asyncflow.errors import let_out
@@ -28,6 +32,23 @@ LEAVES = frozenset({int, str, float, bool, bytes, complex, type(None)})
 
 Futures = dict[asyncio.Future[Any], None]
 Files = dict[File, None]
+
+
+class Inputs(NamedTuple):
+    """What a call depends on."""
+
+    dependencies: Sequence[asyncio.Future[Any]]
+    own: Sequence[Any]
+    """Those among them that are components of the same engine."""
+    nodes: list[int]
+    """Of those that have not ended, in the engine's graph."""
+    sources: Sequence[int]
+    """The numbers of those that are components of the same engine."""
+    may_have_failed: bool
+    """Whether one may have ended with an error without the graph's knowing it."""
+    files: Files | None
+    contents: Contents
+
 
 Content = Any
 """What a container holds: a list or a tuple of it, or a dict by keys or names of fields."""
@@ -124,18 +145,6 @@ def resolve_call(
 
     The ``contents`` are those of the containers at the call; by default they are as they are now.
     """
-    if not kwargs:
-        # The common case: nothing to look into.
-        plain = []
-        for value in args:
-            if type(value) in LEAVES:
-                plain.append(value)
-            elif isinstance(value, asyncio.Future):
-                plain.append(value_of(value))
-            else:
-                break
-        else:
-            return tuple(plain), kwargs
     contents = {} if contents is None else contents
     containers = [
         value

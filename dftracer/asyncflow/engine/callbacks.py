@@ -33,10 +33,10 @@ class CallbackLoop:
         self.get_debug = loop.get_debug
         """What a future asks when it is made."""
 
-    def call_exception_handler(self, told: dict[str, Any]) -> None:
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Tell of an error that nobody has asked a future for, unless the engine will."""
-        if not self._take_failure(told):
-            self._loop.call_exception_handler(told)
+        if not self._take_failure(context):
+            self._loop.call_exception_handler(context)
 
     def call_soon(
         self, callback: Callable[[Any], object], future: Any, *, context: Context
@@ -48,7 +48,7 @@ class CallbackLoop:
             self._held.append((context, callback, future))
 
     def hold(self) -> None:
-        """Gather callbacks; but not in debug mode, where asyncio tells of each that is slow."""
+        """Gather callbacks; but not in debug mode, where asyncio logs each that is slow."""
         if not self.get_debug():
             self._held = []
 

@@ -1,28 +1,40 @@
-"""The future that calling a task or block returns.
+"""The future that calling a task or block returns, which is also what its backend is given.
 
-It is a little longer than most modules: all the states of that future are to be read together.
+It is a little longer than most modules: all that one future may be is to be read together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from dftracer.asyncflow.backends.base import EMPTY, State
 from dftracer.asyncflow.data.files import File, names_of
+from dftracer.asyncflow.engine.definition import Definition
+from dftracer.asyncflow.observe.counts import Tally
 
 if TYPE_CHECKING:
     from dftracer.asyncflow.backends.base import RemoteValue
-    from dftracer.asyncflow.engine.decorators import Template
-    from dftracer.asyncflow.engine.retries import Attempts
-    from dftracer.asyncflow.engine.scheduler import Scheduler
-    from dftracer.asyncflow.observe.counts import Tally
+    from dftracer.asyncflow.engine.interfaces import Owner, Place, TaskRecord
 
 T = TypeVar("T")
 
-EMPTY = Context()
-"""Stands for a context of a component's own, where that would be empty. Nothing runs in it."""
+_NO_FILES: dict[str, list[str]] = names_of(())
+
+finish = asyncio.Future[Any].set_result
+fail = asyncio.Future[Any].set_exception
+drop = asyncio.Future[Any].cancel
+"""The methods of the base class: a component's own are for its users."""
+_has_result: Callable[[asyncio.Future[Any]], bool] = asyncio.Future[Any].done
+
+
+def returning(value: Any) -> Callable[[], Any]:
+    """Return a function without a Python frame that returns ``value``."""
+    return functools.partial(itemgetter(0), (value,))
 
 
 class Component(asyncio.Future[T], Generic[T]):
@@ -35,69 +47,98 @@ class Component(asyncio.Future[T], Generic[T]):
     """
 
     __slots__ = (
-        "_args",
-        "_context",
-        "_depended_on",
-        "_dependencies",
-        "_description",
-        "_engine",
-        "_is_call",
-        "_is_node",
-        "_kwargs",
-        "_launched_at",
-        "_number",
-        "_options",
-        "_stage",
-        "_tally",
-        "_template",
+        "args",
+        "context",
+        "definition",
+        "depended_on",
+        "dependencies",
+        "description",
+        "engine",
+        "files",
+        "function",
+        "has_waited",
+        "interrupt",
+        "is_node",
+        "is_running",
+        "kwargs",
+        "launched_at",
+        "name",
+        "number",
+        "options",
+        "place",
+        "tally",
     )
 
     kind = "task"
     """The first part of its identifier."""
 
     # What most components never need, and only those that do hold for themselves.
-    _owner = 0
+    owner = 0
     """The number of the component in whose body this one was called; 0 if in none."""
-    _workflow_id: str | None = None
-    _sources: Sequence[int] = ()
+    workflow_id: str | None = None
+    sources: Sequence[int] = ()
     """The numbers of those it was given futures of, if it is among the first of its engine."""
-    _files: Collection[File] = ()
-    """What its arguments declare that it reads and writes."""
-    _producers: Sequence[dict[str, Any]] = ()
+    producers: Sequence[dict[str, Any]] = ()
     """The descriptions of its dependencies, from their end until its files are linked."""
-    _may_have_failed = False
+    may_have_failed = False
     """Whether the graph does not know of each dependency that it has ended well."""
-    _root = ""
+    root = ""
     """The label of the component or future whose cancellation was the reason for this one's."""
-    _attempts: Attempts | None = None
+    attempts: Any = None
     """What is kept of its attempts, if its decorator allows several or limits their time."""
-    _body_released = False
+    attempt = 0
+    """The number of the last attempt, from 1, if it has attempts."""
+    submission: Any = None
+    """What its backend was given instead of this, if it has attempts: the last one."""
+    body_released = False
     """Whether its body waits for the end of the engine, which therefore does not wait for it."""
-    _remote: RemoteValue | None = None
+    remote: RemoteValue | None = None
     """Its result, as long as that is also, or only, where its backend has made it."""
+    record: TaskRecord | None = None
+    """What observers get of it, if there are any."""
 
-    # What `new_component` gives each.
-    _engine: Scheduler
-    _number: int
-    _template: Template
-    _args: tuple[Any, ...]
-    _kwargs: dict[str, Any] | None
-    _options: Mapping[str, Any]
-    _context: Context | None
-    """A copy of the one it was called in, or ``EMPTY``, until a backend has it or it ends."""
-    _dependencies: Sequence[asyncio.Future[Any]]
-    _depended_on: Sequence[Any]
-    """Of its dependencies that are components, in turns the template and the number, once it does
+    # What the scheduler gives each.
+    engine: Owner
+    number: int
+    definition: Definition
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] | None
+    options: Mapping[str, Any]
+    files: Collection[File]
+    """What its arguments declare that it reads and writes."""
+    name: str
+    """The name of the function that was called."""
+    function: Callable[..., Any] | None
+    """What its backend calls."""
+    interrupt: bool
+    """Whether a plain body that is cancelled gets an exception."""
+    context: Context | None
+    """A copy of the one it was called in, or ``EMPTY``, until it is launched or ends."""
+    dependencies: Sequence[asyncio.Future[Any]]
+    depended_on: Sequence[Any]
+    """Of its dependencies that are components, in turns the definition and the number, once it does
     not hold them any more."""
-    _is_node: bool
+    is_node: bool
     """Whether the graph knows it."""
-    _is_call: bool
-    """Whether its backend was given it as a plain call."""
-    _description: dict[str, Any] | None
-    _stage: str
-    _tally: Tally
-    _launched_at: float
+    has_waited: bool
+    """Whether it was called with something that had not ended."""
+    description: dict[str, Any] | None
+    place: Place | None
+    """Where something runs of it, or is about to."""
+    is_running: bool
+    """Whether it is known that its body runs."""
+    tally: Tally
+    launched_at: float
     """When, in seconds of the monotonic clock, its last attempt was launched; 0 if none was."""
+
+    # As a submission.
+    capture_stdio: Any = property(attrgetter("definition.capture_stdio"))
+    command: Sequence[str] | None = None
+    prompt: str | None = None
+    trace_note: tuple[int, str] | None = None
+
+    get_loop: Any = property(attrgetter("engine.get_loop"))
+    """Returns the event loop of its engine. asyncio asks each future that is awaited."""
 
     # As a future it is given a stand-in for its loop. One in Python, which nest_asyncio puts in the
     # place of those in C, sets and reads this attribute, at first when it has no engine yet. From
@@ -106,43 +147,39 @@ class Component(asyncio.Future[T], Generic[T]):
 
     @property
     def _loop(self) -> Any:
-        if hasattr(self, "_engine"):
-            return self._engine.loop
+        if hasattr(self, "engine"):
+            return self.engine.loop
         return asyncio.get_running_loop() if self._has_loop else None
 
     @_loop.setter
     def _loop(self, loop: object) -> None:
         self._has_loop = True
 
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop of its engine."""
-        return self._engine.loop
-
     @property
     def id(self) -> str:
         """Its number within the engine, for example ``"000042"``."""
-        return f"{self._number:06d}"
+        return f"{self.number:06d}"
 
     @property
     def uid(self) -> str:
         """Its identifier within the engine, for example ``"task.000042"``; with the engine's name
-        before it on RHAPSODY's Dask backend, which tells engines apart by that."""
-        return self._template.uid_of(self._number)
+        before it on RHAPSODY's Dask backend, where engines share the names of tasks."""
+        return f"{self.definition.uid_prefix}{self.kind}.{self.number:06d}"
 
     @property
-    def name(self) -> str:
-        """The name of the function that was called."""
-        return self._template.name
+    def key(self) -> str:
+        """The identifier of its last attempt, by which a backend knows it."""
+        return self.uid if self.attempt < 2 else f"{self.uid}-{self.attempt}"
 
     @property
-    def state(self) -> str:
-        """``PENDING``, ``RUNNING``, ``DONE``, ``FAILED`` or ``CANCELLED``."""
-        if not self.done():
-            return "RUNNING" if self._engine._is_running(self) else "PENDING"
+    def state(self) -> State:
+        """``PENDING``, ``RUNNING``, ``DONE``, ``FAILED`` or ``CANCELED``."""
+        if not _has_result(self) and self.remote is None:
+            return State.RUNNING if self.engine.is_running(self) else State.PENDING
         if self.cancelled():
-            return "CANCELLED"
+            return State.CANCELED
         # Not `exception()`: asking for the state must not pass for having seen the error.
-        return "DONE" if self._exception is None else "FAILED"
+        return State.DONE if self._exception is None else State.FAILED
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call and all that depends on it; stop it where it runs, if that can be done.
@@ -152,7 +189,7 @@ class Component(asyncio.Future[T], Generic[T]):
         bool
             False if it had ended already. Otherwise it is cancelled when this returns.
         """
-        return self._engine._cancel(self, msg)
+        return self.engine.cancel(self, msg)
 
     def set_result(self, result: T) -> None:
         """End the call with ``result``, whatever its body does; for a service that is ready.
@@ -167,104 +204,126 @@ class Component(asyncio.Future[T], Generic[T]):
         self._end_by_hand(None, exception() if isinstance(exception, type) else exception)
 
     def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
-        engine = self._engine
-        if self.done():
+        engine = self.engine
+        if _has_result(self) or self.remote is not None:
             raise asyncio.InvalidStateError(f"{self!r} has ended already")
-        if engine._is_in_other_thread():
-            engine.loop.call_soon_threadsafe(engine._end_by_hand, self, result, error)
+        if engine.is_in_other_thread():
+            engine.loop.call_soon_threadsafe(engine.end_by_hand, self, result, error)
         else:
-            engine._end_by_hand(self, result, error)
+            engine.end_by_hand(self, result, error)
 
-    def _describe(self) -> dict[str, Any]:
-        """Return the description that a backend gets, made when it is first asked for."""
-        if self._description is None:
-            template = self._template
-            self._description = {
-                "uid": self.uid,
-                "name": template.name,
-                "function": template.function if template.kind in ("function", "block") else None,
-                "executable": None,
-                "prompt": None,
-                "args": self._args,
-                "kwargs": self._own_kwargs(),
-                "task_backend_specific_kwargs": dict(self._options),
-                "capture_stdio": template.capture_stdio,
-                "is_service": template.service,
-                "target_backend": template.backend_name,
-                "workflow_id": self._workflow_id,
+    # --- the description ------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the description of the call, made when it is first asked for.
+
+        For its keys see :class:`~dftracer.asyncflow.backends.base.TaskDescription`.
+        """
+        if self.description is None:
+            definition = self.definition
+            command = self.command
+            self.description = {
+                "uid": self.key,
+                "name": definition.name,
+                "function": definition.body if definition.kind == "block" else definition.function,
+                "executable": command[0] if command else None,
+                "prompt": self.prompt,
+                "args": self.args,
+                "kwargs": self.own_kwargs(),
+                "task_backend_specific_kwargs": dict(self.options),
+                "capture_stdio": definition.capture_stdio,
+                "is_service": definition.service,
+                "target_backend": definition.backend_name,
+                "workflow_id": self.workflow_id,
                 "metadata": {
                     "dependencies": [
-                        {"uid": uid, "name": name} for uid, name in self._names_of_dependencies()
+                        {"uid": uid, "name": name} for uid, name in self.names_of_dependencies()
                     ],
-                    **names_of(self._files),
+                    **(names_of(self.files) if self.files else _NO_FILES),
                 },
-                "context": self._own_context(),
-                "engine": self._engine.uid,
+                "context": self.own_context(),
+                "engine": self.engine.uid,
             }
-            if template.interrupt:
-                self._description["interrupt"] = True
-        return self._description
+            if command:
+                self.description["arguments"] = list(command[1:])
+            if self.attempt:
+                self.description["attempt"] = self.attempt
+            if definition.interrupt:
+                self.description["interrupt"] = True
+        return self.description
 
-    def _own_kwargs(self) -> dict[str, Any]:
+    def describe(self, **facts: Any) -> None:
+        """Add facts to the description."""
+        self.as_dict().update(facts)
+
+    def own_kwargs(self) -> dict[str, Any]:
         """Return its keyword arguments as a dict that nothing else has."""
-        if self._kwargs is None:
-            self._kwargs = {}
-        return self._kwargs
+        if self.kwargs is None:
+            self.kwargs = {}
+        return self.kwargs
 
-    def _own_context(self) -> Context | None:
+    def own_context(self) -> Context | None:
         """Return its context as one that nothing else has."""
-        if self._context is EMPTY:
-            self._context = Context()
-        return self._context
+        if self.context is EMPTY:
+            self.context = Context()
+        return self.context
 
-    @property
-    def _key(self) -> Any:
-        """What its backend knows it by."""
-        return self if self._is_call else self._describe()["uid"]
+    def set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+        """Put other arguments in the place of its own."""
+        self.args, self.kwargs = args, kwargs
+        if self.description is not None:
+            self.description.update(args=args, kwargs=self.own_kwargs())
 
-    def _set_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
-        self._args, self._kwargs = args, kwargs
-        if self._description is not None:
-            self._description.update(args=args, kwargs=self._own_kwargs())
+    def set_work(self, command: Sequence[str] | None, prompt: str | None) -> None:
+        """Say what the task runs or asks, once its body has said so."""
+        self.command, self.prompt = command, prompt
+        if self.options and "shell" in self.options:  # what is run is run directly
+            self.options = {key: self.options[key] for key in self.options if key != "shell"}
+        if self.description is not None:
+            self.description["task_backend_specific_kwargs"].pop("shell", None)
+            self.description["prompt"] = prompt
+            if command is not None:
+                self.description["executable"] = command[0]
+                self.description["arguments"] = list(command[1:])
 
-    def _release_arguments(self, *, is_description_shared: bool) -> None:
-        """Let go of what an ended call was given, so that its future keeps the result alone.
+    def release_arguments(self, *, is_description_shared: bool) -> None:
+        """Keep none of what an ended call was given, so that its future keeps the result alone.
 
         A backend that may still run the call has the same description: then the future gets
         another, and the backend's stays as it is.
         """
-        if self._files:
-            self._describe()  # with their names
-            self._files = ()
-        if self._producers:
-            self._producers = ()
-        self._args, self._kwargs = (), None
-        if self._description is not None:
+        if self.files:
+            self.as_dict()  # with their names
+            self.files = ()
+        if self.producers:
+            self.producers = ()
+        self.args, self.kwargs = (), None
+        if self.description is not None:
             if is_description_shared:
-                self._description = dict(self._description)
-            self._description.update(args=(), kwargs={}, context=None)
+                self.description = dict(self.description)
+            self.description.update(args=(), kwargs={}, context=None)
 
-    def _names_of_dependencies(self) -> Sequence[tuple[str, str]]:
-        calls = iter(self._depended_on or self._calls_depended_on())
+    def names_of_dependencies(self) -> Sequence[tuple[str, str]]:
+        """Return the identifiers and names of the components it depends on, or has depended on."""
+        if not self.depended_on and not self.dependencies:
+            return ()
+        calls = iter(self.depended_on or calls_among(self.dependencies))
         return [
-            (template.uid_of(number), template.name)
-            for template, number in zip(calls, calls, strict=True)
+            (definition.uid_of(number), definition.name)
+            for definition, number in zip(calls, calls, strict=True)
         ]
-
-    def _calls_depended_on(self) -> list[Any]:
-        calls: list[Any] = []
-        for future in self._dependencies:
-            if isinstance(future, Component):
-                calls += (future._template, future._number)
-        return calls
-
-    def _release_dependencies(self) -> None:
-        """Let go of the futures it depends on, and keep their names."""
-        self._depended_on = self._calls_depended_on()
-        self._dependencies = ()
 
     def __repr__(self) -> str:
         return f"<{self.uid} '{self.name}' {self.state}>"
+
+
+def calls_among(futures: Sequence[asyncio.Future[Any]]) -> list[Any]:
+    """Return of those futures that are components, in turns, the definition and the number."""
+    calls: list[Any] = []
+    for future in futures:
+        if isinstance(future, Component):
+            calls += (future.definition, future.number)
+    return calls
 
 
 class Task(Component[T]):
@@ -274,79 +333,89 @@ class Task(Component[T]):
 
     @property
     def task(self) -> dict[str, Any]:
-        """The description that the backend was given or will be, with what it has told."""
-        description = self._describe()
-        if self._is_call and self.state == "DONE":
-            description.update(self._template.backend.record_of_call(self.result()))
+        """The description that the backend was given or will be, with what it has added."""
+        description = self.as_dict()
+        if (
+            self.definition.kind == "function"
+            and "return_value" not in description
+            and _has_result(self)
+            and self.state is State.DONE
+        ):
+            description.update(self.definition.target.describe_result(self.result()))
         return description
 
 
 class RemoteTask(Task[T]):
-    """A task that has ended well, and whose result is only where its backend has made it.
+    """A task of a backend that may leave results where it has made them.
 
-    For the engine it has ended. As a future it has not, until somebody asks: then the result is
-    fetched, and when that is done it is a :class:`Task` again. Every way to wait for a future adds
-    a callback to it; who looks again and again calls :meth:`done`.
+    For the engine it has ended when its result is there. As a future it has not, until somebody
+    asks: then the result is fetched. Every way to wait for a future adds a callback to it; who
+    polls calls :meth:`done`.
     """
 
     __slots__ = ()
 
     _fetching: asyncio.Future[T] | None = None
+    is_left = False
+    """Whether the result is only where the backend has made it."""
 
-    @property
-    def state(self) -> str:
-        return "DONE"
+    def leave(self, remote: RemoteValue) -> None:
+        """End the task for the engine, with its result elsewhere."""
+        self.remote = remote
+        self.is_left = True
+        if self._callbacks:  # somebody has asked
+            self._fetch()
 
     def add_done_callback(
         self, fn: Callable[[Any], object], /, *, context: Context | None = None
     ) -> None:
         super().add_done_callback(fn, context=context)
-        self._fetch()
+        if self.is_left:
+            self._fetch()
 
     def done(self) -> bool:
-        self._fetch()
-        return False
+        if self.is_left:
+            self._fetch()
+            return False
+        return super().done()
 
     def result(self) -> T:
-        raise asyncio.InvalidStateError(f"the result of {self!r} is not here: await it first")
+        if self.is_left:
+            raise asyncio.InvalidStateError(f"the result of {self!r} is not here: await it first")
+        return super().result()
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Give the result up. Those that depend on it go on."""
-        fetching = self._fetching
-        self._become_task()
-        self._remote = None
+        """Cancel the call; or give up its result, and those that depend on it go on."""
+        if not self.is_left:
+            return super().cancel(msg)
+        fetching, self._fetching = self._fetching, None
+        self.is_left, self.remote = False, None
         if fetching is not None:
             fetching.cancel()
-        return asyncio.Future.cancel(self, msg)
-
-    def _end_by_hand(self, result: Any, error: BaseException | None) -> None:
-        raise asyncio.InvalidStateError(f"{self!r} has ended already")
+        return drop(self, msg)
 
     def _fetch(self) -> None:
         """Have the result fetched, if that has not been asked for."""
-        if self._engine._is_in_other_thread():
-            self._engine.loop.call_soon_threadsafe(self._fetch)
-        elif self._fetching is None and type(self) is RemoteTask and self._remote is not None:
-            self._fetching = asyncio.ensure_future(self._remote.fetch(), loop=self._engine.loop)
+        if self.engine.is_in_other_thread():
+            self.engine.loop.call_soon_threadsafe(self._fetch)
+        elif self._fetching is None and self.is_left and self.remote is not None:
+            self._fetching = asyncio.ensure_future(self.remote.fetch(), loop=self.engine.loop)
             self._fetching.add_done_callback(self._fetched)
 
     def _fetched(self, fetching: asyncio.Future[T]) -> None:
         error = None if fetching.cancelled() else fetching.exception()
-        if type(self) is not RemoteTask:
+        if not self.is_left:
             return  # cancelled meanwhile
-        self._become_task()
+        self.is_left = False
         self._fetching = None
         if fetching.cancelled() or error is not None:
-            self._remote = None
+            self.remote = None
         if fetching.cancelled():
-            asyncio.Future.cancel(self)
+            drop(self)
         elif error is not None:
-            asyncio.Future.set_exception(self, error)
+            fail(self, error)
         else:
-            asyncio.Future.set_result(self, fetching.result())
-
-    def _become_task(self) -> None:
-        self.__class__ = Task  # type: ignore[assignment]
+            finish(self, fetching.result())
 
 
 class Block(Component[T]):
@@ -359,39 +428,13 @@ class Block(Component[T]):
     @property
     def block(self) -> dict[str, Any]:
         """The description of the call."""
-        return self._describe()
+        return self.as_dict()
 
 
-def new_component(
-    engine: Scheduler,
-    number: int,
-    template: Template,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any] | None,
-    options: Mapping[str, Any],
-    context: Context,
-) -> Component[Any]:
-    """Make a component of a call.
-
-    It is no ``__init__``, which takes longer to be called than all that this does.
-    """
-    loop: Any = engine._callback_loop
-    component = template.component(loop=loop)
-    component._engine = engine
-    component._number = number
-    component._template = template
-    component._args = args
-    component._kwargs = kwargs
-    component._options = options
-    component._context = context
-    component._dependencies = component._depended_on = ()
-    component._is_node = False
-    component._is_call = False
-    component._description = None
-    component._stage = "PENDING"
-    component._tally = template.tally
-    component._launched_at = 0.0
-    return component
+def is_left(future: asyncio.Future[Any]) -> bool:
+    """Tell whether a future's result is only where a backend has made it: for the engine the task
+    has ended, and to ask the future for its state would have the result fetched."""
+    return isinstance(future, RemoteTask) and future.is_left
 
 
 def number_of(uid: Any) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
-from dftracer.asyncflow.engine.component import Block, Component, Task
-from dftracer.asyncflow.engine.retries import Backoff, Policy, RetryOn, policy_of
+from dftracer.asyncflow.engine.component import Block, Component, RemoteTask, Task
+from dftracer.asyncflow.engine.definition import Definition, Kind
+from dftracer.asyncflow.engine.retries import Backoff, RetryOn, policy_of
 from dftracer.asyncflow.errors import text_of
-from dftracer.asyncflow.observe.counts import Tally
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict, Unpack
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 C_co = TypeVar("C_co", covariant=True)
-
-Kind = Literal["function", "executable", "prompt", "block"]
 
 if TYPE_CHECKING:
 
@@ -44,45 +41,6 @@ if TYPE_CHECKING:
 
         loop: Literal["engine"] | None
         interrupt: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Template:
-    """A decorated function: all that its calls have in common."""
-
-    kind: Kind
-    function: Callable[..., Any]
-    name: str
-    is_async: bool
-    backend: Any
-    """The backend that its calls run on; for a block, the engine's default one."""
-    backend_name: str | None
-    """The name by which the decorator chose it, if it did."""
-    service: bool
-    capture_stdio: bool
-    interrupt: bool
-    """Whether a plain body that is cancelled or runs out of time gets an exception."""
-    policy: Policy | None
-    """How often and for how long its calls are tried, if that is not once and without end."""
-    task_description: Mapping[str, Any]
-    """The default of the parameter of that name, which a call may override key by key."""
-    workflow_id_is_argument: bool
-    component: type[Component[Any]]
-    """What a call is."""
-    uid_prefix: str
-    """What the identifiers of its calls begin with: the engine's name where tasks of two engines
-    would otherwise be taken for one."""
-    tally: Tally
-    """Where its calls are counted, but for those in the bodies of blocks."""
-    runs_in_loop: bool
-    """Whether the bodies of its calls run in the engine's event loop, as those of blocks do."""
-    may_be_plain: bool
-    """Whether those of its calls that have no options and files are no more than calls for the
-    default backend, if that takes such."""
-
-    def uid_of(self, number: int) -> str:
-        """Return the identifier of the call of that number."""
-        return f"{self.uid_prefix}{self.component.kind}.{number:06d}"
 
 
 class Call(Protocol[P, C_co]):
@@ -128,7 +86,9 @@ class BlockDecorator(Protocol):
     def __call__(self, **options: Unpack[Options]) -> BlockDecorator: ...
 
 
-def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
+def make_decorator(
+    engine: Scheduler, backend_named: Callable[[str | None, str], Any], kind: Kind
+) -> Callable[..., Any]:
     """Return the decorator of one kind of component, for use with and without parentheses."""
 
     def decorator(
@@ -152,7 +112,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
             ("interrupt", interrupt),
         )
         for option, value in flags:
-            if not isinstance(value, bool):
+            if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(
                     f"@flow.{attribute}: {option} must be True or False, "
                     f"not {type(value).__name__} {text_of(value)}"
@@ -163,7 +123,7 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
                 f"{attribute} has not"
             )
         policy = policy_of(f"@flow.{attribute}", retries, retry_on, backoff, timeout)
-        target = engine._backend_named(backend, f"@flow.{attribute}")
+        target = backend_named(backend, f"@flow.{attribute}")
 
         _check_loop(kind, loop, backend)
         if not functions:
@@ -190,39 +150,42 @@ def make_decorator(engine: Scheduler, kind: Kind) -> Callable[..., Any]:
         # A dry run runs nothing.
         runs_in_loop = loop is not None and not isinstance(target, NoopExecutionBackend)
         parameters = _parameters_of(function)
-        template = Template(
+        called = registry.guarded(target, function, name) if kind == "function" else None
+        component: type[Component[Any]] = Block if kind == "block" else Task
+        if kind != "block" and engine.targets[target.name].leaves_results:
+            component = RemoteTask
+        definition = Definition(
             kind=kind,
-            function=registry.guarded(target, function, name) if kind == "function" else function,
+            body=function,
+            function=called,
             name=name,
             is_async=is_async,
             backend=target,
+            target=engine.targets[target.name],
             backend_name=backend,
             service=service,
             capture_stdio=capture_stdio,
             interrupt=interrupt,
             policy=policy,
-            task_description=_default_description(name, parameters),
+            options=_default_options(name, parameters),
             workflow_id_is_argument="workflow_id" in parameters,
-            component=Block if kind == "block" else Task,
+            component=component,
             uid_prefix=(
                 f"{engine.uid}." if kind != "block" and registry.shares_names(target) else ""
             ),
-            tally=engine._tallies.of(kind, name),
-            runs_in_loop=runs_in_loop,
-            may_be_plain=(
-                kind == "function"
-                and policy is None
-                and target is engine._default
-                and not runs_in_loop
-                and not interrupt
-            ),
+            tally=engine.counts.of(kind, name),
+            needs_loop=kind != "function" or runs_in_loop,
+            runs_in_loop=kind == "block" or runs_in_loop,
+            window=0 if is_async or service else engine.targets[target.name].window,
+            is_plain=kind == "function" and not runs_in_loop and policy is None,
         )
+        register = engine.register
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if kwargs:
-                return engine._register(template, args, *_split_options(template, kwargs))
-            return engine._register(template, args)
+                return register(definition, args, *_split_options(definition, kwargs))
+            return register(definition, args)
 
         return call
 
@@ -283,9 +246,7 @@ def _parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _default_description(
-    name: str, parameters: Mapping[str, inspect.Parameter]
-) -> Mapping[str, Any]:
+def _default_options(name: str, parameters: Mapping[str, inspect.Parameter]) -> Mapping[str, Any]:
     parameter = parameters.get("task_description")
     if parameter is None or parameter.default is inspect.Parameter.empty:
         return {}
@@ -294,25 +255,25 @@ def _default_description(
             f"the default of 'task_description' in '{name}' must be a dict, not "
             f"{type(parameter.default).__name__} {text_of(parameter.default)}"
         )
-    return dict(parameter.default)
+    return dict(parameter.default)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
 
 
 def _split_options(
-    template: Template, kwargs: dict[str, Any]
+    definition: Definition, kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], Mapping[str, Any], str | None]:
     """Take out of a call's keyword arguments what is meant for the engine."""
     description = kwargs.pop("task_description", None)
-    if template.workflow_id_is_argument:
+    if definition.workflow_id_is_argument:
         # Also the body's own business, which may be anything.
         value = kwargs.get("workflow_id")
         workflow_id = value if isinstance(value, str) else None
     else:
         workflow_id = kwargs.pop("workflow_id", None)
     if not description:
-        return kwargs, template.task_description, workflow_id
+        return kwargs, definition.options, workflow_id
     if not isinstance(description, Mapping):
         raise TypeError(
-            f"task_description of '{template.name}' must be a dict, not "
+            f"task_description of '{definition.name}' must be a dict, not "
             f"{type(description).__name__} {text_of(description)}"
         )
-    return kwargs, {**template.task_description, **description}, workflow_id
+    return kwargs, {**definition.options, **description}, workflow_id

@@ -1,426 +1,568 @@
-"""The part of an engine that turns calls into a graph and runs what is ready.
+"""The loop of an engine: takes events, changes the state, and carries out what follows.
 
 Everything here happens in the event loop's thread, and in answer to an event: a call, the end of a
-dependency, an outcome from a backend, a cancellation. Nothing polls and nothing sleeps.
+dependency, a report of a backend, a cancellation. Nothing polls and nothing sleeps.
 
-======================  ==========================================================
-event                   what follows
-======================  ==========================================================
-a call                  ``_register``: a node in the graph, an edge per future
-nothing left to wait    ``_launch``: values in place of futures, then to a backend
-an outcome              ``task_callbacks``: the future is settled
-a future settled        ``_follow``: the graph says whose waiting is over
-======================  ==========================================================
+1. :meth:`Scheduler.register` makes of a call a component, and finds what it waits for.
+2. :meth:`Scheduler.launch`, in the loop's next turn, puts values in the place of futures, begins
+   what runs in the loop, and submits the rest to the backends, in the order of the calls.
+3. :meth:`Scheduler.report` takes what backends report and ends components.
+4. The state answers each end with decisions: what is ready now is launched before the report
+   returns, what never can be is ended too.
 
-It is one class, and longer than most: its events share state that nothing else may touch.
+It is longer than most modules: these four share state that nothing else may touch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import itertools
 import logging
-import weakref
+import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar, copy_context
+from sys import get_asyncgen_hooks
 from threading import get_ident
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakSet
 
-from dftracer.asyncflow.backends.base import RemoteValue
-from dftracer.asyncflow.commands import to_argv, to_prompt
-from dftracer.asyncflow.data import linking
-from dftracer.asyncflow.data.downloads import Downloads
-from dftracer.asyncflow.engine import arguments as dependencies
+from dftracer.asyncflow.backends.adapter import target_of
+from dftracer.asyncflow.backends.base import (
+    EMPTY,
+    ExecutionBackend,
+    Outcome,
+    RemoteValue,
+    State,
+    Submission,
+)
+from dftracer.asyncflow.commands import program_of
+from dftracer.asyncflow.engine import arguments
 from dftracer.asyncflow.engine.arguments import LEAVES
-from dftracer.asyncflow.engine.component import EMPTY, Component, RemoteTask, Task, new_component
-from dftracer.asyncflow.engine.decorators import Template
-from dftracer.asyncflow.engine.dispatcher import Dispatcher, is_on_backend
-from dftracer.asyncflow.engine.failures import (
+from dftracer.asyncflow.engine.attempts import Attempt, Attempts
+from dftracer.asyncflow.engine.callbacks import CallbackLoop
+from dftracer.asyncflow.engine.component import (
+    Component,
+    RemoteTask,
+    Task,
+    drop,
+    fail,
+    finish,
+    is_left,
+    number_of,
+    returning,
+)
+from dftracer.asyncflow.engine.definition import Definition
+from dftracer.asyncflow.engine.interfaces import Observer, Place, TaskRecord, Unsearched
+from dftracer.asyncflow.engine.launcher import Bodies, Launcher
+from dftracer.asyncflow.engine.scope import ScopeVariable
+from dftracer.asyncflow.engine.settlement import (
     all_failed,
     dependency_failure,
     first_cancelled,
     fit_for_future,
     label_of,
     root_of,
-    without_frames_of,
 )
-from dftracer.asyncflow.engine.leaving import Ends
-from dftracer.asyncflow.engine.retries import Attempts, Policy
-from dftracer.asyncflow.engine.stuck.cycles import Circles
+from dftracer.asyncflow.engine.state import NOTHING, Decisions, WorkflowState
+from dftracer.asyncflow.engine.waiting.cycles import Cycles
+from dftracer.asyncflow.engine.waiting.leaving import Ends, Unseen
 from dftracer.asyncflow.errors import DependencyFailureError, EngineShutdownError, let_out
-from dftracer.asyncflow.observe.counts import Tallies
-from dftracer.asyncflow.observe.history import HISTORY_SIZE, History
+from dftracer.asyncflow.observe.history import HISTORY_SIZE
 from dftracer.utils.failures.copies import release_variables
-from dftracer.utils.primitives import Graph, track_all, untrack
+from dftracer.utils.primitives import track_all, untrack
 
-_set_result = asyncio.Future.set_result
-"""That of the base class: the component's own is for its users."""
-
-
-class Scope(NamedTuple):
-    """Where a call is made: in whose body, and under which workflow's name."""
-
-    owner: weakref.ref[Component[Any]] | None
-    """Contexts hold it, those of what a body leaves running too: they keep no component."""
-    workflow_id: str | None
+_BACKEND = Place.BACKEND
+_NO_OUTCOMES: tuple[Outcome, ...] = ()
+_result_of: arguments.ValueOf = asyncio.Future[Any].result
 
 
-Inputs = tuple[
-    Sequence[asyncio.Future[Any]],
-    Sequence[Component[Any]],
-    list[int],
-    bool,
-    dependencies.Files | None,
-    dependencies.Contents,
-]
-"""What a call depends on: the futures, those among them that are components of this engine, the
-nodes of those that have not ended, whether one may have failed without the graph's knowing it, the
-files, and what is in the containers."""
+class Scheduler(Unsearched):
+    """The components of one engine, from their calls to their ends.
 
-_FEW = 16
-"""Up to so many arguments are compared with each other."""
+    Parameters
+    ----------
+    loop:
+        The running event loop.
+    uid:
+        The name of the engine.
+    backends:
+        Its backends by name, the first being the one for tasks that name none.
+    implicit_data:
+        Whether tasks get the files of those they depend on.
+    """
 
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        uid: str,
+        backends: Mapping[str, Any],
+        implicit_data: bool,
+    ) -> None:
+        self.loop = loop
+        self.uid = uid
+        self.engine: object = None
+        """Whose scheduler it is: what lives as long as something of it runs."""
+        self.get_loop = returning(loop)
+        self.log = logging.getLogger("dftracer.asyncflow")
+        self.thread = get_ident()
+        """That which runs the loop, as far as is known; see :meth:`is_in_other_thread`."""
+        self.is_loop_running = loop.is_running
+        self.implicit_data = implicit_data
+        self.state = WorkflowState()
+        self.counts = self.state.counts
+        self.unseen = Unseen()
+        self.futures_loop = CallbackLoop(loop, self.unseen.take)
+        """What its futures have for an event loop."""
+        self.bodies = Bodies(loop, self._body_ended)
+        self.targets = {
+            name: target_of(backend, self.bodies.run_in_background)
+            for name, backend in backends.items()
+        }
+        self.scope: ScopeVariable = ContextVar(f"{uid}.scope", default=None)
+        self.launcher = Launcher(self, self.scope)
+        self.cycles = Cycles(self)
+        self.observers: tuple[Observer, ...] = ()
+        self.annotate: Callable[[TaskRecord], tuple[int, str] | None] | None = None
+        """Returns the ``trace_note`` of a task for backends that write the trace themselves."""
+        self.services: dict[int, Component[Any]] = {}
+        """What runs on though its future has been ended by hand, as a service's is when ready."""
+        self.awaited_ends: list[Ends] = []
+        """Of those who leave the engine's block."""
+        self.is_closed = False
+        self.shutdown_begun = asyncio.Event()
 
-class Scheduler(Dispatcher):
-    """All the components of one engine that have not ended, and what happens to them."""
-
-    implicit_data_mode: bool
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, backends: Sequence[Any], uid: str) -> None:
-        super().__init__(loop, backends, uid)
-        self._is_loop_running = loop.is_running
-        self._links_implicitly = any(map(linking.links_implicitly, backends))
-        self._downloads = Downloads()
-
-        self._graph = Graph()
-        """Of those who wait, and those whom somebody waits for; the others need none."""
-        self._numbers = 0
-        self._history = History()
-        self._tallies = Tallies()
-        self._batch_ended_at = 0.0
-        """When the outcomes came that are dealt with at this moment, on the monotonic clock."""
-        self._foreign: dict[asyncio.Future[Any], int] = {}
-        self._contents: dict[int, dependencies.Contents] = {}
+        self._links_implicitly = any(
+            target.supports_implicit_data_linking for target in self.targets.values()
+        )
+        self._contents: dict[int, arguments.Contents] = {}
         """What was in the containers among the arguments of a call, until it is launched."""
-        self._ready: list[Component[Any]] = []
-        self._launch_scheduled = False
-        self._members: dict[int, dict[int, Component[Any]]] = {}
-        self._remote_tasks: weakref.WeakSet[RemoteTask[Any]] = weakref.WeakSet()
+        self._ready: deque[Component[Any]] = deque()
+        self._held: deque[Component[Any]] = deque()
+        """Those that are ready, and for which the window of their backend has no room yet."""
+        self._turn_is_due = False
+        """Whether what is ready is launched soon anyway."""
+        self._turn = 0
+        """The number of the last launch, which what it makes the backends run is given by."""
+        self.loop_run: object = self
+        """Names the run of the loop that calls were made in. A handle that a run was about to call
+        when a signal's handler raised, and so ended it, is called by no other run."""
+        self._untaken: list[Outcome] = []
+        """What was reported and is not dealt with, since a signal's handler has raised."""
+        self._now = 0.0
+        """When the reports came that are dealt with at this moment, on the monotonic clock."""
+        self._left_tasks: WeakSet[RemoteTask[Any]] = WeakSet()
         """Those that may be asked for their results, which nobody can fetch after the end."""
         self._has_left_results = False
-        """Whether there has been any of those."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
         self._is_cancelling = False
-        self._is_closed = False
-        self._awaited_ends: list[Ends] = []
-        """Of those who leave the engine's block."""
-        self._circles = Circles(self)
-        self._shutdown_begun = asyncio.Event()
-        self._scope: ContextVar[Scope | None] = ContextVar(f"{uid}.scope", default=None)
+        _alive.add(self)
 
     # --- a call ---------------------------------------------------------------------------------
 
-    def _register(
+    def register(
         self,
-        template: Template,
+        definition: Definition,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         workflow_id: str | None = None,
     ) -> Component[Any]:
-        """Make a call a node of the graph; its future is the answer to the caller."""
-        # What `_check_caller` asks in most cases, without a call.
-        if self._is_closed or get_ident() != self._thread or not self._is_loop_running():
-            self._check_caller(template)
+        """Make a call a component; its future is the answer to the caller."""
+        # In a known run of the loop, which sets hooks of its own in its thread, all is well.
+        if self.is_closed or get_asyncgen_hooks().firstiter is not self.loop_run:
+            self._check_caller(definition)
+        state = self.state
         inputs = None
         if kwargs:
             inputs = self._inputs_of(args, kwargs)
         else:
             for value in args:
                 if type(value) not in LEAVES:
-                    inputs = self._inputs_of_tasks(args) or self._inputs_of(args, kwargs)
+                    inputs = state.tasks_among(args) or self._inputs_of(args, kwargs)
                     break
-        self._numbers = number = self._numbers + 1
-        if options is None:
-            options = template.task_description
-        context = copy_context() or EMPTY
-        component = new_component(self, number, template, args, kwargs, options, context)
-        self._unfinished[number] = component
-        if context is not EMPTY and (scope := self._scope.get()) is not None:
-            self._take_in(component, scope)
+        state.count = number = state.count + 1
+        # No `__init__`, which takes longer to be called than all that this does.
+        futures_loop: Any = self.futures_loop
+        component: Component[Any] = definition.component(loop=futures_loop)
+        component.engine = self
+        component.number = number
+        component.definition = definition
+        component.args = args
+        component.kwargs = kwargs
+        component.options = definition.options if options is None else options
+        component.context = context = copy_context() or EMPTY
+        component.name = definition.name
+        component.function = definition.function
+        component.interrupt = definition.interrupt
+        component.dependencies = component.depended_on = component.files = ()
+        component.is_node = component.is_running = component.has_waited = False
+        component.description = component.place = None
+        component.tally = tally = definition.tally
+        component.launched_at = 0.0
+        state.unfinished[number] = component
+        if context is not EMPTY and (scope := self.scope.get()) is not None:
+            component.workflow_id = scope.workflow_id
+            owner = None if scope.owner is None else scope.owner()
+            if owner is not None and not owner.done():
+                state.add_member(owner, component)
+                tally = component.tally
         if workflow_id is not None:
-            component._workflow_id = workflow_id
-        component._tally.registered += 1
-        waits_for = self._take_inputs(component, inputs) if inputs is not None else None
-        if self._telemetry is not None:
-            self._telemetry.created(component)
-        if self._trace is not None:
-            self._trace.created(component)
+            component.workflow_id = workflow_id
+        tally.registered += 1
+        waits_for = self._connect(component, inputs) if inputs is not None else None
+        if self.observers:
+            record = self.record_of(component)
+            for observer in self.observers:
+                observer.created(record)
         if waits_for:
-            component._is_node = True
-            self._graph.add(number, waits_for)
+            component.is_node = component.has_waited = True
+            state.graph.add(number, waits_for)
         else:
-            if template.may_be_plain:
-                # It will end, and until then is in `_unfinished`.
+            if definition.is_plain:
+                # It will end, and until then is among the unfinished.
                 untrack(component)
-            self._enqueue(component)
+            self._ready.append(component)
+            if not self._turn_is_due:
+                self._turn_is_due = True
+                self.loop.call_soon(_Turn(self))
         return component
 
-    def _take_in(self, component: Component[Any], scope: Scope) -> None:
-        """Note in whose body and for which workflow a call was made."""
-        component._workflow_id = scope.workflow_id
-        owner = None if scope.owner is None else scope.owner()
-        if owner is not None and not owner.done():
-            component._owner = owner._number
-            component._tally = self._tallies.inside(owner._tally, component._tally)
-            self._members.setdefault(owner._number, {})[component._number] = component
-
-    def _inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Inputs | None:
+    def _inputs_of(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    ) -> arguments.Inputs | None:
         """Return what a call depends on."""
-        contents: dependencies.Contents = {}
-        futures, files = dependencies.find_in_call(args, kwargs, contents)
+        contents: arguments.Contents = {}
+        futures, files = arguments.find_in_call(args, kwargs, contents)
         if not futures and not files:
-            return ((), (), [], False, None, contents) if contents else None
-        own = [f for f in futures if isinstance(f, Component) and f._engine is self]
-        nodes = self._nodes_of(futures)
+            return arguments.Inputs((), (), [], (), False, None, contents) if contents else None
+        own = [f for f in futures if isinstance(f, Component) and f.engine is self]
+        nodes = self.state.nodes_of(own)
+        if len(own) < len(futures):
+            nodes += [
+                self._node_of_foreign(future)
+                for future in futures
+                if not (isinstance(future, Component) and future.engine is self)
+                and not future.done()
+            ]
         may_have_failed = len(nodes) < len(futures) or len(own) < len(futures)
-        return tuple(futures), own, nodes, may_have_failed, files, contents
+        sources = [future.number for future in own]
+        return arguments.Inputs(
+            tuple(futures), own, nodes, sources, may_have_failed, files, contents
+        )
 
-    def _inputs_of_tasks(self, args: tuple[Any, ...]) -> Inputs | None:
-        """As :meth:`_inputs_of`, sooner, if all that is in the arguments are unfinished tasks of
-        this engine, each another one, besides numbers and texts; none otherwise.
-
-        What it has made nodes of until then are nodes for :meth:`_inputs_of` too.
-        """
-        if len(args) > _FEW:
-            return None
-        nodes: list[int] = []
-        for value in args:
-            if type(value) is Task and value._engine is self:
-                number = value._number
-                if number in nodes or number not in self._unfinished:
-                    return None
-                nodes.append(number)
-                if not value._is_node:
-                    value._is_node = True
-                    self._graph.add(number, [])
-            elif type(value) not in LEAVES:
-                return None
-        tasks = args  # the same object, by which `_resolve` knows such a call
-        if len(nodes) < len(args):
-            tasks = tuple([value for value in args if type(value) is Task])
-        return tasks, tasks, nodes, False, None, {}
-
-    def _take_inputs(self, component: Component[Any], inputs: Inputs) -> list[int]:
+    def _connect(self, component: Component[Any], inputs: arguments.Inputs) -> list[int]:
         """Note what a call depends on; return the nodes that it waits for."""
-        component._dependencies, own, nodes, may_have_failed, files, contents = inputs
+        component.dependencies, own, nodes, sources, may_have_failed, files, contents = inputs
         if contents:
-            self._contents[component._number] = contents
-        if not component._dependencies and not files:
+            self._contents[component.number] = contents
+        if not component.dependencies and not files:
             return nodes
         if may_have_failed:
-            component._may_have_failed = True
+            component.may_have_failed = True
         if files:
-            component._files = files
-        counts = component._tally.sources
-        tally, count = component._tally, 0
+            component.files = files
+        tally, count = component.tally, 0
+        counts = tally.sources
         for future in own:
-            if future._tally is not tally:
+            if future.tally is not tally:
                 if count:
                     counts[tally] = counts.get(tally, 0) + count
-                tally, count = future._tally, 0
+                tally, count = future.tally, 0
             count += 1
         if count:
             counts[tally] = counts.get(tally, 0) + count
-        if component._number <= HISTORY_SIZE:
-            component._sources = [future._number for future in own]
-        return nodes
-
-    def _check_caller(self, template: Template) -> None:
-        """Refuse a call that is made elsewhere than in the engine's loop, or after its end."""
-        if self._is_in_other_thread() or not self._is_loop_running():
-            raise RuntimeError(
-                f"'{template.name}' was called outside the event loop of its engine "
-                f"'{self.uid}': call tasks and blocks in that loop's thread"
-            )
-        if self._is_closed:
-            raise EngineShutdownError(
-                f"cannot call '{template.name}': engine '{self.uid}' is shut down"
-            )
-
-    def _has_ended(self, future: asyncio.Future[Any]) -> bool:
-        """Tell whether nobody needs to wait for a future, without having its result fetched."""
-        return (type(future) is RemoteTask and future._engine is self) or future.done()
-
-    def _nodes_of(self, futures: Iterable[asyncio.Future[Any]]) -> list[int]:
-        """Return the nodes of those futures that have not ended."""
-        nodes = []
-        for future in futures:
-            if isinstance(future, Component) and future._engine is self:
-                # Not `done()`, which would have the result fetched of one that is not here.
-                if future._number in self._unfinished:
-                    if not future._is_node:
-                        future._is_node = True
-                        self._graph.add(future._number, [])
-                    nodes.append(future._number)
-            elif not future.done():
-                nodes.append(self._node_of_foreign(future))
+        if component.number <= HISTORY_SIZE:
+            component.sources = sources
         return nodes
 
     def _node_of_foreign(self, future: asyncio.Future[Any]) -> int:
         """Return the node of an unfinished future of this loop that is no component of ours."""
-        if future in self._foreign:
-            return self._foreign[future]
         if future.get_loop() is not self.loop:
             raise ValueError(
                 f"{future!r} belongs to another event loop, so a task here cannot depend on it"
             )
-        self._numbers += 1
-        number = self._foreign[future] = self._numbers
-        self._graph.add(number, [])
-        future.add_done_callback(self._foreign_done)
-        return number
+        if future not in self.state.foreign:
+            future.add_done_callback(self._foreign_done)
+        return self.state.add_foreign(future)
 
     def _foreign_done(self, future: asyncio.Future[Any]) -> None:
-        number = self._foreign.pop(future)
-        # How it ended is asked when its dependents are launched.
-        self._follow(self._graph.finish(number, done=True))
+        self._apply(self.state.end_foreign(future))
+
+    def _check_caller(self, definition: Definition) -> None:
+        """Refuse a call that is made elsewhere than in the engine's loop, or after its end."""
+        if self.is_in_other_thread() or not self.is_loop_running():
+            raise RuntimeError(
+                f"'{definition.name}' was called outside the event loop of its engine "
+                f"'{self.uid}': call tasks and blocks in that loop's thread"
+            )
+        if self.is_closed:
+            raise EngineShutdownError(
+                f"cannot call '{definition.name}': engine '{self.uid}' is shut down"
+            )
+        hook = get_asyncgen_hooks().firstiter
+        if hook is not None and hook is not self.loop_run:
+            self.loop_run = hook
+            self._begin_run()
+
+    def _begin_run(self) -> None:
+        """Go on in another run of the loop with what an interrupted one may have left."""
+        self._turn_is_due = False
+        self.futures_loop.release()
+        if self._ready:
+            self._come_soon()
+        if self._untaken:
+            self.loop.call_soon(self.report, _NO_OUTCOMES)
+
+    def is_in_other_thread(self) -> bool:
+        """Tell whether this is not the thread of the loop, which another may run than at first."""
+        thread = get_ident()
+        if thread != self.thread and asyncio._get_running_loop() is self.loop:
+            self.thread = thread
+        return thread != self.thread
+
+    def has_ended(self, future: asyncio.Future[Any]) -> bool:
+        """Tell whether nobody needs to wait for a future, without having its result fetched."""
+        if is_left(future) and isinstance(future, Component) and future.engine is self:
+            return True
+        return future.done()
 
     # --- nothing left to wait for ---------------------------------------------------------------
 
-    def _enqueue(self, component: Component[Any]) -> None:
+    def enqueue(self, component: Component[Any]) -> None:
         """Launch ``component`` soon, together with all that become ready in this turn."""
         self._ready.append(component)
-        if not self._launch_scheduled:
-            self._launch_scheduled = True
-            self.loop.call_soon(_Launch(self))
+        self._come_soon()
 
-    def _launch(self) -> None:
-        """Launch what is ready, in a turn of the loop."""
-        if self._launch_ready() == 1:
-            self._default.look()
+    def _refill(self) -> None:
+        """Make those ready that the window has room for again."""
+        held, room = self._held, self._held[0].definition.window - len(self.state.in_flight)
+        while held and room > 0:
+            component = held.popleft()
+            if not component.done():
+                self._ready.append(component)
+                room -= 1
+        if self._ready and not self._turn_is_due:
+            self._come_soon()
 
-    def _launch_ready(self) -> int:
-        """Launch what is ready; return how many plain calls that were, if it was nothing else."""
-        self._launch_scheduled = False
-        ready, self._ready = self._ready, []
-        calls: list[Component[Any]] = []
-        tasks: list[Component[Any]] = []
-        has_begun_bodies = False
-        telemetry, gives_calls, contents = self._telemetry, self._gives_calls(), self._contents
-        now = monotonic()
-        for component in ready:
-            if component.done() or component._stage != "PENDING":
-                continue
-            if component._dependencies:
-                if not self._resolve(component):
-                    continue
-            elif contents and not self._check_contents(component):
-                continue
-            template = component._template
-            if telemetry is not None and component._attempts is None:
-                telemetry.resolved(component)
-            component._launched_at = now
-            if template.policy is not None:
-                self._begin_attempt(component, template.policy)
-            needs_none_here = not (component._files or component._producers)
-            if template.kind == "function" and needs_none_here and not template.runs_in_loop:
-                component._stage = "LAUNCHED"
-                is_plain = gives_calls and template.may_be_plain and not component._options
-                (calls if is_plain else tasks).append(component)
-            else:
-                has_begun_bodies = True
-                self._begin_body(component)
-        if has_begun_bodies:  # maybe eagerly, and they may have cancelled some, or begun to listen
-            if not self._gives_calls():
-                tasks, calls = calls + tasks, []
-            calls = [call for call in calls if not call.done()]
-            tasks = [task for task in tasks if not task.done()]
-        if calls:
-            self._submit_calls(calls)
-        if tasks:
-            self._submit(tasks)
-        return 0 if tasks or has_begun_bodies else len(calls)
+    def track_ready(self) -> None:
+        """Put what is ready back on the collector's list: nothing will end it."""
+        track_all(list(self._ready))
 
-    def _begin_body(self, component: Component[Any]) -> None:
-        """Begin what a component needs of the event loop: a block's body, files, a command."""
-        work = self._run_block if component._template.kind == "block" else self._prepare
-        body = work(component)
+    def _come_soon(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self.loop.call_soon(_Turn(self))
+
+    def launch_now(self, components: Sequence[Component[Any]]) -> None:
+        """Launch these together with what else is ready, not in the loop's next turn."""
+        self._ready.extend(components)
+        self.launch()
+
+    def launch(self, polls: bool = False) -> None:
+        """Launch what is ready, in the order of the calls.
+
+        If it ``polls``, what is launched is one function, and its backend finds it worth while,
+        this waits a moment for its end.
+
+        Functions are handed over, and the bodies of programs and prompts begun, in that order: what
+        a body changes, those called before it do not see. An async body makes its first step in the
+        loop's next turn, and those called after it come then. Nobody waits for one that suspends.
+
+        Those that have waited for others go ahead of what was handed over earlier. Of the others,
+        no more than the backend's window are with it that somebody waits for: what is made is used
+        before more is.
+        """
+        self._turn_is_due = False
+        self._turn = next(_turns)
+        ready, contents, observers = self._ready, self._contents, self.observers
+        batch: list[Component[Any]] = []
+        now = self._now or monotonic()
+        has_async, is_plain, links = False, not observers, self._links_implicitly
+        target, has_waited, in_flight = None, False, self.state.in_flight
+        component: Component[Any] | None = None
         try:
-            self._start_body(component, body)
-        except BaseException as error:  # of the loop's task factory
-            body.close()
-            self._fail_here(component, error)
+            while ready:
+                component = ready[0]
+                definition = component.definition
+                if has_async and not (definition.needs_loop and definition.is_async):
+                    self._come_soon()  # behind the first steps of the bodies
+                    break
+                ready.popleft()
+                if component.place is not None or component.done():
+                    continue
+                if component.is_node and definition.window and not component.has_waited:
+                    if len(in_flight) >= definition.window:
+                        self._held.append(component)
+                        continue
+                    in_flight.add(component)
+                if component.dependencies:
+                    if not self._resolve(component):
+                        continue
+                elif contents and not self._check_contents(component):
+                    continue
+                if observers and component.attempts is None:
+                    for observer in observers:
+                        observer.resolved(self.record_of(component))
+                component.launched_at = now
+                if (
+                    definition.is_plain
+                    and not component.files
+                    and not (links and component.producers)
+                ):
+                    component.place = _BACKEND
+                    if definition.target is not target or component.has_waited is not has_waited:
+                        is_plain = is_plain and not batch
+                        target, has_waited = definition.target, component.has_waited
+                    batch.append(component)
+                    continue
+                is_plain = False
+                if definition.policy is not None:
+                    if component.attempts is None:
+                        component.attempts = Attempts(self, component, definition.policy)
+                    component.attempts.begin()
+                if definition.needs_loop or component.files or component.producers:
+                    if batch:  # they were called before
+                        earlier, batch = batch, []
+                        self.submit(earlier)
+                    if self.launcher.begin(component):
+                        has_async = True
+                        continue
+                    if component.done() or component.command is component.prompt is None:
+                        continue
+                component.place = _BACKEND
+                batch.append(component)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._launch_again(component, batch)
+            raise
+        finally:
+            try:
+                if not is_plain or target is None:
+                    if batch:
+                        self.submit(batch)
+                else:
+                    try:
+                        target.submit(batch, self._turn if has_waited else 0)
+                    except BaseException as error:
+                        self._refuse(batch, error)
+            finally:
+                if ready:
+                    self._come_soon()
+        if polls and is_plain and target is not None and len(batch) == 1:
+            target.poll()
 
-    def _start_body(
-        self, component: Component[Any], body: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
-        """Run a part of a component in the event loop; cancelling the component cancels it."""
-        component._stage = "PREPARING"
-        self._circles.watch()
-        return self._bodies.start(component, body)
+    def _launch_again(self, component: Component[Any] | None, batch: list[Component[Any]]) -> None:
+        """Keep what was about to be launched when a signal's handler raised."""
+        if component is None or component.done():
+            return
+        is_in_batch = bool(batch) and batch[-1] is component
+        if component.place is _BACKEND and not is_in_batch:
+            batch.append(component)
+        elif component.place is None and not (self._ready and self._ready[0] is component):
+            self._ready.appendleft(component)
+
+    def submit(self, components: list[Component[Any]]) -> None:
+        """Hand tasks to their backends. If one refuses them they fail; the engine lives on."""
+        shares: dict[tuple[int, bool], tuple[ExecutionBackend, list[Submission]]] = {}
+        for component in components:
+            if component.done():
+                continue
+            component.place = _BACKEND
+            target, attempts = component.definition.target, component.attempts
+            submission: Any = component if attempts is None else attempts.submission()
+            if self.observers:
+                self._observe_submission(component, submission)
+            kind = id(target), component.has_waited
+            shares.setdefault(kind, (target, []))[1].append(submission)
+        for (_, has_waited), (target, share) in shares.items():
+            try:
+                target.submit(share, self._turn if has_waited else 0)
+            except BaseException as error:
+                self._refuse(share, error)
+
+    def _refuse(self, submissions: Sequence[Submission], error: BaseException) -> None:
+        """End submissions that their backend has not taken."""
+        self.report([(submission, State.FAILED, error) for submission in submissions])
+        let_out(error)
+
+    def _observe_submission(self, component: Component[Any], submission: Any) -> None:
+        record = self.record_of(component)
+        program = program_of(component.command) if component.command else None
+        for observer in self.observers:
+            observer.submitted(record, program)
+        if self.annotate is not None:
+            submission.trace_note = self.annotate(record)
 
     def _resolve(self, component: Component[Any]) -> bool:
         """Put values in place of futures. False if that has failed, and ``component`` with it."""
-        value_of: Callable[[asyncio.Future[Any]], Any] = asyncio.Future.result
-        if component._may_have_failed or self._has_left_results:
-            for future in component._dependencies:
-                if getattr(future, "_remote", None) is not None:
-                    value_of = functools.partial(_value_for, component)
+        dependencies, args, kwargs = component.dependencies, component.args, component.kwargs
+        value_of = _result_of
+        if component.may_have_failed or self._has_left_results:
+            for future in dependencies:
+                if getattr(future, "remote", None) is not None:
+                    value_of = _ValueFor(component)
                 elif future.cancelled() or future.exception() is not None:
                     self._blame(component)
                     return False
-            if value_of is not asyncio.Future.result and self._fetch_for(component):
+            if value_of is not _result_of and self._fetch_for(component):
                 return False
-        args, kwargs = component._args, component._kwargs
         try:
-            if component._dependencies is args and value_of is asyncio.Future.result:
+            values: list[Any] = []
+            for value in args if dependencies is not args and not kwargs else ():
+                if type(value) in LEAVES:
+                    values.append(value)
+                elif isinstance(value, asyncio.Future):
+                    values.append(value_of(value))  # pyright: ignore[reportUnknownArgumentType]
+                else:  # which there may be something in
+                    break
+            if dependencies is args:
                 args = tuple(map(value_of, args))
+            elif not kwargs and len(values) == len(args):
+                args = tuple(values)
             else:
-                contents = self._contents_of(component)
-                args, kwargs = dependencies.resolve_call(args, kwargs, value_of, contents)
+                contents = self.contents_of(component) if self._contents else None
+                args, kwargs = arguments.resolve_call(args, kwargs, value_of, contents)
         except BaseException as error:
-            self._settle(component, error=error)
+            self.settle(component, error=error)
             let_out(error)
             return False
-        if component._description is None:
-            component._args, component._kwargs = args, kwargs
+        if component.description is None:
+            component.args, component.kwargs = args, kwargs
         else:
-            component._set_arguments(args, kwargs)
-        if component._files or self._links_implicitly:
-            component._producers = [
-                future._describe()
-                for future in component._dependencies
-                if isinstance(future, Component)
+            component.set_arguments(args, kwargs)
+        if component.files or self._links_implicitly:
+            component.producers = [
+                future.as_dict() for future in dependencies if isinstance(future, Component)
             ]
-        component._release_dependencies()
+        calls: list[Any] = []
+        for future in dependencies:
+            if isinstance(future, Component):
+                calls += (future.definition, future.number)
+        component.depended_on, component.dependencies = calls, ()
         return True
 
-    def _contents_of(self, component: Component[Any]) -> dependencies.Contents | None:
+    def contents_of(self, component: Component[Any]) -> arguments.Contents | None:
         """Return what was in the containers of a call, which nobody will ask for again unless there
         are files among it."""
-        number = component._number
-        if component._files:
+        number = component.number
+        if component.files:
             return self._contents.get(number)
         return self._contents.pop(number, None)
 
     def _check_contents(self, component: Component[Any]) -> bool:
         """See that a call that depends on nothing is given no futures, though the containers among
         its arguments have been given some since. False if that has failed, and the call with it."""
-        contents = self._contents_of(component)
+        contents = self.contents_of(component)
         if contents is None:
             return True
-        args, kwargs = component._args, component._kwargs
+        args, kwargs = component.args, component.kwargs
         try:
-            if dependencies.have_got_futures(contents):
-                component._set_arguments(
-                    *dependencies.resolve_call(args, kwargs, contents=contents)
-                )
+            if arguments.have_got_futures(contents):
+                component.set_arguments(*arguments.resolve_call(args, kwargs, contents=contents))
         except BaseException as error:
-            self._settle(component, error=error)
+            self.settle(component, error=error)
             let_out(error)
             return False
         return True
@@ -429,240 +571,287 @@ class Scheduler(Dispatcher):
         """Have the results fetched that ``component`` needs here; it is launched again then."""
         absent = [
             future
-            for future in component._dependencies
-            if type(future) is RemoteTask and not _can_stay(future, component)
+            for future in component.dependencies
+            if is_left(future) and not _can_stay(future, component)
         ]
         if absent:
             fetched = asyncio.gather(*absent, return_exceptions=True)
-            fetched.add_done_callback(lambda _: self._enqueue(component))
+            fetched.add_done_callback(lambda _: self.enqueue(component))
         return bool(absent)
 
     def _blame(self, component: Component[Any]) -> None:
         """End a component that cannot run, since not all of its dependencies have ended well."""
-        if cancelled := first_cancelled(component._dependencies):
-            self._cancel(component, _cancelled_with(root_of(cancelled)), root_of(cancelled))
+        if cancelled := first_cancelled(component.dependencies):
+            self.cancel(component, _cancelled_with(root_of(cancelled)), root_of(cancelled))
         else:
-            failed = all_failed(component._dependencies)
-            self._settle(component, error=dependency_failure(component, failed))
-
-    def _begin_attempt(self, component: Component[Any], policy: Policy) -> None:
-        if component._attempts is None:
-            component._attempts = Attempts(component, policy)
-        component._attempts.begin()
-
-    async def _prepare(self, component: Component[Any]) -> None:
-        """See to the files of a task, ask what it runs if it is no function, and submit it."""
-        template, attempts, order = component._template, component._attempts, None
-        # In this task's own copy of the context, so never to be reset.
-        self._scope.set(Scope(weakref.ref(component), component._workflow_id))
-        try:
-            if component._files or component._producers:
-                await self._link_files(component)
-            if template.kind != "function":
-                order = template.function(*component._args, **component._own_kwargs())
-                if template.is_async:
-                    order = await (order if attempts is None else attempts.limit(order))
-            if template.kind == "prompt":
-                order = {"prompt": to_prompt(template.name, order)}
-            elif template.kind == "executable":
-                argv = to_argv(template.name, order, component._options.get("shell"))
-                order = {"executable": argv[0], "arguments": argv[1:]}
-        except asyncio.CancelledError:
-            self._cancel(component, None)
-        except BaseException as error:
-            self._body_failed(component, error)
-        else:
-            if not component.done():
-                if order is not None:
-                    description = component._describe()
-                    description.update(order)
-                    # Seen to: what is run is run directly.
-                    description["task_backend_specific_kwargs"].pop("shell", None)
-                if template.runs_in_loop:
-                    await self._run_here(component)
-                    return
-                component._stage = "LAUNCHED"
-                self._submit([component])
-
-    async def _run_here(self, task: Component[Any]) -> None:
-        """Await the body of a function task in the engine's event loop."""
-        if self._telemetry is not None:
-            self._telemetry.submitted([task])
-            self._telemetry.started(task, {})
-        args, kwargs = task._args, task._own_kwargs()
-        await self._run_body(task, task._template.function, args, kwargs)
-
-    async def _link_files(self, component: Component[Any]) -> None:
-        """Let the files of a task be brought, and its body know where they are."""
-        description, backend = component._describe(), component._template.backend
-        places = await linking.link(
-            description,
-            component._files,
-            component._producers,
-            backend,
-            self.implicit_data_mode,
-            self._downloads,
-        )
-        component._producers = ()
-        component._set_arguments(
-            *dependencies.place_files(
-                component._args, component._own_kwargs(), places, self._contents_of(component)
-            )
-        )
-
-    async def _run_block(self, block: Component[Any]) -> None:
-        await self._run_body(block, block._template.function, block._args, block._own_kwargs())
-
-    async def _run_body(
-        self,
-        block: Component[Any],
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Await a block's body and end the block as it ends."""
-        block._stage = "RUNNING"
-        if self._trace is not None:
-            self._trace.began(block)
-        # In this task's own copy of the context, so never to be reset.
-        is_block = not block._template.runs_in_loop
-        self._scope.set(Scope(weakref.ref(block), block.uid if is_block else block._workflow_id))
-        telemetry = self._telemetry if is_block else None
-        try:
-            with telemetry.scope("block", block.uid) if telemetry is not None else nullcontext():
-                work, attempts = function(*args, **kwargs), block._attempts
-                result = await (work if attempts is None else attempts.limit(work))
-            if block._files and block._describe().get("directory") is not None:
-                await block._template.backend.check_outputs(block._describe())
-        except asyncio.CancelledError:
-            self._cancel(block, None)
-        except BaseException as error:
-            self._body_failed(block, error)
-        else:
-            self._settle(block, result)
-
-    def _body_failed(self, component: Component[Any], error: BaseException) -> None:
-        """End an attempt whose body, in the event loop, has raised ``error``."""
-        if isinstance(error, GeneratorExit) and not self._is_loop_running():
-            raise error  # the loop has been given up, and its unfinished bodies are closed
-        # They have the arguments too, and the component, which gets the error.
-        without_frames_of(error, _DRIVERS)
-        self._fail_here(component, error)
+            failed = all_failed(component.dependencies)
+            self.settle(component, error=dependency_failure(component, failed))
 
     # --- an outcome -----------------------------------------------------------------------------
 
-    def _fail(self, component: Component[Any], error: Any) -> None:
+    def report(self, outcomes: Sequence[Outcome]) -> bool:
+        """Take what a backend reports, in the event loop's thread.
+
+        Returns
+        -------
+        bool
+            Whether nobody waits for this and more may come soon.
+        """
+        state_of_all, futures_loop = self.state, self.futures_loop
+        is_done, is_observed = State.DONE, bool(self.observers)
+        unfinished = state_of_all.unfinished
+        if self._untaken:
+            outcomes, self._untaken = [*self._untaken, *outcomes], []
+        is_single = len(outcomes) == 1
+        # Nobody awaits any link of a chain but the last.
+        is_link = is_single and not getattr(outcomes[0][0], "_callbacks", True)
+        done: list[Component[Any]] = []
+        left = iter(outcomes)
+        ready: Any = None
+        # What this makes ready needs no turn of the loop of its own.
+        was_due = self._turn_is_due
+        # A signal's handler may raise wherever something is called.
+        try:
+            self._turn_is_due = True
+            self._now = monotonic()
+            if not is_single:
+                futures_loop.hold()
+            for submission, state, value in left:
+                if (
+                    state is not is_done
+                    or type(submission) is not Task
+                    or is_observed
+                    or submission.description is not None
+                    or submission.number not in unfinished
+                ):
+                    if done:
+                        ended, done = done, []
+                        self._apply(state_of_all.end_all(ended, self._now))
+                    self._take(submission, state, value)
+                else:
+                    finish(submission, value)  # pyright: ignore[reportUnknownArgumentType]
+                    submission.args, submission.kwargs, submission.context = (), None, None
+                    del unfinished[submission.number]
+                    done.append(submission)  # pyright: ignore[reportUnknownArgumentType]
+        except BaseException as error:
+            self._keep_outcomes(outcomes, left, done, isinstance(error, Exception))
+            raise
+        finally:
+            try:
+                if done:
+                    decisions = state_of_all.end_all(done, self._now)
+                    if decisions is not NOTHING:
+                        self._apply(decisions)
+                    if self.awaited_ends:
+                        self._count_ends(len(done))
+            finally:
+                try:
+                    if not is_single:
+                        try:
+                            futures_loop.release()
+                        finally:
+                            futures_loop.release()
+                    if self._held:
+                        self._refill()
+                finally:
+                    self._turn_is_due = was_due
+                    ready = self._ready and not was_due
+                    try:
+                        if ready:
+                            self.launch()
+                    finally:
+                        self._now = 0.0
+        return bool(ready and is_link)
+
+    def _keep_outcomes(
+        self,
+        outcomes: Sequence[Outcome],
+        left: Iterator[Outcome],
+        done: list[Component[Any]],
+        is_dealt_with: bool,
+    ) -> None:
+        """See that nothing of a report is lost when a signal's handler has raised in it."""
+        self._untaken += left
+        taken = len(outcomes) - len(self._untaken)
+        if taken > 0 and not is_dealt_with:
+            submission, state, value = outcomes[taken - 1]
+            component: Any = submission.component if type(submission) is Attempt else submission
+            if component.number in self.state.unfinished:
+                if not component.done():
+                    # Not where it is retried already.
+                    if component.place is None and component is submission:
+                        component.place = _BACKEND
+                    self._untaken.insert(0, (submission, state, value))
+                else:
+                    del self.state.unfinished[component.number]
+                    done.append(component)
+        if self._untaken:
+            self.loop.call_soon(self.report, _NO_OUTCOMES)
+
+    def _take(self, submission: Any, state: State, value: Any) -> None:
+        """Take one outcome, of whatever kind."""
+        component: Component[Any] = submission
+        if type(submission) is Attempt:
+            component = submission.component
+            if component.submission is not submission:
+                return  # of an attempt that has run out of time
+        if component.number not in self.state.unfinished:  # cancelled meanwhile, or ended by hand
+            if state is not State.RUNNING:
+                self.services.pop(component.number, None)
+                component.submission = None
+            return
+        if component.place is not _BACKEND:
+            return  # the backend has not been given it, or not yet
+        if state is State.RUNNING:
+            component.is_running = True
+            for observer in self.observers:
+                observer.started(self.record_of(component), value)
+            return
+        if not component.files:
+            component.place = None  # the backend is done with its description
+        if state is State.DONE:
+            if component.files and component.as_dict().get("directory") is not None:
+                self.bodies.run_in_background(self._check_outputs(component, value))
+            else:
+                self.settle(component, value)
+        elif state is State.FAILED:
+            self.fail(component, value)
+        else:
+            self.cancel(component, None)
+
+    async def _check_outputs(self, component: Component[Any], value: Any) -> None:
+        """End a task that has ended well, unless it has not written what it declares to write."""
+        try:
+            await component.definition.backend.check_outputs(component.as_dict())
+            component.place = None
+        except BaseException as error:
+            self.fail_here(component, error)
+        else:
+            self.settle(component, value)
+
+    def fail_here(self, component: Component[Any], error: BaseException) -> None:
+        """End an attempt with what was raised in the event loop's thread, by a body or a hook."""
+        try:
+            let_out(error)
+        except BaseException:
+            self.settle(component, error=error)
+            raise
+        self.fail(component, error)
+
+    def fail(self, component: Component[Any], error: Any) -> None:
         """End an attempt of a component, and the component too if there is no other attempt."""
-        attempts = component._attempts
+        attempts = component.attempts
         if attempts is not None:
             failure = fit_for_future(component, error)
+            attempt = component.attempt
             error = attempts.fail(failure, error)
             if error is None:
-                if self._telemetry is not None:
-                    self._telemetry.retried(component, failure)
+                for observer in self.observers:
+                    observer.retried(self.record_of(component), attempt, failure)
                 return
-        self._settle(component, error=error)
+        self.settle(component, error=error)
 
-    def _settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
-        """End a component with a result or an error, and tell the graph."""
-        if component._number not in self._unfinished:
+    def settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
+        """End a component with a result or an error, and do what follows."""
+        if component.number not in self.state.unfinished:
             return
-        verdicts = self._finish_node(component, error is None) if component._is_node else None
+        decisions = self.state.end(component, error is None) if component.is_node else NOTHING
         if error is not None:
             failure = fit_for_future(component, error)
             # The cause of a failed dependency has lost its variables by itself.
             is_caused = type(failure) is DependencyFailureError and failure.__traceback__ is None
             if not is_caused and not self.loop.get_debug():
                 release_variables(failure)
-            asyncio.Future.set_exception(component, failure)
-            self._unseen.add(component)
-        elif issubclass(type(result), RemoteValue):  # whatever it says of its class
-            self._leave(component, result)
+            fail(component, failure)
+            self.unseen.add(component)
+        elif isinstance(component, RemoteTask) and issubclass(type(result), RemoteValue):
+            # Its class, whatever it says of that itself.
+            self._has_left_results = True
+            self._left_tasks.add(component)
+            component.leave(result)
         else:
-            _set_result(component, result)
+            finish(component, result)
         self._forget(component, error is None)
-        if verdicts:
-            self._follow(verdicts)
-
-    def _finish_node(self, component: Component[Any], done: bool) -> Sequence[tuple[int, str]]:
-        try:
-            return self._graph.finish(component._number, done=done)
-        except ValueError:
-            raise asyncio.InvalidStateError(
-                f"{component!r} cannot be ended by hand while it waits for others: cancel it, or "
-                "wait for them"
-            ) from None
-
-    def _leave(self, component: Component[Any], result: RemoteValue) -> None:
-        """End a component whose result stays where it is until somebody asks for it."""
-        self._has_left_results = True
-        component._remote = result
-        component.__class__ = RemoteTask
-        assert isinstance(component, RemoteTask)
-        self._remote_tasks.add(component)
-        if component._callbacks:  # somebody has
-            component._fetch()
+        if decisions is not NOTHING:
+            self._apply(decisions)
 
     def _forget(self, component: Component[Any], succeeded: bool | None) -> None:
-        """Let go of an ended component: from here on its future is all there is of it.
-
-        It has ``succeeded``, failed, or (``None``) was cancelled.
-        """
-        number = component._number
-        del self._unfinished[number]
-        if component._template.may_be_plain:
-            track_all([component])
-        self._history.add(component, succeeded, self._batch_ended_at or monotonic())
-        if self._telemetry is not None:
-            self._telemetry.ended(component)
-        if self._trace is not None:
-            self._trace.ended(component)
-        component._context = None
-        if component._attempts is not None:
-            component._attempts.end()
-        if component._dependencies:
-            component._release_dependencies()
+        """Keep of an ended component its future alone. It has ``succeeded``, failed, or (``None``)
+        was cancelled."""
+        self.state.forget(component, succeeded, self._now or monotonic())
+        if self.observers:
+            state = State.CANCELED if succeeded is None else component.state
+            error = None if succeeded is not False else component._exception
+            submission = component.submission or component
+            # What a backend writes that it was not given a note for, or could not begin, it says.
+            is_traced = submission.trace_note is not None and (
+                (component.description or {}).get("is_traced", True)
+            )
+            for observer in self.observers:
+                observer.ended(self.record_of(component), state, error, is_traced)
+        if component.attempts is not None:
+            component.attempts.end()
         if self._contents:
-            self._contents.pop(number, None)
-        component._release_arguments(is_description_shared=is_on_backend(component))
-        if self._members:
-            self._members.pop(number, None)
-            if component._owner in self._members:
-                self._members[component._owner].pop(number, None)
-        if self._awaited_ends:
+            self._contents.pop(component.number, None)
+        if component.description is not None or component.files or component.producers:
+            component.release_arguments(is_description_shared=component.place is _BACKEND)
+        else:
+            component.args, component.kwargs = (), None
+        if component.submission is not None and component.place is not _BACKEND:
+            component.submission = None
+        if self.awaited_ends:
             self._count_ends(1)
+        if self._held and component.is_node:
+            self._refill()
 
     def _count_ends(self, count: int) -> None:
-        for ends in self._awaited_ends:
+        for ends in self.awaited_ends:
             ends.count(count)
 
-    def _follow(self, verdicts: Sequence[tuple[int, str]]) -> None:
-        """Carry out what the graph has decided about those who waited."""
-        for number, verdict in verdicts:
-            component = self._unfinished[number]
-            if verdict == "ready":
-                self._enqueue(component)
-                continue
+    def _apply(self, decisions: Decisions) -> None:
+        """Do what the state has decided about those who waited."""
+        if decisions.ready:
+            self._ready.extend(decisions.ready)
+            if not self._turn_is_due:
+                self._come_soon()
+        for component in decisions.doomed:
             # It has ended. How is asked of its dependencies, as `_resolve` does: some of them the
             # graph does not know.
-            if cancelled := first_cancelled(component._dependencies):
-                component._root = root_of(cancelled)
-                asyncio.Future.cancel(component, _cancelled_with(component._root))
+            if cancelled := first_cancelled(component.dependencies):
+                component.root = root_of(cancelled)
+                drop(component, _cancelled_with(component.root))
             else:
-                failed = all_failed(component._dependencies)
-                error = dependency_failure(component, failed)
-                asyncio.Future.set_exception(component, error)
-                self._unseen.add(component)
+                failed = all_failed(component.dependencies)
+                fail(component, dependency_failure(component, failed))
+                self.unseen.add(component)
             self._forget(component, None if cancelled else False)
+
+    def record_of(self, component: Component[Any]) -> TaskRecord:
+        """Return what observers get of a component."""
+        record = component.record
+        if record is None:
+            definition = component.definition
+            owner = self.state.unfinished.get(component.owner) if component.owner else None
+            record = component.record = TaskRecord(
+                component.number,
+                component.uid,
+                definition.name,
+                definition.kind,
+                definition.target.name,
+                component.workflow_id,
+                owner.uid if owner else f"block.{component.owner:06d}" if component.owner else None,
+                tuple(uid for uid, _ in component.names_of_dependencies()),
+            )
+        return record
 
     # --- a cancellation -------------------------------------------------------------------------
 
-    def _cancel(self, component: Component[Any], msg: Any | None, root: str = "") -> bool:
+    def cancel(self, component: Component[Any], msg: Any | None, root: str = "") -> bool:
         """End a component as cancelled; stop it, its members and its dependents.
 
         ``root`` names what was cancelled first, if that was not ``component``.
         """
-        if component._number not in self._unfinished:
+        if component.number not in self.state.unfinished:
             return False
         self._to_cancel.append((component, msg, root))
         # To cancel a body is to cancel what it awaits, which may bring us here again, as often as
@@ -677,161 +866,175 @@ class Scheduler(Dispatcher):
         return True
 
     def _cancel_one(self, component: Component[Any], msg: Any | None, root: str) -> None:
-        if component.done():
+        if component.number not in self.state.unfinished:
             return
-        number = component._number
-        for member in self._members.pop(number, {}).values():
+        for member in self.state.members.pop(component.number, {}).values():
             self._to_cancel.append((member, msg or f"{label_of(component)} was cancelled", ""))
-        component._root = root
-        asyncio.Future.cancel(component, msg)
+        component.root = root
+        drop(component, msg)
         self._forget(component, None)
         self._stop(component, msg)
-        if component._is_node:
-            self._follow(self._graph.cancel(number))
+        if component.submission is not None:
+            component.submission = None
+        self._apply(self.state.cancel(component))
 
-    def _take_outcomes(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> bool:
-        # Of the links of a chain, nobody awaits any but the last.
-        is_link = len(outcomes) == 1 and not outcomes[0][0]._callbacks
-        was_scheduled, self._launch_scheduled = self._launch_scheduled, True
-        self._batch_ended_at = monotonic()
-        self._callback_loop.hold()
+    def cancel_members(self, component: Component[Any], msg: str) -> None:
+        """Cancel what was called in the body of a component."""
+        for member in self.state.members.pop(component.number, {}).values():
+            self.cancel(member, msg)
+
+    def _stop(self, component: Component[Any], msg: Any | None = None) -> None:
+        """Cancel what runs of a component, here or on its backend."""
+        self.bodies.cancel(component.number, msg)
+        if component.place is _BACKEND:
+            self.stop_submission(component.definition.target, component.submission or component)
+
+    def stop_submission(self, target: ExecutionBackend, submission: Submission) -> None:
+        """Have a backend stop a submission."""
         try:
-            self._settle_all(outcomes)
-        finally:
-            self._callback_loop.release()
-            self._launch_scheduled = was_scheduled
-            self._batch_ended_at = 0.0
-        # What this has made ready needs no turn of the loop of its own.
-        if self._ready and not was_scheduled:
-            self._launch_ready()
-            return is_link
-        return False
+            target.cancel(submission)
+        except BaseException as error:
+            message = f"backend '{target.name}' could not cancel {submission.uid}"
+            self.loop.call_exception_handler({"message": message, "exception": error})
+            let_out(error)
 
-    def _settle_all(self, outcomes: Sequence[tuple[Component[Any], str, Any]]) -> None:
-        """End plain calls. What most of them have in common is done for all at a time."""
-        unfinished = self._unfinished
-        done: list[Component[Any]] = []
-        has_listeners = self._telemetry is not None or self._trace is not None
-        left = iter(outcomes)
-        try:
-            for component, end, value in left:
-                if (
-                    end != "done"
-                    or has_listeners
-                    or component._number not in unfinished
-                    or component._description is not None
-                    or issubclass(type(value), RemoteValue)  # whatever it says of its class
-                ):
-                    self._forget_done(done)
-                    done.clear()
-                    self._take_outcome(component, end, value)
-                else:
-                    _set_result(component, value)
-                    component._args, component._kwargs = (), None
-                    del unfinished[component._number]
-                    done.append(component)
-        finally:  # a signal's handler may have raised
-            self._forget_done(done)
-            if not_taken := list(left):
-                self.loop.call_soon(self._take_outcomes, not_taken)
+    # --- reports in the dictionary protocol -----------------------------------------------------
 
-    def _forget_done(self, done: list[Component[Any]]) -> None:
-        """As :meth:`_forget` for those that have ended well and were nothing but calls; tell the
-        graph.
+    def submission_of(self, task: Mapping[str, Any]) -> Any:
+        """Return what a backend was given that speaks of a dictionary; ``None`` if it is late."""
+        component = self.state.unfinished.get(number_of(task["uid"]))
+        if component is None or component.place is not _BACKEND or component.key != task["uid"]:
+            return None
+        is_ours = task is component.description
+        if not is_ours and task.get("engine", self.uid) != self.uid:
+            return None  # of another engine, whose tasks have the same names
+        return component if component.attempts is None else component.submission
 
-        They had no listeners, attempts or description, and let go of their contexts and
-        dependencies when they were launched.
-        """
-        if not done:
+    def service_reports(self, task: Mapping[str, Any], state: State) -> None:
+        """Take a report on what is no unfinished task, maybe a service that was ended by hand."""
+        service = self.services.get(number_of(task["uid"]))
+        if service is None or service.key != task["uid"] or state is State.RUNNING:
             return
-        track_all(done)
-        self._history.add_done(done, self._batch_ended_at)
-        if self._members:
-            for component in done:
-                if component._owner in self._members:
-                    self._members[component._owner].pop(component._number, None)
-        nodes = [component._number for component in done if component._is_node]
-        if nodes:
-            ready, ended = self._graph.finish_all(nodes)
-            for number in ready:
-                self._enqueue(self._unfinished[number])
-            self._follow(ended)
-        if self._awaited_ends:
-            self._count_ends(len(done))
+        if task.get("engine", self.uid) == self.uid:
+            del self.services[service.number]
+
+    # --- what runs on ---------------------------------------------------------------------------
+
+    def end_by_hand(
+        self, component: Component[Any], result: Any, error: Any, *, serves_on: bool = True
+    ) -> None:
+        """End a component whose body may go on, also on its backend if it ``serves_on`` there."""
+        if component.number not in self.state.unfinished:
+            return  # it has ended, maybe while this was on its way from another thread
+        self.settle(component, result, error=error)
+        if component.number in self.bodies or (serves_on and component.place is _BACKEND):
+            self.services[component.number] = component
+        else:
+            component.submission = None
+
+    def _body_ended(self, number: int) -> None:
+        service = self.services.get(number)
+        if service is not None and service.place is not _BACKEND:
+            del self.services[number]
+
+    def is_running(self, component: Component[Any]) -> bool:
+        """Tell whether a component's body runs, as far as that is known."""
+        if component.is_running or component.place is not _BACKEND:
+            return component.is_running
+        target: ExecutionBackend = component.definition.target
+        return target.has_begun(component.submission or component)
+
+    def is_unfinished(self, component: Component[Any]) -> bool:
+        """Tell whether a component has not ended."""
+        return component.number in self.state.unfinished
+
+    def body_of(self, component: Component[Any]) -> asyncio.Task[None] | None:
+        """Return what runs of a component in the event loop."""
+        return self.bodies.get(component.number)
 
     # --- the end --------------------------------------------------------------------------------
 
-    def _close(self, by: str = "") -> None:
+    def close(self, by: str = "") -> None:
         """Cancel all that is unfinished, and refuse calls from now on."""
-        self._is_closed = True
-        unfinished = list(self._unfinished.values())
-        count = sum(not component._template.service for component in unfinished)
+        self.is_closed = True
+        unfinished = list(self.state.unfinished.values())
+        count = sum(not component.definition.service for component in unfinished)
         if count:
             level = logging.INFO if by else logging.WARNING
             self.log.log(
                 level, "engine '%s' is shut down%s: cancelling %d call(s)", self.uid, by, count
             )
         for component in unfinished:
-            self._cancel(component, f"engine '{self.uid}' is shut down{by}")
-        for service in self._services.values():
+            self.cancel(component, f"engine '{self.uid}' is shut down{by}")
+        for service in self.services.values():
             self._stop(service)
-        self._services.clear()
-        for submission in self._submissions:
-            submission.cancel()
-        for task in list(self._remote_tasks):
-            if type(task) is RemoteTask:
+        self.services.clear()
+        self._held.clear()
+        for target in self.targets.values():
+            target.withdraw()
+        for task in list(self._left_tasks):
+            if task.is_left:
                 task.cancel(f"engine '{self.uid}' is shut down, and nobody had awaited {task!r}")
-        self._shutdown_begun.set()
+        self.shutdown_begun.set()
 
 
-class _Launch:
+class _Turn:
     """What an engine asks its loop to do in the next turn."""
 
-    __slots__ = ("_engine",)
+    __slots__ = ("_scheduler",)
 
-    def __init__(self, engine: Scheduler) -> None:
-        self._engine: Scheduler | None = engine
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler: Scheduler | None = scheduler
 
     def __call__(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine._launch()
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.launch(polls=True)
 
     def __del__(self) -> None:
         # The loop was closed before that turn. What has no task whose end puts it back would keep
         # the engine for ever.
-        if self._engine is not None:
-            track_all(self._engine._ready)
+        if self._scheduler is not None:
+            self._scheduler.track_ready()
 
 
-_DRIVERS = frozenset(
-    {
-        Scheduler._prepare.__code__,
-        Scheduler._run_block.__code__,
-        Scheduler._run_body.__code__,
-        Scheduler._run_here.__code__,
-        Attempts.limit.__code__,
-    }
-)
-"""What runs bodies in the event loop."""
+class _ValueFor:
+    """Returns the results of futures as one component can have them without a copy being sent."""
+
+    def __init__(self, asker: Component[Any]) -> None:
+        self._asker = asker
+
+    def __call__(self, future: asyncio.Future[Any]) -> Any:
+        if isinstance(future, Component) and _can_stay(future, self._asker):
+            return future.remote
+        return future.result()
 
 
-def _can_stay(task: Component[Any], asker: Component[Any]) -> bool:
+def _can_stay(task: asyncio.Future[Any], asker: Component[Any]) -> bool:
     """Tell whether ``asker`` can do with the result of ``task`` where it is."""
-    template = asker._template
+    definition = asker.definition
     return (
-        task._remote is not None
-        and template.kind == "function"
-        and task._remote.is_on(template.backend)
+        isinstance(task, Component)
+        and task.remote is not None
+        and definition.kind == "function"
+        and task.remote.is_on(definition.backend)
     )
-
-
-def _value_for(asker: Component[Any], future: asyncio.Future[Any]) -> Any:
-    """Return the result of ``future`` as ``asker`` can have it without a copy being sent."""
-    if isinstance(future, Component) and _can_stay(future, asker):
-        return future._remote
-    return future.result()
 
 
 def _cancelled_with(root: str) -> str:
     return f"a dependency was cancelled: {root}"
+
+
+_turns = itertools.count(1)
+"""Engines that share a backend have different numbers."""
+
+_alive: WeakSet[Scheduler] = WeakSet()
+
+
+def _forget_in_child() -> None:
+    """No engine's loop goes on in the child of a fork."""
+    for scheduler in _alive:
+        scheduler.thread, scheduler.loop_run = 0, scheduler
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

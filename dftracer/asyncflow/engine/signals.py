@@ -32,13 +32,10 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize, ref
 
 from dftracer.utils.lifetime.exit import hurry_at_exit
-
-if TYPE_CHECKING:
-    from dftracer.asyncflow.workflow_manager import WorkflowEngine
 
 log = logging.getLogger("dftracer.asyncflow")
 
@@ -53,7 +50,21 @@ _TURN_S = 2.0
 Handler = Callable[[int, FrameType | None], Any] | int
 
 
-def watch(engine: WorkflowEngine) -> None:
+class Engine(Protocol):
+    """What is asked of an engine."""
+
+    uid: str
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def is_closed(self) -> bool: ...
+    @property
+    def is_run(self) -> bool: ...
+    def close(self, by: str = "") -> None: ...
+    async def shutdown(self) -> None: ...
+
+
+def watch(engine: Engine) -> None:
     """Shut ``engine`` down when a signal arrives, if its event loop runs in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         log.debug("engine '%s' is not in the main thread: signals do not reach it", engine.uid)
@@ -70,7 +81,7 @@ def watch(engine: WorkflowEngine) -> None:
     finalize(engine, _engine_has_gone, ref(engine.loop)).atexit = False
 
 
-def unwatch(engine: WorkflowEngine) -> None:
+def unwatch(engine: Engine) -> None:
     """Forget ``engine``. With the last one of its loop, the handlers of before come back."""
     watcher = _watchers.get(engine.loop)
     if watcher is not None:
@@ -109,9 +120,7 @@ class _Watcher:
     """The signal handler for all engines of one event loop."""
 
     def __init__(self) -> None:
-        self.engines: WeakKeyDictionary[WorkflowEngine, ref[asyncio.Task[Any]] | None] = (
-            WeakKeyDictionary()
-        )
+        self.engines: WeakKeyDictionary[Engine, ref[asyncio.Task[Any]] | None] = WeakKeyDictionary()
         """Each with the main task of the loop's run in which it was made."""
         self._previous: dict[int, Handler] = {}
         self._process = os.getpid()
@@ -225,7 +234,7 @@ class _Watcher:
             signal.signal(signum, previous)
             signal.raise_signal(signum)
 
-    def _is_front_ends(self, engines: list[WorkflowEngine]) -> bool:
+    def _is_front_ends(self, engines: list[Engine]) -> bool:
         """Tell whether SIGINT is for the one who runs the loop again and again, not for engines.
 
         As a notebook or a test runner does: each cell is a run of its own, which the signal ends,
@@ -249,16 +258,16 @@ class _Watcher:
         self._is_raised = True
         raise _ending_of(signum)
 
-    def _begin(self, engines: list[WorkflowEngine], signum: int, is_own: bool) -> None:
+    def _begin(self, engines: list[Engine], signum: int, is_own: bool) -> None:
         if self._turn.locked():
             self._turn.release()
         name = signal.Signals(signum).name
         log.info("%s: shutting down %s", name, ", ".join(engine.uid for engine in engines))
         loop = engines[0].loop
-        was_open = [engine for engine in engines if not engine._is_closed]
-        leaves_by_itself = is_own or self._is_raised or any(e._is_run for e in engines)
+        was_open = [engine for engine in engines if not engine.is_closed]
+        leaves_by_itself = is_own or self._is_raised or any(e.is_run for e in engines)
         for engine in was_open:
-            engine._close(f" by {name}")
+            engine.close(f" by {name}")
         for engine in engines:
             ending = loop.create_task(engine.shutdown())
             self._endings.add(ending)
@@ -338,7 +347,7 @@ _watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
 def _in_use(handler: Handler, signum: int) -> Handler:
     """Return ``handler``, or what takes its place if that has had its time."""
     while isinstance(handler, _Watcher) and not handler.engines:
-        handler = handler._previous[signum]
+        handler = handler._previous[signum]  # pyright: ignore[reportPrivateUsage]
     # That of `asyncio.run`, which could not take it back itself at the end of its task.
     task = _task_of(handler)
     if task is not None and task.done():
@@ -348,8 +357,9 @@ def _in_use(handler: Handler, signum: int) -> Handler:
 
 def _task_of(handler: Handler) -> asyncio.Task[Any] | None:
     """Return what a handler of `asyncio.run` cancels."""
-    task = getattr(handler, "keywords", {}).get("main_task")
-    return task if isinstance(task, asyncio.Task) else None
+    found = getattr(handler, "keywords", {}).get("main_task")
+    is_task = isinstance(found, asyncio.Task)
+    return found if is_task else None  # pyright: ignore[reportUnknownVariableType]
 
 
 def _is_own(handler: Handler) -> bool:

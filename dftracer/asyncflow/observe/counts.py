@@ -20,7 +20,7 @@ class Tally:
     Parameters
     ----------
     kind, name:
-        As in the template.
+        As in the definition.
     root:
         The tally of the same function's calls in no block; none if this is that.
     owner:
@@ -65,7 +65,7 @@ class Tally:
         return self.done + self.failed + self.cancelled
 
 
-class Tallies:
+class Counts:
     """All the tallies of one engine. Any thread may read them; the event loop's adds to them."""
 
     def __init__(self) -> None:

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dftracer.asyncflow.backends.base import State
 from dftracer.asyncflow.engine.component import Component, number_of
 
 if TYPE_CHECKING:
-    from dftracer.asyncflow.engine.decorators import Template
+    from dftracer.asyncflow.engine.definition import Definition
 
 HISTORY_SIZE = 1_000
 """How many ended components an engine remembers."""
@@ -22,11 +23,11 @@ class Ended(NamedTuple):
     uid: str
     kind: str
     name: str
-    state: str
+    state: State
     component: weakref.ref[Component[Any]]
 
 
-Entry = tuple["Template", int, bool | None, "weakref.ref[Component[Any]]"]
+Entry = tuple["Definition", int, bool | None, "weakref.ref[Component[Any]]"]
 """The same, made in less time."""
 
 
@@ -45,58 +46,27 @@ class History:
     """The components that have ended last, oldest first."""
 
     def __init__(self) -> None:
-        self._ended: deque[Entry] = deque(maxlen=HISTORY_SIZE)
+        self.ended: deque[Entry] = deque(maxlen=HISTORY_SIZE)
         self.ties: dict[int, Tie] = {}
         """By their numbers, from 1 to the size of the history."""
 
-    def add(self, component: Component[Any], succeeded: bool | None, now: float) -> None:
-        """Remember, and count, a component that has ended at this time of the monotonic clock.
-
-        It has ``succeeded``, failed, or (``None``) was cancelled.
-        """
-        tally, launched_at = component._tally, component._launched_at
-        seconds = now - launched_at if launched_at else 0.0
-        if succeeded:
-            tally.done += 1
-            tally.seconds += seconds
-        elif succeeded is None:
-            tally.cancelled += 1
-        else:
-            tally.failed += 1
-        number = component._number
-        self._ended.append((component._template, number, succeeded, weakref.ref(component)))
-        if number <= HISTORY_SIZE:
-            self.ties[number] = Tie(component._owner, component._sources, seconds)
-
-    def add_done(self, components: Sequence[Component[Any]], now: float) -> None:
-        """As :meth:`add` for components that were launched, and have succeeded."""
-        ended, ref = self._ended, weakref.ref
-        for component in components:
-            tally, number = component._tally, component._number
-            seconds = now - component._launched_at
-            tally.done += 1
-            tally.seconds += seconds
-            ended.append((component._template, number, True, ref(component)))
-            if number <= HISTORY_SIZE:
-                self.ties[number] = Tie(component._owner, component._sources, seconds)
-
     def entries(self) -> list[Entry]:
         """Return what is remembered, oldest first."""
-        return list(self._ended)
+        return list(self.ended)
 
     def __iter__(self) -> Iterator[Ended]:
-        return map(_shown, list(self._ended))
+        return map(_shown, list(self.ended))
 
     def find(self, uid: str) -> Ended | None:
         """Return what is remembered of the component with that identifier, if anything is."""
         number = number_of(uid)
-        for entry in self._ended:
+        for entry in self.ended:
             if entry[1] == number and (ended := _shown(entry)).uid == uid:
                 return ended
         return None
 
     def __len__(self) -> int:
-        return len(self._ended)
+        return len(self.ended)
 
 
 class Components(Mapping[str, dict[str, Any]]):
@@ -154,16 +124,23 @@ class Dependencies(Mapping[str, list[dict[str, str]]]):
 
 
 def _shown(entry: Entry) -> Ended:
-    template, number, succeeded, reference = entry
-    state = "CANCELLED" if succeeded is None else "DONE" if succeeded else "FAILED"
-    kind = template.component.kind
-    return Ended(template.uid_of(number), kind, template.name, state, reference)
+    definition, number, succeeded, reference = entry
+    state = state_of(succeeded)
+    kind = definition.component.kind
+    return Ended(definition.uid_of(number), kind, definition.name, state, reference)
+
+
+def state_of(succeeded: bool | None) -> State:
+    """Return the state of what has succeeded, failed, or (``None``) was cancelled."""
+    if succeeded is None:
+        return State.CANCELED
+    return State.DONE if succeeded else State.FAILED
 
 
 def _entry(component: Component[Any]) -> dict[str, Any]:
     return {
         "type": component.kind,
         "future": component,
-        "description": component._describe(),
+        "description": component.as_dict(),
         "state": component.state,
     }

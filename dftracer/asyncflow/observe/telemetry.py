@@ -1,4 +1,4 @@
-"""What an engine tells RHAPSODY's telemetry: an event for each step of a task, spans for scopes.
+"""What RHAPSODY's telemetry gets of an engine: an event for each step of a task, spans for scopes.
 
 It needs the extra ``[telemetry]``, and is imported when an engine starts its telemetry.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dftracer.asyncflow.commands import SHELL
-from dftracer.asyncflow.engine.component import Block, Component
-from dftracer.asyncflow.errors import EngineShutdownError
-from dftracer.utils.redaction import hide
+from dftracer.asyncflow.backends.base import State
+from dftracer.asyncflow.engine.interfaces import Observer, TaskRecord
 
 try:
     from opentelemetry import context as otel_context
@@ -37,9 +36,6 @@ except ImportError as error:
         "pip install 'dftracer-asyncflow[telemetry]'"
     ) from error
 
-if TYPE_CHECKING:
-    from dftracer.asyncflow.engine.scheduler import Scheduler
-
 log = logging.getLogger("dftracer.asyncflow")
 
 TaskResolved = define_event("asyncflow.TaskResolved")
@@ -52,170 +48,148 @@ WORKFLOW = "asyncflow.workflow_id"
 """The attribute that names the workflow or block in which a task was called."""
 
 
-async def start(engine: Scheduler, interval: float, **options: Any) -> TelemetryManager:
-    """Start a manager for the tasks of ``engine``; its session's span is this task's current one.
+async def start(
+    engine: str,
+    backends: Sequence[Any],
+    observe: Callable[[Telemetry | None], None],
+    interval: float,
+    **options: Any,
+) -> Telemetry:
+    """Start a manager for the tasks of an engine; its session's span is this task's current one.
 
     Parameters
     ----------
+    engine:
+        The name of the engine.
+    backends:
+        Its backends.
+    observe:
+        Is called with the telemetry when it has started, and with ``None`` when it has stopped.
     interval:
         Seconds between looks at the resources of backends for which RHAPSODY can do that.
     options:
         As for :class:`rhapsody.telemetry.manager.TelemetryManager`.
-
-    Raises
-    ------
-    RuntimeError
-        If the engine has its telemetry already, or is shut down.
     """
-    if engine._is_closed:
-        raise EngineShutdownError(
-            f"cannot start the telemetry of engine '{engine.uid}': it is shut down"
-        )
-    if engine._telemetry is not None:
-        raise RuntimeError(
-            f"engine '{engine.uid}' has its telemetry already: stop that manager first"
-        )
-    manager = _Manager(session_id=engine.uid, **options)
+    manager = _Manager(session_id=engine, **options)
     manager.register_span_enricher(_workflow_of)
-    for backend in engine._backends.values():
+    for backend in backends:
         manager.attach_backend(
-            backend, session_id=engine.uid, backend_name=backend.name, interval=interval
+            backend, session_id=engine, backend_name=backend.name, interval=interval
         )
     await manager.start()
-    engine._telemetry = Telemetry(engine, manager)
-    engine._ask_for_beginnings()
-    return manager
+    telemetry = Telemetry(engine, manager, observe)
+    observe(telemetry)
+    return telemetry
 
 
-class Telemetry:
-    """Tells a manager what happens to the tasks of one engine.
+class Telemetry(Observer):
+    """Passes what happens to the tasks of one engine on to a manager.
 
-    All is called in the event loop's thread. Blocks are no tasks: they are spans around theirs.
+    Blocks are no tasks: they are spans around theirs.
     """
 
-    def __init__(self, engine: Scheduler, manager: _Manager) -> None:
+    def __init__(
+        self, engine: str, manager: _Manager, observe: Callable[[Telemetry | None], None]
+    ) -> None:
         self.manager = manager
         self._engine = engine
+        self._observe = observe
         self._submitted: dict[int, float] = {}
+        self._programs: dict[int, str] = {}
+        """What the unfinished executable tasks run that were submitted."""
         self._started = manager.started
         manager.life.add_done_callback(self._stopped)
 
-    def created(self, component: Component[Any]) -> None:
-        """A task was called. Its span will be inside the one that is current here."""
-        if isinstance(component, Block):
+    def created(self, task: TaskRecord) -> None:
+        # The task's span will be inside the one that is current here.
+        if task.kind == "block":
             return
-        depends_on = [
-            future.uid
-            for future in component._dependencies
-            if isinstance(future, Component) and future._engine is self._engine
-        ]
         token = None
         if not trace.get_current_span().get_span_context().is_valid:
             token = otel_context.attach(self.manager.session_context)
-        self._emit(TaskCreated, component, time.time(), depends_on=depends_on)
+        self._emit(TaskCreated, task, time.time(), depends_on=list(task.dependencies))
         if token is not None:
             otel_context.detach(token)
 
-    def resolved(self, component: Component[Any]) -> None:
-        """All that a task depends on has ended well."""
-        if not isinstance(component, Block):
-            self._emit(TaskResolved, component, time.time())
+    def resolved(self, task: TaskRecord) -> None:
+        if task.kind != "block":
+            self._emit(TaskResolved, task, time.time())
 
-    def submitted(self, components: list[Component[Any]]) -> None:
-        """Tasks are handed to their backends."""
-        for component in components:
-            now = self._submitted[component._number] = time.time()
-            self._emit(TaskQueued, component, now)
-            self._emit(TaskSubmitted, component, now)
+    def submitted(self, task: TaskRecord, program: str | None) -> None:
+        if program is not None:
+            self._programs[task.number] = program
+        now = self._submitted[task.number] = time.time()
+        self._emit(TaskQueued, task, now)
+        self._emit(TaskSubmitted, task, now)
 
-    def started(self, component: Component[Any], record: dict[str, Any]) -> None:
-        """A backend says that a task runs, and perhaps since when."""
-        number = component._number
-        if number not in self._started:
-            when = record.get("started_at") or time.time()
+    def started(self, task: TaskRecord, since: float | None) -> None:
+        if task.kind != "block" and task.number not in self._started:
+            when = since or time.time()
             # Never before it was submitted, whatever clocks say.
-            when = self._started[number] = max(when, self._submitted.get(number, 0.0))
-            self._emit(TaskStarted, component, when)
+            when = max(when, self._submitted.get(task.number, 0.0))
+            self._started[task.number] = when
+            self._emit(TaskStarted, task, when)
 
-    def retried(self, component: Component[Any], error: Exception) -> None:
-        """An attempt has failed, and there will be another, which is submitted anew."""
-        if not isinstance(component, Block):
-            attempt, kind = component._describe()["attempt"], type(error).__name__
-            self._emit(
-                TaskRetried,
-                component,
-                time.time(),
-                {"error_type": kind},
-                attempt=attempt,
-                error_type=kind,
-            )
+    def retried(self, task: TaskRecord, attempt: int, error: BaseException) -> None:
+        if task.kind != "block":
+            kind = type(error).__name__
+            now, fields = time.time(), {"error_type": kind}
+            self._emit(TaskRetried, task, now, fields, attempt=attempt, error_type=kind)
 
-    def ended(self, component: Component[Any]) -> None:
-        """A task has come to its end."""
-        if isinstance(component, Block):
+    def ended(
+        self, task: TaskRecord, state: State, error: BaseException | None, is_traced: bool
+    ) -> None:
+        if task.kind == "block":
             return
-        now, number = time.time(), component._number
+        now, number = time.time(), task.number
         started, submitted = self._started.pop(number, None), self._submitted.pop(number, now)
         duration = max(0.0, now - (submitted if started is None else started))
         # What RHAPSODY calls a task of which it is not known when it started, or that never did.
         attributes: dict[str, Any] = {"incomplete_lifecycle": True} if started is None else {}
-        # Not `exception()`: to look at the error must not pass for having seen it.
-        error = None if component.cancelled() else component._exception
-        if component.cancelled():
-            self._end(TaskCanceled, component, now, duration, attributes)
-        elif error is None:
-            self._end(TaskCompleted, component, now, duration, attributes)
+        fields: dict[str, Any] = {"duration_seconds": duration}
+        if state is State.CANCELED:
+            event = TaskCanceled
+        elif state is State.DONE:
+            event = TaskCompleted
         else:
-            kind = type(error).__name__
-            attributes["error_type"] = kind
-            self._end(TaskFailed, component, now, duration, attributes, error_type=kind)
+            event = TaskFailed
+            attributes["error_type"] = fields["error_type"] = type(error).__name__
+        self._emit(event, task, now, fields, **attributes)
+        self._programs.pop(number, None)
 
-    def scope(self, kind: str, workflow_id: str) -> AbstractContextManager[None]:
+    def scope(self, kind: str, name: str) -> AbstractContextManager[None]:
         """Return a span, ``workflow`` or ``block``, around what is called inside."""
-        scope: AbstractContextManager[None] = self.manager.span_scope(kind, {WORKFLOW: workflow_id})
+        scope: AbstractContextManager[None] = self.manager.span_scope(kind, {WORKFLOW: name})
         return scope
 
     async def stop(self) -> None:
-        """Let the manager handle all that it was told, and end. It never fails."""
+        """Let the manager handle all that it has got, and end. It never fails."""
         try:
             await self.manager.stop()
         except Exception:
-            log.exception("the telemetry of engine '%s' did not stop cleanly", self._engine.uid)
+            log.exception("the telemetry of engine '%s' did not stop cleanly", self._engine)
 
     def _stopped(self, _life: asyncio.Task[None]) -> None:
-        self._engine._telemetry = None
-        self._engine._ask_for_beginnings()
-
-    def _end(
-        self,
-        event: Any,
-        component: Component[Any],
-        now: float,
-        duration: float,
-        attributes: dict[str, Any],
-        **fields: Any,
-    ) -> None:
-        self._emit(event, component, now, {"duration_seconds": duration, **fields}, **attributes)
+        self._observe(None)
 
     def _emit(
         self,
         event: Any,
-        component: Component[Any],
+        task: TaskRecord,
         when: float,
         fields: dict[str, Any] | None = None,
         **attributes: Any,
     ) -> None:
-        template = component._template
-        attributes["executable"] = _program_of(component) or template.name
-        attributes["task_type"] = template.kind
-        if component._workflow_id is not None:
-            attributes[WORKFLOW] = component._workflow_id
+        attributes["executable"] = self._programs.get(task.number) or task.name
+        attributes["task_type"] = task.kind
+        if task.workflow_id is not None:
+            attributes[WORKFLOW] = task.workflow_id
         self.manager.emit(
             make_event(
                 event,
                 session_id=self.manager.session_id,
-                backend=template.backend.name,
-                task_id=component.uid,
+                backend=task.backend,
+                task_id=task.uid,
                 event_time=when,
                 attributes=attributes,
                 **(fields or {}),
@@ -268,16 +242,6 @@ class _Manager(TelemetryManager):  # type: ignore[misc] # there is none to check
         """Make the session's span no longer the current one of the calling task."""
         if otel_context.get_current() is self.session_context:
             otel_context.attach(self._outer_context)
-
-
-def _program_of(component: Component[Any]) -> str | None:
-    """Return what an executable task runs: of a shell's command the first word."""
-    description = component._description or {}
-    program: str | None = description.get("executable")
-    if program == SHELL and description["arguments"][:1] == ["-c"]:
-        words = description["arguments"][1].split(None, 1)
-        return hide(words[0]) if words else program
-    return program
 
 
 def _workflow_of(event: Any) -> dict[str, Any]:

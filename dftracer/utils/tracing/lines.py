@@ -35,23 +35,40 @@ class LeftOut:
         self.lines = 0
         self.files: list[str] = []
         """What is missing of whole files."""
-        self._first = ""
+        self.has_read_a_trace = False
+        """Whether one of the files is a trace, if only one without events."""
+        self._first: tuple[Path, int, str] | None = None
 
     def line(self, path: Path, number: int, reason: str) -> None:
         """Count a line."""
         self.lines += 1
-        self._first = self._first or f"line {number} of {_shown(path)}: {reason}"
+        self._first = self._first or (path, number, reason)
 
     def rest(self, path: Path, reason: str) -> None:
         """Count the rest of a file as missing."""
         self.files.append(f"{_shown(path)}: {reason}")
 
+    def add_file(self, path: Path, part: LeftOut) -> None:
+        """Add what was left out of one file: if that is all of it, the file itself."""
+        self.files += part.files
+        self.has_read_a_trace |= part.has_read_a_trace
+        if part.has_read_a_trace:
+            self.lines += part.lines
+            self._first = self._first or part._first
+        elif part._first is not None:
+            _, number, reason = part._first
+            self.rest(path, f"it is no trace: line {number}: {reason}")
+        elif not part.files:
+            self.rest(path, "it is no trace: it is empty")
+
     def __str__(self) -> str:
         parts = list(self.files[:10])
-        if self.lines == 1:
-            parts.append(self._first)
-        elif self.lines:
-            parts.append(f"{self.lines:,} lines, the first is {self._first}")
+        if len(self.files) > len(parts):
+            parts.append(f"{len(self.files) - len(parts):,} more files")
+        if self._first is not None:
+            path, number, reason = self._first
+            lines = "" if self.lines == 1 else f"{self.lines:,} lines, the first is "
+            parts.append(f"{lines}line {number} of {_shown(path)}: {reason}")
         return "left out: " + "; ".join(parts) if parts else ""
 
 
@@ -65,6 +82,15 @@ def events_in(path: Path, left_out: LeftOut) -> Iterator[dict[str, Any]]:
     Of a file whose end is missing or damaged, because its process was killed, what is there. Bytes
     that are no UTF-8 become U+FFFD.
     """
+    part = LeftOut()
+    try:
+        yield from _events_in(path, part)
+    finally:
+        left_out.add_file(path, part)
+
+
+def _events_in(path: Path, left_out: LeftOut) -> Iterator[dict[str, Any]]:
+    has_begun = False
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -76,14 +102,18 @@ def events_in(path: Path, left_out: LeftOut) -> Iterator[dict[str, Any]]:
                     continue
                 text = line.decode("utf-8", "replace").strip().rstrip(",")
                 if text in ("", "[", "]"):
+                    has_begun |= text == "["
                     continue
                 event = _event_of(text)
                 if isinstance(event, dict):
+                    left_out.has_read_a_trace = True
                     yield event
                 else:
                     left_out.line(path, number, event if line.endswith(b"\n") else "it is cut off")
         except (EOFError, gzip.BadGzipFile, zlib.error):
             left_out.rest(path, "the end is missing or damaged")
+    if has_begun and not left_out.lines:
+        left_out.has_read_a_trace = True
 
 
 def _lines(
@@ -114,7 +144,7 @@ def _event_of(text: str) -> dict[str, Any] | str:
         return f"it is no JSON: {error}"
     except RecursionError:
         return "it is nested too deep"
-    if not is_object(event):
+    if not is_object(event) or event.keys().isdisjoint(("name", "ph")):
         return "it is no event"
     arguments = event.get("args")
     if not is_object(arguments):

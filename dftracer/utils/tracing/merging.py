@@ -31,11 +31,29 @@ def trace_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
                 raise FileNotFoundError(f"there is no trace {str(path)!r}")
             found.append(path)
             continue
-        inside = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+        inside = [file for file in _files_in(path) if file.name.endswith(SUFFIXES)]
         if not inside:
             raise FileNotFoundError(f"there is no trace (*.pfw.gz, *.pfw) in {str(path)!r}")
         found += inside
     return found
+
+
+def _files_in(directory: Path) -> list[Path]:
+    return [file for file in sorted(directory.iterdir()) if not file.is_dir()]
+
+
+def _note_other_files(directory: Path, target: Path, left_out: LeftOut) -> None:
+    """Note the files in a directory of traces that have no name of a trace."""
+    others = [
+        file
+        for file in _files_in(directory)
+        if not file.name.startswith(".")
+        and not file.name.endswith(SUFFIXES)
+        and not (target.exists() and file.exists() and target.samefile(file))
+    ]
+    if others:
+        more = f", nor do those of {len(others) - 1:,} more files there" if len(others) > 1 else ""
+        left_out.rest(others[0], f"its name does not end in .pfw.gz or .pfw{more}")
 
 
 def read_events(
@@ -53,8 +71,8 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
     """Make one trace of several, on one timeline.
 
     Times are those of each machine's own clock. Processes of different machines that have the same
-    number get different ones. Lines that cannot be read are left out, which is logged as a warning.
-    The file appears complete or not at all.
+    number get different ones. What cannot be read, lines or whole files, is left out, and a warning
+    is logged that says why. The file appears complete or not at all.
 
     Parameters
     ----------
@@ -74,17 +92,22 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
     FileNotFoundError
         If there is no such trace.
     ValueError
-        If the name of ``output`` ends in something else, or it is one of ``paths``.
+        If the name of ``output`` ends in something else, it is one of ``paths``, or none of these
+        is a trace.
     """
     target = Path(output)
     if not target.name.endswith((*SUFFIXES, ".json", ".json.gz")):
         raise ValueError(f"{str(target)!r} must end in .pfw.gz, .pfw, .json or .json.gz")
-    files = trace_files(paths)
+    given = [Path(path) for path in paths]
+    files = trace_files(given)
     if any(target.exists() and target.samefile(file) for file in files):
         raise ValueError(f"{str(target)!r} is one of the traces to merge")
     is_strict = ".json" in target.name
-    number_of = ProcessNumbers()
     left_out = LeftOut()
+    for path in given:
+        if path.is_dir():
+            _note_other_files(path, target, left_out)
+    number_of = ProcessNumbers()
     count = 0
     opened = gzip.open if target.name.endswith(".gz") else open
     with replacing(target) as partial, opened(partial, "wt", encoding="utf-8") as out:
@@ -99,6 +122,8 @@ def merge_traces(paths: Iterable[str | os.PathLike[str]], output: str | os.PathL
                 out.write(strict_json(event))
                 count += 1
         out.write("\n]\n")
+        if not left_out.has_read_a_trace:
+            raise ValueError(f"there is no trace to merge: {left_out}")
     if text := str(left_out):
         _log.warning("%s", text)
     return count

@@ -37,8 +37,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use crate::jobs::Jobs;
 use crate::park::Unpark;
-use crate::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, Queue, fence};
+use crate::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, fence};
 
 /// How many more workers than its limit a lane starts while others are blocked in a wait.
 pub const MAX_SPARE_WORKERS: usize = 512;
@@ -73,9 +74,9 @@ pub enum Rest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManyBlocked;
 
-/// A queue of jobs and the roster of the workers that serve it.
+/// Jobs that wait and the roster of the workers that serve them.
 pub struct Lane<J> {
-    queue: Queue<J>,
+    jobs: Jobs<J>,
     /// A worker was woken or is being started, and has not looked at the queue yet.
     waking: AtomicBool,
     /// `roster.sleepers.len()` plus the workers that may still be started. Written only under the
@@ -139,14 +140,14 @@ impl<J> Lane<J> {
         let sleepers = Vec::new();
         let roster = Roster { sleepers, alive: 0, blocked: 0, limit, open: true, holds_off: 0 };
         Self {
-            queue: Queue::new(),
+            jobs: Jobs::new(),
             waking: AtomicBool::new(false),
             available: AtomicIsize::new(limit as isize),
             roster: Mutex::new(roster),
         }
     }
 
-    /// Adds a job. Jobs are taken in the order of their pushes.
+    /// Adds a job. Jobs are taken in the order of their pushes, but for those that are pushed ahead.
     pub fn push(&self, job: J) -> Order {
         let (sleeper, order) = self.push_all([job]);
         if let Some(sleeper) = sleeper {
@@ -160,17 +161,29 @@ impl<J> Lane<J> {
     #[must_use = "the sleeper must be woken"]
     pub fn push_all(&self, jobs: impl IntoIterator<Item = J>) -> (Option<Arc<dyn Unpark>>, Order) {
         for job in jobs {
-            self.queue.push(job);
+            self.jobs.push(job);
         }
-        // Pairs with the fence in `sleep`: either we see the sleeper or it sees the job.
-        fence(Ordering::SeqCst);
-        self.choose_worker(Asker::Pusher)
+        self.choose_worker_for_pushed()
     }
 
-    /// Takes the oldest job, if there is one, and wakes the next worker if there are more.
+    /// As [`push_all`](Self::push_all), ahead of all that waits: the last batch is taken first. Only
+    /// if that is of the same `turn` are these jobs taken after it.
+    ///
+    /// As long as such batches come faster than they are taken, what was pushed behind waits.
+    #[must_use = "the sleeper must be woken"]
+    pub fn push_all_ahead(
+        &self,
+        turn: u64,
+        jobs: impl IntoIterator<Item = J>,
+    ) -> (Option<Arc<dyn Unpark>>, Order) {
+        self.jobs.push_ahead(turn, jobs);
+        self.choose_worker_for_pushed()
+    }
+
+    /// Takes the job that is next, if there is one, and wakes the next worker if there are more.
     pub fn pop(&self) -> (Option<J>, Order) {
-        match self.queue.pop() {
-            Some(job) if self.queue.is_empty() => (Some(job), Order::Nothing),
+        match self.jobs.pop() {
+            Some(job) if self.jobs.is_empty() => (Some(job), Order::Nothing),
             Some(job) => (Some(job), self.send_for_worker(Asker::Worker)),
             None => (None, Order::Nothing),
         }
@@ -202,7 +215,7 @@ impl<J> Lane<J> {
         self.publish(&roster);
         // Pairs with the fence in `push`: either the pusher sees what was published, or we its job.
         fence(Ordering::SeqCst);
-        if self.queue.is_empty() {
+        if self.jobs.is_empty() {
             return if leaves { Rest::Exit } else { Rest::Sleep };
         }
         // The lock was held all along, so nobody has woken us: we are still the last sleeper.
@@ -234,7 +247,7 @@ impl<J> Lane<J> {
             return Order::Nothing;
         }
         self.awake();
-        if self.queue.is_empty() { Order::Nothing } else { self.send_for_worker(Asker::Worker) }
+        if self.jobs.is_empty() { Order::Nothing } else { self.send_for_worker(Asker::Worker) }
     }
 
     /// The calling worker is about to wait for another task: the lane may start a spare for it.
@@ -248,7 +261,7 @@ impl<J> Lane<J> {
         drop(roster);
         // Pairs with the fence in `push`: it may have seen nobody to be had before.
         fence(Ordering::SeqCst);
-        Ok(match self.queue.is_empty() {
+        Ok(match self.jobs.is_empty() {
             true => Order::Nothing,
             false => self.send_for_worker(Asker::Pusher),
         })
@@ -272,7 +285,7 @@ impl<J> Lane<J> {
         drop(roster);
         self.awake();
         // Jobs that came meanwhile were left to the worker that does not come.
-        if !self.queue.is_empty()
+        if !self.jobs.is_empty()
             && let (Some(sleeper), _) = self.choose_worker(Asker::Refused)
         {
             sleeper.unpark();
@@ -292,7 +305,7 @@ impl<J> Lane<J> {
         for sleeper in sleepers {
             sleeper.unpark();
         }
-        match self.queue.is_empty() {
+        match self.jobs.is_empty() {
             true => Order::Nothing,
             false => self.send_for_worker(Asker::Pusher),
         }
@@ -324,12 +337,12 @@ impl<J> Lane<J> {
 
     /// The number of jobs that wait.
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.jobs.len()
     }
 
     /// Whether no job waits.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.jobs.is_empty()
     }
 
     /// Wakes or starts one worker, unless one is on its way or none is to be had.
@@ -339,6 +352,13 @@ impl<J> Lane<J> {
             sleeper.unpark();
         }
         order
+    }
+
+    /// Chooses who is to look at jobs that were pushed just now.
+    fn choose_worker_for_pushed(&self) -> (Option<Arc<dyn Unpark>>, Order) {
+        // Pairs with the fence in `sleep`: either we see the sleeper or it sees the job.
+        fence(Ordering::SeqCst);
+        self.choose_worker(Asker::Pusher)
     }
 
     /// Chooses the worker that is to look at the queue next: a sleeper, or a new one.
@@ -543,6 +563,28 @@ mod tests {
         assert_eq!(lane.pop(), (Some(1), Order::StartWorker));
         assert!(lane.worker_failed_to_start(), "the first worker comes to the second job");
         assert_eq!(lane.pop(), (Some(2), Order::Nothing));
+    }
+
+    #[test]
+    fn jobs_that_are_pushed_ahead_are_taken_first_and_send_for_workers() {
+        let lane: Lane<u32> = Lane::new(2);
+        assert_eq!(lane.push(1), Order::StartWorker);
+        lane.awake();
+        let (sleeper, order) = lane.push_all_ahead(1, [2, 3]);
+        assert!(sleeper.is_none());
+        assert_eq!(order, Order::StartWorker);
+        lane.awake();
+        assert_eq!(lane.len(), 3);
+        assert_eq!(lane.pop(), (Some(2), Order::Nothing));
+        assert_eq!(lane.pop(), (Some(3), Order::Nothing));
+        let wakeup: Arc<dyn Unpark> = Arc::new(Parker::default());
+        assert_eq!(lane.pop(), (Some(1), Order::Nothing));
+        assert_eq!(lane.sleep(&wakeup, false), Rest::Sleep);
+        let (sleeper, order) = lane.push_all_ahead(2, [4]);
+        assert!(sleeper.is_some());
+        assert_eq!(order, Order::Nothing);
+        assert_eq!(lane.sleep(&wakeup, false), Rest::Retry);
+        assert_eq!(lane.pop(), (Some(4), Order::Nothing));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod files;
 pub mod forks;
 pub mod graph;
 pub mod io;
+mod jobs;
 pub mod lane;
 pub mod ledger;
 pub mod mailbox;

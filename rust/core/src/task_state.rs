@@ -62,6 +62,10 @@ use state::{DONE, NONE, QUEUED, RUNNING};
 const STOP_REQUESTED: u8 = 1;
 /// A plain body that is to stop gets an exception, as whoever submitted it has asked.
 const MAY_INTERRUPT: u8 = 2;
+/// Somebody is to hear when it begins.
+const REPORTS_BEGIN: u8 = 4;
+/// It has a time limit of its own.
+const IS_LIMITED: u8 = 8;
 
 /// What one who cancels a task finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +85,7 @@ pub struct TaskState {
     /// once, while what the task holds is locked. Acquire and Release: who sees a state sees what was
     /// done before.
     state: AtomicU8,
-    /// `STOP_REQUESTED` and `MAY_INTERRUPT`. SeqCst: whoever asks a body to stop sets this, then
+    /// `STOP_REQUESTED`, and what is set before anybody else sees the task. SeqCst: whoever asks a body to stop sets this, then
     /// looks for its worker, which publishes the body, then looks at this: one sees the other.
     requests: AtomicU8,
 }
@@ -180,6 +184,26 @@ impl TaskState {
     /// Whether its body is to be interrupted when it is to stop.
     pub fn may_interrupt(&self) -> bool {
         self.requests.load(Ordering::Relaxed) & MAY_INTERRUPT != 0
+    }
+
+    /// Of a task that nobody has seen yet: somebody is to hear when it begins.
+    pub fn report_begin(&self) {
+        self.requests.fetch_or(REPORTS_BEGIN, Ordering::Relaxed);
+    }
+
+    /// Whether somebody is to hear when it begins.
+    pub fn reports_begin(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) & REPORTS_BEGIN != 0
+    }
+
+    /// Of a task that nobody has seen yet: it has a time limit of its own.
+    pub fn limit(&self) {
+        self.requests.fetch_or(IS_LIMITED, Ordering::Relaxed);
+    }
+
+    /// Whether it has a time limit of its own.
+    pub fn is_limited(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) & IS_LIMITED != 0
     }
 }
 

@@ -28,6 +28,8 @@ enum Job {
     WaitForAnother,
     /// Pushes a job.
     PushAnother,
+    /// Pushes a job ahead of what waits.
+    PushAhead,
     /// What `WaitForAnother` has pushed.
     Awaited(Arc<Parker>),
 }
@@ -58,6 +60,14 @@ impl Pool {
 
     fn push(&self, job: Job) -> bool {
         self.obey(self.lane.push(job))
+    }
+
+    fn push_ahead(&self, jobs: impl IntoIterator<Item = Job>) -> bool {
+        let (sleeper, order) = self.lane.push_all_ahead(1, jobs);
+        if let Some(sleeper) = sleeper {
+            sleeper.unpark();
+        }
+        self.obey(order)
     }
 
     /// False if a thread is needed and none is to be had.
@@ -108,6 +118,7 @@ impl Pool {
         match job {
             Job::Count | Job::Die => {}
             Job::PushAnother => assert!(self.push(Job::Count)),
+            Job::PushAhead => assert!(self.push_ahead([Job::Count])),
             Job::Awaited(parker) => parker.unpark(),
             Job::WaitForAnother => {
                 let parker = Arc::new(Parker::default());
@@ -163,6 +174,54 @@ fn two_pushers_share_one_worker() {
         pool.push(Job::Count);
         other.join().expect("pusher");
         pool.finish(2);
+    });
+}
+
+#[test]
+fn a_worker_is_pushed_jobs_behind_and_ahead() {
+    check(|| {
+        let pool = Pool::new(1);
+        let other = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.push_ahead([Job::Count]))
+        };
+        pool.push(Job::Count);
+        other.join().expect("pusher");
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn two_pushers_ahead_share_one_worker() {
+    check(|| {
+        let pool = Pool::new(1);
+        let other = {
+            let pool = pool.clone();
+            thread::spawn(move || pool.push_ahead([Job::Count]))
+        };
+        pool.push_ahead([Job::Count]);
+        other.join().expect("pusher");
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn a_sleeping_worker_is_woken_for_a_later_job_ahead() {
+    check(|| {
+        let pool = Pool::new(1);
+        pool.push(Job::Count);
+        pool.push_ahead([Job::Count]);
+        pool.finish(2);
+    });
+}
+
+#[test]
+fn two_workers_share_a_batch_ahead() {
+    check_with(2, || {
+        let pool = Pool::new(2);
+        pool.push(Job::PushAhead);
+        pool.push_ahead([Job::Count, Job::Count]);
+        pool.finish(4);
     });
 }
 

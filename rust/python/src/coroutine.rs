@@ -299,7 +299,10 @@ impl CoroutineWorker {
             Content::Call(call) => {
                 this.keep_name(call.callable().bind(py));
                 match call.context(py) {
-                    Ok(context) => Some((Body::Call(call), context)),
+                    Ok(context) => {
+                        this.tell_begun(py);
+                        Some((Body::Call(call), context))
+                    }
                     Err(error) => {
                         TaskHandle::settle(handle, Outcome::Error(error), py);
                         None

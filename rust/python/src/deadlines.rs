@@ -12,13 +12,14 @@ use pyo3::prelude::*;
 use crate::batch::OUT_OF_TIME;
 use crate::guard;
 use crate::handle::{Outcome, TaskHandle};
-use crate::process::timeout_error;
+use crate::process::{timeout_error, timeout_error_saying};
 use crate::shared::Shared;
 
 /// What the watchdog keeps for a deadline.
 pub(crate) enum Due {
     /// Of one task: where its handle stands, and the id to tell it from a later one there.
-    Task { entry: Entry, task_id: i64 },
+    /// And what its error says, if it has a limit of its own.
+    Task { entry: Entry, task_id: i64, text: Option<String> },
     /// Of all tasks, and which of the deadlines for all that were set.
     All { generation: u64 },
 }
@@ -105,6 +106,12 @@ impl Shared {
         Ok(())
     }
 
+    /// Starts the thread that keeps deadlines, as `set_task_timeout` does, for tasks with limits of
+    /// their own that are about to be submitted.
+    pub(crate) fn keep_deadlines(self: &Arc<Self>) -> PyResult<()> {
+        self.deadlines.lock().watchdog(self).map(drop)
+    }
+
     /// Lets every task that is unfinished `millis` from now run out of time; 0 takes that back.
     pub(crate) fn set_timeout_for_all(self: &Arc<Self>, millis: u64) -> PyResult<()> {
         let mut keeper = self.deadlines.lock();
@@ -128,13 +135,20 @@ impl Shared {
 
     /// Sets the deadline of a task that begins.
     pub(crate) fn arm(self: &Arc<Self>, handle: &TaskHandle) {
-        let Some(timeout) = self.deadlines.task_timeout().filter(|_| !self.is_copy()) else {
+        let (limit, default) = (handle.take_limit(), self.deadlines.task_timeout());
+        if (limit.is_none() && default.is_none()) || self.is_copy() {
             return;
+        }
+        let (timeout, text) = match (limit, default) {
+            (Some(limit), Some(default)) if limit.timeout > default => (default, None),
+            (Some(limit), _) => (limit.timeout, Some(limit.text)),
+            (None, Some(default)) => (default, None),
+            (None, None) => return,
         };
         let (Some(entry), Some(at)) = (handle.entry(), Instant::now().checked_add(timeout)) else {
             return;
         };
-        let due = Due::Task { entry, task_id: handle.task_id };
+        let due = Due::Task { entry, task_id: handle.task_id, text };
         let alarm = self.deadlines.lock().set(self, at, due);
         match alarm {
             Ok(alarm) => {
@@ -163,7 +177,7 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
     guard::attach(|py| {
         for due in due {
             match due {
-                Due::Task { entry, task_id } => {
+                Due::Task { entry, task_id, text } => {
                     let handle = shared
                         .ledger
                         // SAFETY: called under the ledger's lock.
@@ -171,7 +185,10 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
                         .flatten()
                         .filter(|handle| handle.get().task_id == *task_id);
                     if let Some(handle) = handle {
-                        run_out(py, &handle, "it was asked to stop");
+                        run_out(py, &handle, |handle| match text {
+                            Some(text) => timeout_error_saying(py, text.clone()),
+                            None => timeout_error(py, handle, "it was asked to stop"),
+                        });
                     }
                 }
                 Due::All { generation } => {
@@ -206,7 +223,7 @@ fn run_out_all(py: Python<'_>, shared: &Shared) {
     let (running, queued): (Vec<_>, Vec<_>) =
         handles.into_iter().partition(|handle| handle.get().has_begun());
     for (index, handle) in queued.iter().chain(&running).enumerate() {
-        run_out(py, handle, OUT_OF_TIME);
+        run_out(py, handle, |handle| timeout_error(py, handle, OUT_OF_TIME));
         if index % SLICE == SLICE - 1 {
             py.detach(|| ());
         }
@@ -214,7 +231,11 @@ fn run_out_all(py: Python<'_>, shared: &Shared) {
 }
 
 /// Ends a task for who waits for it, and tells what still runs to stop.
-fn run_out(py: Python<'_>, handle: &Py<TaskHandle>, what: &str) {
+fn run_out(
+    py: Python<'_>,
+    handle: &Py<TaskHandle>,
+    error: impl FnOnce(&TaskHandle) -> PyResult<PyErr>,
+) {
     let this = handle.get();
     if this.is_settled() {
         return;
@@ -222,11 +243,10 @@ fn run_out(py: Python<'_>, handle: &Py<TaskHandle>, what: &str) {
     // One that has not begun never will.
     let begun = !this.claim();
     let stopper = this.stopper(py);
-    let error = timeout_error(py, this, what).unwrap_or_else(|error| error);
+    let error = error(this).unwrap_or_else(|error| error);
     // Made now: it takes Python code, in which a body that sees the request could come to its end
     // before it has run out of time.
     error.value(py);
-    this.request_cancel();
     let ours = TaskHandle::settle_in_passing(handle, Outcome::Error(error), py);
     if ours
         && begun

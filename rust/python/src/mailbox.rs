@@ -9,7 +9,8 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::handle::TaskHandle;
+use crate::handle::{TaskHandle, state};
+use crate::once::intern;
 use crate::{shared, signals};
 
 /// One task, by the object that its submitter gave to recognise it by, and what is new of it.
@@ -45,6 +46,8 @@ impl Delivery {
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Mailbox {
     pub(crate) core: Arc<CoreMailbox<Delivery>>,
+    /// What the reader calls the states of a task, from `RUNNING` on.
+    states: [Py<PyAny>; 4],
     /// In which process it was made, as forks are counted.
     process: u64,
 }
@@ -52,8 +55,19 @@ pub(crate) struct Mailbox {
 #[pymethods]
 impl Mailbox {
     #[new]
-    fn new() -> PyResult<Self> {
-        Ok(Self { core: Arc::new(CoreMailbox::new()?), process: shared::process_generation() })
+    #[pyo3(signature = (states=None))]
+    fn new(py: Python<'_>, states: Option<[Py<PyAny>; 4]>) -> PyResult<Self> {
+        let states = states.unwrap_or_else(|| {
+            let names = [
+                intern!(py, "running"),
+                intern!(py, "done"),
+                intern!(py, "failed"),
+                intern!(py, "cancelled"),
+            ];
+            names.map(|name| name.clone().into_any().unbind())
+        });
+        let core = Arc::new(CoreMailbox::new()?);
+        Ok(Self { core, states, process: shared::process_generation() })
     }
 
     /// Return the descriptor that is readable while something waits.
@@ -72,27 +86,31 @@ impl Mailbox {
     ///
     /// With ``look`` it is given a moment, of at most 50 µs, in which something may come: where
     /// such moments have not been in vain lately.
-    #[pyo3(signature = (limit, *, look=false))]
+    ///
+    /// They are added to ``into``, a list, where a signal's handler that raises when this returns does
+    /// not lose them.
+    #[pyo3(signature = (limit, *, look=false, into=None))]
     fn drain<'py>(
         &self,
         py: Python<'py>,
         limit: usize,
         look: bool,
+        into: Option<Bound<'py, PyList>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let deliveries = match look {
             true => signals::look(py, || self.core.look(limit)),
             false => self.core.drain(limit),
         };
-        let items = PyList::empty(py);
+        let items = into.unwrap_or_else(|| PyList::empty(py));
         for Delivery { token, news } in deliveries {
             match news {
                 News::Begun(at) => {
                     let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-                    items.append((token, "running", seconds))?;
+                    items.append((token, self.name(py, state::RUNNING), seconds))?;
                 }
                 News::Ended(handle) => {
                     let (state, value) = handle.get().report(py);
-                    items.append((token, state, value))?;
+                    items.append((token, self.name(py, state), value))?;
                 }
             }
         }
@@ -102,7 +120,7 @@ impl Mailbox {
     /// What waits for the reader is this object's, whoever else can post. Any thread adds to it; it
     /// is taken away by attached threads only, see [`collector`](crate::collector).
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let mut shown = Ok(());
+        let mut shown = self.states.iter().try_for_each(|state| visit.call(state));
         if !self.is_copy() {
             self.core.for_each(|delivery| {
                 if shown.is_ok() {
@@ -122,6 +140,11 @@ impl Mailbox {
 }
 
 impl Mailbox {
+    /// What the reader calls a state.
+    fn name<'py>(&self, py: Python<'py>, state: u8) -> &Bound<'py, PyAny> {
+        self.states[usize::from(state - state::RUNNING)].bind(py)
+    }
+
     /// Whether a `fork()` has made a copy of this, whose lock may be held for ever by a thread that
     /// was not copied.
     fn is_copy(&self) -> bool {

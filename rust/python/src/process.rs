@@ -170,10 +170,15 @@ pub(crate) fn decode(
 
 /// A `TaskTimeoutError` for a task that was stopped at its deadline.
 pub(crate) fn timeout_error(py: Python<'_>, handle: &TaskHandle, what: &str) -> PyResult<PyErr> {
-    static CLASS: Lazy<Py<PyType>> = Lazy::new();
-    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
     let name = handle.name_now(py);
     let text = format!("task {} '{name}' has run out of time: {what}", handle.task_id);
+    timeout_error_saying(py, text)
+}
+
+/// The same with a text that says it all.
+pub(crate) fn timeout_error_saying(py: Python<'_>, text: String) -> PyResult<PyErr> {
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
+    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
     Ok(PyErr::from_type(class.clone(), (text,)))
 }
 

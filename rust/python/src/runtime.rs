@@ -1,8 +1,10 @@
 //! `Runtime`: what a caller submits to.
 
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dftracer_core::process::{Sink, Source};
 use dftracer_core::sizes::Sizes;
@@ -15,8 +17,9 @@ use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 use crate::batch::Batch;
 use crate::call::Call;
 use crate::files;
-use crate::handle::{Birth, Content, Outcome, TaskHandle};
+use crate::handle::{Birth, Content, Limit, Outcome, TaskHandle};
 use crate::mailbox::Mailbox;
+use crate::once::intern;
 use crate::origin::Origin;
 use crate::process::{self, Request};
 use crate::progress;
@@ -41,21 +44,15 @@ fn size(value: isize, name: &str) -> PyResult<usize> {
     })
 }
 
-/// What `submit_to` takes for each call: token, function, arguments, keywords, name, context.
-type MailboxCall<'py> = (
-    Py<PyAny>,
-    Bound<'py, PyAny>,
-    Bound<'py, PyTuple>,
-    Option<Bound<'py, PyDict>>,
-    Bound<'py, PyString>,
-    Option<Bound<'py, PyContext>>,
-);
-
-/// The same, looked at.
+/// What `submit_to` has read of a submission.
 struct Parsed<'py> {
+    /// The submission itself.
     token: Py<PyAny>,
     call: Call,
     name: Bound<'py, PyString>,
+    interrupt: bool,
+    /// What the trace is to say of it, if there is one.
+    note: Option<Note>,
     lane: LaneKind,
     origin: Option<Py<Origin>>,
 }
@@ -93,13 +90,34 @@ impl Runtime {
         Ok((if is_coroutine { LaneKind::Coroutine } else { lane }, origin))
     }
 
-    /// Reads the calls that are to be delivered to a mailbox.
-    fn parse<'py>(&self, calls: &Bound<'py, PyAny>) -> PyResult<Vec<Parsed<'py>>> {
+    /// Reads the attributes of submissions that are to be delivered to a mailbox. `None` if not all
+    /// are functions, or, where they must be `plain`, one has options.
+    fn parse<'py>(
+        &self,
+        submissions: &Bound<'py, PyAny>,
+        plain: bool,
+    ) -> PyResult<Option<Vec<Parsed<'py>>>> {
+        let py = submissions.py();
+        let is_traced = self.shared.tracing().is_some();
         let mut parsed = Vec::new();
         let mut last: Option<(Bound<'py, PyAny>, LaneKind, Option<Py<Origin>>)> = None;
-        for item in calls.try_iter()? {
-            let (token, callable, args, kwargs, name, context): MailboxCall<'py> =
-                item?.extract()?;
+        for item in submissions.try_iter()? {
+            let item = item?;
+            let callable = item.getattr(intern!(py, "function"))?;
+            if callable.is_none() || (plain && item.getattr(intern!(py, "options"))?.is_truthy()?) {
+                return Ok(None);
+            }
+            let args = item.getattr(intern!(py, "args"))?.cast_into::<PyTuple>()?;
+            let kwargs: Option<Bound<'py, PyDict>> =
+                item.getattr(intern!(py, "kwargs"))?.extract()?;
+            let name = item.getattr(intern!(py, "name"))?.cast_into::<PyString>()?;
+            let context: Option<Bound<'py, PyContext>> =
+                item.getattr(intern!(py, "context"))?.extract()?;
+            let interrupt = item.getattr(intern!(py, "interrupt"))?.is_truthy()?;
+            let note = match is_traced {
+                true => item.getattr(intern!(py, "trace_note"))?.extract()?,
+                false => None,
+            };
             // Mostly the same function again and again.
             let (lane, origin) = match &last {
                 Some((before, lane, origin)) if before.is(&callable) => {
@@ -113,9 +131,10 @@ impl Runtime {
                 }
             };
             let call = Call::new(callable, args, kwargs, context.map(Bound::into_any))?;
-            parsed.push(Parsed { token, call, name, lane, origin });
+            let token = item.unbind();
+            parsed.push(Parsed { token, call, name, interrupt, note, lane, origin });
         }
-        Ok(parsed)
+        Ok(Some(parsed))
     }
 
     /// Makes a task of a call, accepted but not queued, and says for which lane.
@@ -299,37 +318,60 @@ impl Runtime {
         self.shared.tracing().is_some_and(|tracing| tracing.is_to(trace))
     }
 
-    /// Run many calls for one reader: token, function, args, kwargs, name, context.
+    /// Run many calls for one reader.
     ///
-    /// A body runs in its ``context``, which nothing else may run in, or in a new one if that is
-    /// empty; ``None`` is a copy of this one. ``notes`` hold for each call, for the trace, when it
-    /// was created (:meth:`Trace.clock`), and members of a JSON object, without braces.
-    /// ``interrupts`` hold for each the ``interrupt`` of :meth:`submit`.
+    /// Of each submission its attributes are read: ``function``, ``args``, ``kwargs`` (or
+    /// ``None``), ``name``, ``interrupt`` as for :meth:`submit`, and ``context``. The body runs in
+    /// that, which nothing else may run in, or in a new one if that is empty; ``None`` is a copy of
+    /// this one. If the runtime has a trace, also ``trace_note``: when the call was created
+    /// (:meth:`Trace.clock`), and members of a JSON object, without braces; or ``None``. Without
+    /// ``timeouts``, also whether it has ``options``.
     ///
-    /// Each outcome is posted to ``mailbox`` under its token. Failures are for the mailbox's
-    /// reader: :meth:`wait_all` and :meth:`get_failed` do not report them.
+    /// Each outcome is posted to ``mailbox`` under the submission. A failure is the business of the
+    /// mailbox's reader: :meth:`wait_all` and :meth:`get_failed` do not speak of it. To
+    /// ``report_running`` is to post that each body begins, too. ``timeouts`` say of each for how
+    /// many seconds it may run from then on, and with what text it fails
+    /// (:class:`~dftracer.utils.TaskTimeoutError`) when they are over; it is asked to stop then.
+    ///
+    /// Bodies begin in the order of their submission. With a number other than 0, ``ahead``, these
+    /// go ahead of all that waits in their lane, except for what was submitted last with the same
+    /// number: that they follow. What goes ahead without a pause lets the others wait as long.
+    ///
+    /// Returns
+    /// -------
+    /// list[TaskHandle[Any]] | None
+    ///     ``None``, and none of them is run, if a ``function`` is ``None``, or there are options
+    ///     and no ``timeouts``, which only who understands options can give.
     ///
     /// Raises
     /// ------
+    /// TypeError
+    ///     If one of them cannot be called; then none of them is.
     /// RuntimeError
-    ///     If the runtime takes no more tasks; then none of the calls is run.
-    #[pyo3(signature = (mailbox, calls, notes=None, interrupts=None))]
+    ///     If the runtime takes no more tasks, or the system refuses the thread that keeps
+    ///     timeouts; then none of the calls is run.
+    #[pyo3(signature = (mailbox, submissions, report_running=false, timeouts=None, ahead=0))]
     fn submit_to<'py>(
         &self,
         py: Python<'py>,
         mailbox: &Mailbox,
-        calls: &Bound<'py, PyAny>,
-        notes: Option<Vec<Note>>,
-        interrupts: Option<Vec<bool>>,
-    ) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
-        let calls = self.parse(calls)?;
+        submissions: &Bound<'py, PyAny>,
+        report_running: bool,
+        timeouts: Option<Vec<Option<(f64, String)>>>,
+        ahead: u64,
+    ) -> PyResult<Option<Vec<Bound<'py, TaskHandle>>>> {
+        let Some(calls) = self.parse(submissions, timeouts.is_none())? else { return Ok(None) };
         let count = calls.len();
+        if timeouts.iter().flatten().any(Option::is_some) {
+            self.shared.check_process()?;
+            self.shared.keep_deadlines()?;
+        }
         self.shared.tasks_begin(count)?;
         let birth = Birth::now(py, &self.shared, count);
-        let mut notes = notes.into_iter().flatten();
+        let mut timeouts = timeouts.into_iter().flatten();
         let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
-        for Parsed { token, call, name, lane, origin } in calls {
+        for Parsed { token, call, name, interrupt, note, lane, origin } in calls {
             let number = handles.len();
             let shared = self.shared.clone();
             let (name, content) = (Some(name.unbind()), Content::Call(call));
@@ -353,11 +395,19 @@ impl Runtime {
                 self.shared.tasks_refused(count - handles.len());
             })?;
             TaskHandle::untrack(&handle);
-            if let (Some(tracing), Some(note)) = (self.shared.tracing(), notes.next()) {
+            if let (Some(note), Some(tracing)) = (note, self.shared.tracing()) {
                 tracing.note(handle.get(), &note);
             }
-            if interrupts.as_ref().is_some_and(|each| each.get(number) == Some(&true)) {
+            if interrupt {
                 handle.get().allow_interrupt();
+            }
+            if report_running {
+                handle.get().report_begin();
+            }
+            if let Some(Some((timeout, text))) = timeouts.next()
+                && let Ok(timeout) = Duration::try_from_secs_f64(timeout)
+            {
+                handle.get().set_limit(Limit { timeout, text });
             }
             TaskHandle::deliver_to(&handle, &mailbox.core, token);
             match lane {
@@ -369,17 +419,17 @@ impl Runtime {
         TaskHandle::enter_ledger(&self.shared, &handles);
         for (lane, batch) in [(LaneKind::Python, plain), (LaneKind::Coroutine, coroutines)] {
             if !batch.is_empty() {
-                self.shared.push_all(py, lane, &batch);
+                self.shared.push_all(py, lane, NonZeroU64::new(ahead), &batch);
             }
         }
-        Ok(handles)
+        Ok(Some(handles))
     }
 
     /// Run a program; :meth:`dftracer.utils.Runtime.run_process` says with what.
     ///
-    /// With a ``mailbox``, the outcome is posted there under ``token``, and a failure is for its
-    /// reader alone. With ``tell_begin`` a post says that it begins, too. ``note`` is one of the
-    /// ``notes`` of :meth:`submit_to`.
+    /// With a ``mailbox``, the outcome is posted there under ``token``, and a failure is the
+    /// business of its reader. With ``tell_begin`` that it begins is posted too, as by
+    /// :meth:`Mailbox.post`. ``note`` is what ``trace_note`` is for :meth:`submit_to`.
     #[pyo3(signature = (argv, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, timeout=None, name=None, mailbox=None, token=None, tell_begin=false, note=None, tty=false))]
     #[allow(clippy::too_many_arguments)] // keywords of one Python call
     fn start_process<'py>(

@@ -7,6 +7,7 @@
 //! read together.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -496,16 +497,22 @@ impl Shared {
         }
     }
 
-    /// As `push` for many. The woken worker gets the interpreter at once: this thread lets go of it
-    /// before it wakes, and takes it again when the worker sleeps or its time slice is over.
+    /// As `push` for many; if there is a turn, ahead of what waits, but for what is of that turn.
+    ///
+    /// The woken worker gets the interpreter at once: this thread lets go of it before it wakes, and
+    /// takes it again when the worker sleeps or its time slice is over.
     pub(crate) fn push_all(
         self: &Arc<Self>,
         py: Python<'_>,
         kind: LaneKind,
+        turn: Option<NonZeroU64>,
         handles: &[Bound<'_, TaskHandle>],
     ) {
         let jobs = handles.iter().map(|handle| handle.clone().unbind());
-        let (sleeper, order) = self.lane(kind).push_all(jobs);
+        let (sleeper, order) = match turn {
+            Some(turn) => self.lane(kind).push_all_ahead(turn.get(), jobs),
+            None => self.lane(kind).push_all(jobs),
+        };
         if let Some(sleeper) = sleeper {
             py.detach(|| sleeper.unpark());
         }

@@ -124,7 +124,7 @@ impl Trace {
     /// times:
     ///     When it was created, submitted, begun (0: never) and ended, by :meth:`clock`.
     /// state:
-    ///     ``"DONE"``, ``"FAILED"`` or ``"CANCELLED"``.
+    ///     ``"DONE"``, ``"FAILED"`` or ``"CANCELED"``.
     /// members:
     ///     Members of a JSON object, without its braces.
     #[pyo3(signature = (kind, name, times, state, members, failure=None))]

@@ -337,6 +337,7 @@ fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
         end_body(py, around, call);
         return Some(Outcome::Cancelled);
     }
+    this.tell_begun(py);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let context = call.context(py)?;
         let value = in_context(context.bind(py), || call.here(py))?;
@@ -440,7 +441,8 @@ pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
     });
     let (py, depth) = (handle.py(), INLINE_DEPTH.get());
     // One that may run out of time ends for its waiter, too, at once: not on the stack of that.
-    let has_limit = this.shared().is_some_and(|shared| shared.deadlines.task_timeout().is_some());
+    let has_limit = this.has_limit()
+        || this.shared().is_some_and(|shared| shared.deadlines.task_timeout().is_some());
     if !ours || has_limit || depth >= MAX_INLINE_DEPTH || has_deep_stack(py) || !this.claim() {
         return false;
     }

@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 from distributed.deploy import Cluster
 
 from dftracer.asyncflow.backends import remote
+from dftracer.asyncflow.backends.base import Submission
 from dftracer.asyncflow.backends.dask.worker import TaskStopper
 from dftracer.asyncflow.errors import text_of_error
 from dftracer.utils import available_cpus
@@ -35,6 +36,35 @@ def check_target(target: Any) -> None:
             "DaskExecutionBackend takes a scheduler's address, a Client, a cluster or a mapping of "
             f"arguments for a LocalCluster, not {type(target).__name__}"
         )
+
+
+def label_of(submission: Submission) -> str:
+    """Return how messages speak of a task."""
+    return f"task '{submission.name}' ({submission.uid})"
+
+
+def lost_task(
+    backend: str, client: Client | None, label: str, error: BaseException | None
+) -> ConnectionError:
+    """Return the error of a task of which Dask knows nothing any more.
+
+    Parameters
+    ----------
+    backend, label:
+        How messages call the backend and the task.
+    client:
+        Through which the task was sent, if the backend still has it.
+    error:
+        What has made this known, if anything.
+    """
+    what = "is gone"
+    if client is not None and client.status == "running":
+        what = "has been told to forget it: was it restarted?"
+    scheduler = getattr(getattr(client, "scheduler", None), "address", "an unknown address")
+    why = f" ({text_of_error(error)})" if error is not None else ""
+    return ConnectionError(
+        f"backend '{backend}': {label} is lost: the scheduler at {scheduler} {what}{why}"
+    )
 
 
 class _LocalCluster(LocalCluster):  # type: ignore[misc]
@@ -75,7 +105,8 @@ class Connection:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        """The backend's event loop."""
         self._own: list[Any] = []
         """What is to be closed, in this order."""
         self._background: set[asyncio.Task[None]] = set()
@@ -138,7 +169,7 @@ class Connection:
     async def close(self) -> None:
         """Stop what runs in the background, and close what was not given."""
         if hasattr(self, "client"):
-            self.tell_client(_cancel_all, self._background)
+            self.call_in_client_loop(_cancel_all, self._background)
         own, self._own = self._own, []
         for each in own:
             try:
@@ -154,21 +185,21 @@ class Connection:
 
     async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Await ``work`` in the client's event loop."""
-        if self._client_loop is self._loop:
+        if self._client_loop is self.loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._client_loop))
 
-    def tell_client(self, function: Callable[..., None], *args: Any) -> None:
+    def call_in_client_loop(self, function: Callable[..., None], *args: Any) -> None:
         """Call ``function`` in the client's event loop, soon, unless that is closed."""
         with contextlib.suppress(RuntimeError):
             self._client_loop.call_soon_threadsafe(function, *args)
 
-    def tell_backend(self, function: Callable[..., None], *args: Any) -> None:
+    def call_in_backend_loop(self, function: Callable[..., None], *args: Any) -> None:
         """Call ``function`` in the backend's event loop, soon, unless that is closed."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *args)
+            self.loop.call_soon_threadsafe(function, *args)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` in the background. Called in the client's event loop."""
         task = asyncio.ensure_future(work)
         self._background.add(task)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.comm import resolve_address
+from distributed.comm import (  # pyright: ignore[reportMissingImports]
+    resolve_address,  # pyright: ignore[reportUnknownVariableType]
+)
 
-from dftracer.asyncflow.backends.base import Task
-from dftracer.asyncflow.backends.host import FUNCTION_OPTIONS
-from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, options_of, timeout_of
+from dftracer.asyncflow.backends.base import Submission
+from dftracer.asyncflow.backends.programs import PROGRAM_OPTIONS, timeout_of
 from dftracer.asyncflow.errors import text_of
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -25,8 +26,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 """What is for Dask, and what it may be."""
 
+_FUNCTION_OPTIONS = frozenset({"timeout"})
+"""What a function's may say besides."""
+
 _LIMIT = 2**63
 """With a larger number Dask's client loses its connection."""
+
+_TURN = 2**-30
+"""By how much a later turn raises the priority."""
 
 
 @dataclass
@@ -37,8 +44,12 @@ class Options:
     """Seconds."""
     key: str | None = None
     pure: bool = False
-    dask: dict[str, Any] = field(default_factory=dict)
+    dask: dict[str, Any] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
     """For :meth:`distributed.Client.map`."""
+
+    def go_ahead(self, turn: int) -> None:
+        """Have the task run before those of its priority that were submitted in earlier turns."""
+        self.dask["priority"] = self.dask.get("priority", 0) + turn * _TURN
 
     @property
     def workers(self) -> list[Any] | None:
@@ -52,7 +63,7 @@ class Options:
         return resources
 
 
-def parse(label: str, task: Task) -> Options:
+def parse(label: str, submission: Submission) -> Options:
     """Understand the ``task_description`` of a task, which messages call ``label``.
 
     Raises
@@ -62,10 +73,13 @@ def parse(label: str, task: Task) -> Options:
     ValueError
         If a key is unknown, or a value makes no sense.
     """
-    given = {key: value for key, value in options_of(task).items() if value is not None}
+    given = {key: value for key, value in submission.options.items() if value is not None}
+    own = _FUNCTION_OPTIONS
+    if submission.function is None:
+        own = PROGRAM_OPTIONS
+        given.pop("shell", None)  # the engine has made the command by it
     if not given:
         return Options()
-    own = FUNCTION_OPTIONS if task.get("function") is not None else PROGRAM_OPTIONS
     for key, value in given.items():
         entry = f"{label}: {key!r} in its task_description"
         if key not in own and key not in _TYPES:
@@ -93,7 +107,7 @@ def parse(label: str, task: Task) -> Options:
             raise ValueError(f"{label}: 'workers' in its task_description names no worker")
         given["workers"] = [workers] if isinstance(workers, str) else list(workers)
     return Options(
-        timeout=timeout_of(task),
+        timeout=timeout_of(submission),
         key=given.pop("key", None),
         pure=given.pop("pure", False),
         dask={key: value for key, value in given.items() if key not in own},
@@ -106,7 +120,7 @@ def why_impossible(options: Options, workers: Mapping[str, Mapping[str, Any]]) -
     Parameters
     ----------
     workers:
-        By its address, what the scheduler tells of each.
+        By its address, what the scheduler knows of each.
     """
     named, allowed = options.workers, dict(workers)
     if named:
@@ -114,7 +128,7 @@ def why_impossible(options: Options, workers: Mapping[str, Mapping[str, Any]]) -
         if not allowed:
             return f"no worker is one of workers={named!r}; there are {_join(workers)}"
     for worker in allowed.values():
-        has = worker.get("resources") or {}
+        has: Mapping[str, Any] = worker.get("resources") or {}
         if all(has.get(name, 0) >= amount for name, amount in options.resources.items()):
             return None
     offers = [f"{address} with {worker.get('resources')}" for address, worker in allowed.items()]
@@ -126,7 +140,7 @@ def _is_meant(name: Any, address: str, worker: Mapping[str, Any]) -> bool:
     if name in (address, worker.get("name"), worker.get("host")):
         return True
     with contextlib.suppress(Exception):  # it is no address
-        return bool(resolve_address(name) == address)
+        return bool(resolve_address(name) == address)  # pyright: ignore[reportUnknownArgumentType]
     return False
 
 

@@ -1,4 +1,4 @@
-"""What worker processes tell while they work, which executors do not pass on: a file of notes."""
+"""When bodies begin in worker processes, which executors do not report: a file of notes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dftracer.asyncflow.backends import remote
 class Notes:
     """A file in which workers on this machine note when a call begins, and see if it must not.
 
-    Executors hand calls to worker processes before these have time for them, and tell nobody when
-    they begin; and what was handed over cannot be cancelled through them.
+    Executors hand calls to worker processes before these have time for them, and report no
+    beginnings; and what was handed over cannot be cancelled through them.
     """
 
     def __init__(self) -> None:

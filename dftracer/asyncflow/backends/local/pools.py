@@ -1,6 +1,6 @@
-"""Pools of worker processes: who has died when one breaks, and another like it.
+"""Pools of worker processes: which have died when one breaks, and another like it.
 
-Executors tell neither, so this looks at what they are made of. It knows those of the standard
+Executors offer neither, so this reads their private attributes. It knows those of the standard
 library and of loky; all others stay as they are when they break.
 """
 
@@ -27,8 +27,8 @@ _REAP_S = 1.0
 """How long the exit code of a process that has closed its files may take to be known."""
 _CLOSE_S = 5.0
 """How long a broken executor, and each of its dying workers, may take to end."""
-_PATIENCE_LOOKS = 3
-"""So often in a row a worker must be seen dead before its executor's thread counts as stuck."""
+_STUCK_CHECKS = 3
+"""In so many checks in a row a worker must be dead before its executor's thread counts as stuck."""
 _FILLER = bytes(65536)
 
 _log = logging.getLogger("dftracer.asyncflow")
@@ -78,12 +78,12 @@ class LostThreadError(BrokenExecutor):
 class BrokenPool:
     """What has become of the workers of a pool that has broken.
 
-    To be made before the executor ends those that are left: in the callback of a future of it.
+    To be made in the callback of a future of it: before the executor ends those that are left.
     """
 
     def __init__(self, executor: Any, cause: BaseException, stop: bool = False) -> None:
-        """Look which workers are dead; with ``stop``, or where the executor may wait for ever for
-        the others, kill those."""
+        """Find out which workers are dead; with ``stop``, or where the executor may wait for ever
+        for the others, kill those."""
         self.executor: Executor = executor
         self.cause = cause
         self.deaths: dict[int, str] = {}
@@ -92,13 +92,13 @@ class BrokenPool:
         # Whatever cannot be seen of somebody else's workers, the pool has broken.
         with contextlib.suppress(Exception):
             self._processes.update(executor._processes or {})
-            self._look()
+            self._find_deaths()
         if stop or type(executor) is ProcessPoolExecutor:
             # It would ask them to end, which a body may ignore, and wait for ever.
             for pid in self._processes.keys() - self.deaths.keys():
                 _kill(self._processes[pid])
 
-    def _look(self) -> None:
+    def _find_deaths(self) -> None:
         gone = wait([process.sentinel for process in self._processes.values()], 0)
         for pid, process in self._processes.items():
             if process.sentinel in gone:
@@ -120,25 +120,25 @@ class BrokenPool:
 
 
 class PoolWatch:
-    """Notices when a pool of processes cannot end its calls and does not say so.
+    """Finds out when a pool of processes cannot end its calls and does not say so.
 
-    It looks into the standard library's pools and loky's, for what these do not look after: their
-    own thread, which may have died; that some process is left; that the thread does not wait for
-    the rest of what a worker wrote before it died. Of other executors it sees nothing.
+    It knows what the standard library's pools and loky's do not handle: that their own thread has
+    died; that no process is left; that the thread waits for the rest of what a worker was writing
+    when it died. About other executors it knows nothing.
     """
 
     def __init__(self, executor: Any) -> None:
         self.is_possible = hasattr(executor, "_executor_manager_thread")
         self._executor = executor
         self._thread: threading.Thread | None = None
-        """The executor's own, of which that keeps no trace when it is shut down."""
+        """The executor's own, which the executor forgets when it is shut down."""
         self._unnoticed = 0
-        """How many looks in a row have found the same workers dead, and still known."""
+        """In how many checks in a row the executor had dead workers and took them for alive."""
         self._has_warned = False
         self._loses_workers = getattr(executor, "_max_tasks_per_child", None) is not None
 
     def has_lost_its_thread(self) -> bool:
-        """Tell whether nobody will end the calls of the executor that have not ended."""
+        """Return whether nobody will end the calls of the executor that have not ended."""
         if self._thread is None:
             self._thread = getattr(self._executor, "_executor_manager_thread", None)
             if self._thread is None:
@@ -149,7 +149,7 @@ class PoolWatch:
             return not self._thread.is_alive()
 
     def would_lose_calls(self) -> bool:
-        """Tell whether the executor takes calls that nobody would end."""
+        """Return whether the executor takes calls that nobody would end."""
         if not self.has_lost_its_thread():
             return False
         flags = getattr(self._executor, "_flags", None)
@@ -170,7 +170,7 @@ class PoolWatch:
             _end_all(processes)
 
     def trim_idle(self) -> None:
-        """Count no worker as idle that is not, before something is submitted or has ended.
+        """Correct the executor's count of idle workers, before a submission and when a call ends.
 
         Where workers end after a number of calls, CPython counts them as idle after each, whatever
         waits, and starts no others in the place of those that it believes idle (gh-115634).
@@ -183,22 +183,22 @@ class PoolWatch:
                 while count._value > max(idle, 0) and count.acquire(blocking=False):
                     pass
 
-    def look(self) -> None:
-        """Help the executor on where it is stuck. To be called again and again."""
+    def unstick(self) -> None:
+        """Help the executor where it is stuck. To be called regularly while it has calls."""
         try:
-            self._look(self._executor)
+            self._unstick(self._executor)
         except Exception as error:
             if not self._has_warned:
                 self._has_warned = True
                 kind, why = type(self._executor).__name__, text_of_error(error)
                 _log.warning("%s has no worker process, and none can be started: %s", kind, why)
 
-    def _look(self, executor: Any) -> None:
+    def _unstick(self, executor: Any) -> None:
         processes = dict(executor._processes or {})
         # With exit code 0 they may have ended as they should.
         dead = [process for process in processes.values() if process.exitcode]
         self._unnoticed = self._unnoticed + 1 if dead else 0
-        if self._unnoticed == _PATIENCE_LOOKS:
+        if self._unnoticed == _STUCK_CHECKS:
             for process in processes.values():
                 _kill(process)
             threading.Thread(target=self._release_reader, args=(executor,), daemon=True).start()
@@ -215,8 +215,8 @@ class PoolWatch:
     def _release_reader(self, executor: Any) -> None:
         """Let the executor's thread go on, which reads what a dead worker has left unfinished.
 
-        No end of that is to be seen where processes forked since have the pipe too. With what is
-        written here it makes no sense, and the pool has broken.
+        The pipe has no end while processes that were forked since have it too. What is written here
+        completes a message that cannot be read, and so the pool breaks.
         """
         assert self._thread is not None
         with contextlib.suppress(Exception):  # closed, as by the end of that thread

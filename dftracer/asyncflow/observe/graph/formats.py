@@ -5,12 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from dftracer.asyncflow.observe.graph.parts import Graph, Node
 from dftracer.utils.progress.texts import printable
-
-if TYPE_CHECKING:
-    from dftracer.asyncflow.observe.graph.model import Node, WorkflowGraph
 
 _COLORS = {
     "pending": ("#f3f4f6", "#9ca3af"),
@@ -36,7 +34,7 @@ _MERMAID_BRACKETS = {"block": '[["{}"]]', "executable": '["{}"]', "prompt": '>"{
 def _look(node: Node) -> str:
     """Return the state by which a node is colored: the one that most needs a look."""
     states = node.states
-    for state in ("FAILED", "CANCELLED", "RUNNING"):
+    for state in ("FAILED", "CANCELED", "RUNNING"):
         if state in states:
             return state.lower()
     if "PENDING" in states:
@@ -97,7 +95,7 @@ def _nested(
         stack += [(member, indent + "  ") for member in reversed(inner)]
 
 
-def to_mermaid(graph: WorkflowGraph) -> str:
+def to_mermaid(graph: Graph) -> str:
     """Return the graph in the language of Mermaid."""
 
     def text(value: str) -> str:
@@ -124,7 +122,7 @@ def to_mermaid(graph: WorkflowGraph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_dot(graph: WorkflowGraph) -> str:
+def to_dot(graph: Graph) -> str:
     """Return the graph in the language of Graphviz."""
 
     def text(value: str) -> str:
@@ -159,21 +157,22 @@ def to_dot(graph: WorkflowGraph) -> str:
 def render(dot: str, kind: str) -> bytes:
     """Have Graphviz draw a graph in its own language, as ``svg`` or ``png``."""
     try:
-        import graphviz
+        import graphviz  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ImportError(
             f"a graph as {kind} needs the package {error.name!r}: pip install "
             "'dftracer-asyncflow[viz]'; .mmd and .dot need nothing"
         ) from None
+    library: Any = graphviz
     try:
-        image: bytes = graphviz.Source(dot).pipe(format=kind, quiet=True)
-    except graphviz.ExecutableNotFound:
+        image: bytes = library.Source(dot).pipe(format=kind, quiet=True)
+    except library.ExecutableNotFound:
         raise RuntimeError(
             f"a graph as {kind} needs the program 'dot' of Graphviz, which is not installed: "
             "apt install graphviz, dnf install graphviz or conda install graphviz; .mmd and .dot "
             "need nothing"
         ) from None
-    except graphviz.CalledProcessError as error:
+    except library.CalledProcessError as error:
         raise RuntimeError(f"Graphviz has failed to draw the graph: {error}") from error
     return image
 
@@ -183,13 +182,13 @@ def to_scrolled(svg: str) -> str:
     return f'<div style="overflow-x:auto">{svg[svg.index("<svg") :]}</div>'
 
 
-def to_table(graph: WorkflowGraph, note: str) -> str:
+def to_table(graph: Graph, note: str) -> str:
     """Return the nodes as a table of a page, and a note below it."""
     names = {node.id: node.name for node in graph.nodes}
     sources: dict[str, dict[str, None]] = {}
     for edge in graph.edges:
         sources.setdefault(edge.target, {})[names[edge.source]] = None
-    rows = []
+    rows: list[str] = []
     for node in graph.nodes:
         states = ", ".join(f"{number:,} {state.lower()}" for state, number in node.states.items())
         cells = (
@@ -212,7 +211,7 @@ def to_table(graph: WorkflowGraph, note: str) -> str:
     )
 
 
-def to_page(graph: WorkflowGraph, svg: str) -> str:
+def to_page(graph: Graph, svg: str) -> str:
     """Return a page that needs no other file."""
     title = html.escape(printable(graph.name))
     note = "Durations count from the launch to the end."
@@ -227,7 +226,7 @@ def to_page(graph: WorkflowGraph, svg: str) -> str:
     )
 
 
-_WRITERS: dict[str, Callable[[WorkflowGraph], bytes]] = {
+_WRITERS: dict[str, Callable[[Graph], bytes]] = {
     ".mmd": lambda graph: graph.to_mermaid().encode(errors="replace"),
     ".dot": lambda graph: graph.to_dot().encode(errors="replace"),
     ".svg": lambda graph: graph.to_svg().encode(errors="replace"),
@@ -236,7 +235,7 @@ _WRITERS: dict[str, Callable[[WorkflowGraph], bytes]] = {
 }
 
 
-def writer_for(path: Path) -> Callable[[WorkflowGraph], bytes]:
+def writer_for(path: Path) -> Callable[[Graph], bytes]:
     """Return what makes the content of a file of that name, or raise ``ValueError``."""
     try:
         return _WRITERS[path.suffix.lower()]

@@ -29,7 +29,7 @@ class NameStatistics:
     """All tasks of one name. Times in µs."""
 
     name: str
-    durations: list[int] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list[int])
     queued: int = 0
     waited: int = 0
     failed: int = 0
@@ -164,7 +164,7 @@ def critical_path_of(trace: Trace) -> list[Step]:
 
 
 def _finder(trace: Trace) -> Callable[[TaskSpan], tuple[TaskSpan | None, str]]:
-    """Return a function that tells what a task had to wait for last, and in which way."""
+    """Return a function that returns what a task had to wait for last, and in which way."""
     known = {task.key: task for task in trace.tasks}
     order = {id(task): number for number, task in enumerate(trace.tasks)}
     on_row: dict[tuple[int, int], list[TaskSpan]] = defaultdict(list)

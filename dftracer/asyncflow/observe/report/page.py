@@ -69,13 +69,13 @@ def write_report(
 def _chart_library() -> str:
     """Return the program text of Plotly, as its package ships it."""
     try:
-        from plotly.offline import get_plotlyjs
+        from plotly import offline as library  # pyright: ignore[reportMissingImports,reportUnknownVariableType]
     except ImportError as error:
         raise ImportError(
             "a report needs plotly, whose charts it shows: pip install 'dftracer-asyncflow[viz]'",
             name=error.name,
         ) from error
-    return str(get_plotlyjs())
+    return str(library.get_plotlyjs())  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
 
 
 def render(trace: Trace, title: str, library: str) -> str:

@@ -1,4 +1,4 @@
-"""The tasks that traces tell of."""
+"""The tasks in trace files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class TaskSpan:
     """From being submitted to the start."""
     waited: int = 0
     """From being called to being submitted: for dependencies."""
-    dependencies: list[Key] = field(default_factory=list)
+    dependencies: list[Key] = field(default_factory=list)  # pyright: ignore[reportUnknownVariableType]
     owner: Key | None = None
     """The block in whose body it was called."""
     parent: Key | None = None
     """The task of a runtime that submitted it."""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
 
     @property
     def end(self) -> int:
@@ -59,7 +59,7 @@ class TaskSpan:
 
 @dataclass
 class Trace:
-    """All that some trace files tell."""
+    """What is in some trace files."""
 
     tasks: list[TaskSpan]
     """By their start."""
@@ -80,7 +80,7 @@ _DETAILS = ("uid", "engine", "workflow_id", "error", "message", "traceback", "ex
 def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
     """Read trace files, and those in directories.
 
-    Any trace of DFTracer can be read; what only our runtimes and engines tell is missing in those
+    Any trace of DFTracer can be read; what only our runtimes and engines write is missing in those
     of others.
 
     Raises
@@ -100,9 +100,10 @@ def read_trace(paths: Iterable[str | os.PathLike[str]]) -> Trace:
             if len(tasks) + len(threads) + len(processes) >= _MAX_KEPT:
                 left_out.rest(path, f"what comes after the first {_MAX_KEPT:,} tasks of all")
                 break
-            arguments = event.get("args")
-            if not isinstance(arguments, dict):
-                arguments = {}
+            given = event.get("args")
+            arguments: dict[str, Any] = {}
+            if isinstance(given, dict):
+                arguments = given  # pyright: ignore[reportUnknownVariableType]
             pid, tid = _whole(event.get("pid")), _whole(event.get("tid"))
             pid = number_of(arguments.get("hhash"), pid)
             phase, name = event.get("ph"), str(event.get("name", ""))
@@ -160,7 +161,7 @@ def _label(
     """Name the rows that tasks are in, with the process if there are several."""
     rows = {task.row for task in tasks}
     is_one = len({pid for pid, _ in rows}) == 1
-    labels = {}
+    labels: dict[tuple[int, int], str] = {}
     for pid, tid in rows:
         label = threads.get((pid, tid), f"thread {tid}")
         labels[pid, tid] = label if is_one else f"{label} · {processes.get(pid, pid)}"

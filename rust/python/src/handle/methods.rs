@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dftracer_core::process::Kill;
-use dftracer_core::task_state::Cancel;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
@@ -13,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
-use super::{Content, Job, Outcome, TaskHandle};
+use super::{Content, Job, Outcome, TaskHandle, state};
 use crate::once::{Lazy, intern};
 use crate::progress::nanos_now;
 use crate::shared::LaneKind;
@@ -207,7 +206,8 @@ impl TaskHandle {
 
     /// Return how a task has ended, and its value or exception.
     fn _report(&self, py: Python<'_>) -> (&'static str, Option<Py<PyAny>>) {
-        self.report(py)
+        let (state, value) = self.report(py);
+        (state::name(state), value)
     }
 
     /// Call ``callback(handle)`` once, when the task has ended, or at once if it has.
@@ -322,15 +322,15 @@ impl TaskHandle {
     /// Cancels a task that has not begun, and asks one that runs to stop.
     pub(crate) fn cancel_or_stop(self_: &Bound<'_, Self>) -> PyResult<u8> {
         let this = self_.get();
-        match this.state.cancel() {
+        if this.claim() {
             // Its place in the queue is skipped later.
-            Cancel::Claimed => {
-                this.times.started.store(nanos_now(), Ordering::Relaxed);
-                Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
-                return Ok(DEQUEUED);
-            }
-            Cancel::TooLate => return Ok(TOO_LATE),
-            Cancel::Running => {}
+            this.request_cancel();
+            this.times.started.store(nanos_now(), Ordering::Relaxed);
+            Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
+            return Ok(DEQUEUED);
+        }
+        if this.is_settled() {
+            return Ok(TOO_LATE);
         }
         let py = self_.py();
         let stopper = this.stopper(py);
@@ -345,6 +345,7 @@ impl TaskHandle {
         if ends_now {
             Self::settle_and(self_.as_unbound(), Outcome::Cancelled, py, stop);
         } else {
+            this.request_cancel();
             stop();
         }
         Ok(if told? { REQUESTED } else { TOO_LATE })

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use dftracer_core::ledger::Entry;
 use dftracer_core::mailbox::Mailbox as CoreMailbox;
-use dftracer_core::park::{Parker, Wakeup};
+use dftracer_core::park::{Parker, Unpark, Wakeup};
 use dftracer_core::task_state::TaskState;
 pub(crate) use dftracer_core::task_state::state;
 use dftracer_core::watchdog::Alarm;
@@ -103,12 +103,28 @@ struct Extras {
     waiters: Waiters,
     /// What that thread is to drop.
     left_over: Option<Content>,
-    /// Its deadline, while it runs.
-    alarm: Option<Alarm>,
+    deadline: Deadline,
     /// The task that submitted it.
     parent: Option<Arc<Family>>,
     /// Made when it submits its first child.
     family: Option<Arc<Family>>,
+}
+
+/// When a task runs out of time.
+#[derive(Default)]
+enum Deadline {
+    #[default]
+    None,
+    /// It has not begun.
+    Limit(Box<Limit>),
+    /// It runs.
+    Alarm(Alarm),
+}
+
+/// How long a task may run, and what its error says then.
+pub(crate) struct Limit {
+    pub(crate) timeout: Duration,
+    pub(crate) text: String,
 }
 
 impl Cell {
@@ -116,7 +132,7 @@ impl Cell {
         self.extras.get_or_insert_default()
     }
 
-    /// Takes out who waits for the task and its deadline, and looks who is its parent. Functions
+    /// Takes out who waits for the task and the alarm of its deadline, and looks who is its parent. Functions
     /// that another thread is to call stay.
     fn end_extras(&mut self, left: Left) -> (Waiters, Option<Alarm>, Option<Arc<Family>>) {
         let Some(extras) = &mut self.extras else { return (Waiters::None, None, None) };
@@ -127,7 +143,11 @@ impl Cell {
             Left::All => extras.waiters = std::mem::take(&mut waiters),
         }
         let has_callbacks = !matches!(extras.waiters, Waiters::None);
-        let (alarm, parent) = (extras.alarm.take(), extras.parent.clone());
+        let alarm = match std::mem::take(&mut extras.deadline) {
+            Deadline::Alarm(alarm) => Some(alarm),
+            Deadline::None | Deadline::Limit(_) => None,
+        };
+        let parent = extras.parent.clone();
         if parent.is_none() && extras.family.is_none() && !has_callbacks {
             self.extras = None;
         }
@@ -377,6 +397,56 @@ impl TaskHandle {
         self.state.allow_interrupt();
     }
 
+    /// Of a task that nobody has seen yet: that it begins is posted to its mailbox, too.
+    pub(crate) fn report_begin(&self) {
+        self.state.report_begin();
+    }
+
+    /// Of a task that nobody has seen yet: it may run for so long.
+    pub(crate) fn set_limit(&self, limit: Limit) {
+        self.state.limit();
+        self.lock().extras().deadline = Deadline::Limit(Box::new(limit));
+    }
+
+    /// Whether it has a limit of its own.
+    pub(crate) fn has_limit(&self) -> bool {
+        self.state.is_limited()
+    }
+
+    /// Takes out the limit of a task that begins.
+    pub(crate) fn take_limit(&self) -> Option<Limit> {
+        if !self.has_limit() {
+            return None;
+        }
+        let mut cell = self.lock();
+        let deadline = &mut cell.extras().deadline;
+        match std::mem::take(deadline) {
+            Deadline::Limit(limit) => Some(*limit),
+            other => {
+                *deadline = other;
+                None
+            }
+        }
+    }
+
+    /// The body begins: posts that to the mailbox of the task, if its reader wants to know it.
+    pub(crate) fn tell_begun(&self, py: Python<'_>) {
+        if !self.state.reports_begin() {
+            return;
+        }
+        let cell = self.lock();
+        let waiters = cell.extras.as_ref().map(|extras| &extras.waiters);
+        let Some((mailbox, token)) = waiters.and_then(Waiters::mailbox) else { return };
+        let (mailbox, begun) = (mailbox.clone(), Delivery::begun(token.clone_ref(py)));
+        // Still locked, so that it comes before the end: whoever ends the task takes its waiters
+        // out under this lock, and posts after that.
+        let is_asleep = mailbox.post_quietly(begun);
+        drop(cell);
+        if is_asleep {
+            mailbox.unpark();
+        }
+    }
+
     /// Whether a plain body that is to stop gets an exception. If not, its task ends without it.
     pub(crate) fn may_interrupt(&self) -> bool {
         self.state.may_interrupt() || self.shared.as_ref().is_some_and(|shared| shared.interrupts())
@@ -462,13 +532,18 @@ impl TaskHandle {
         look.name(py, self.origin.as_ref())
     }
 
-    /// Remembers the deadline of the running task, or gives it back if the task has ended.
+    /// Remembers the deadline of the running task, or gives it back if the task has ended, or has
+    /// had one since an earlier part of its body.
     pub(crate) fn set_alarm(&self, alarm: Alarm) -> Result<(), Alarm> {
         let mut cell = self.lock();
         if self.is_settled() {
             return Err(alarm);
         }
-        cell.extras().alarm = Some(alarm);
+        let deadline = &mut cell.extras().deadline;
+        if matches!(deadline, Deadline::Alarm(_)) {
+            return Err(alarm);
+        }
+        *deadline = Deadline::Alarm(alarm);
         Ok(())
     }
 
@@ -615,14 +690,14 @@ impl TaskHandle {
 
     /// How the task ended, for one who asks without wanting an error raised: the state, and the
     /// value or the exception.
-    pub(crate) fn report(&self, py: Python<'_>) -> (&'static str, Option<Py<PyAny>>) {
+    pub(crate) fn report(&self, py: Python<'_>) -> (u8, Option<Py<PyAny>>) {
         self.decode(py);
         let value = match &self.lock().content {
             Content::Value(value) => Some(value.clone_ref(py)),
             Content::Error { exception, .. } => Some(exception.clone_ref(py).into_any()),
             _ => None,
         };
-        (self.state_name(), value)
+        (self.state(), value)
     }
 
     /// The outcome of a native job, as long as nobody has looked at it.

@@ -25,6 +25,16 @@ use crate::shared::Shared;
 use crate::waits::Within;
 use crate::{callbacks, guard};
 
+/// Who ends a task.
+#[derive(Clone, Copy, PartialEq)]
+enum EndedBy {
+    /// Whoever has run it.
+    Itself,
+    /// One who asks its body to stop. The request is made together with the end: a body that sees it
+    /// cannot end the task otherwise.
+    Other,
+}
+
 /// What is left for another thread to do when a task ends.
 #[derive(Clone, Copy)]
 pub(super) enum Left {
@@ -51,11 +61,14 @@ struct Ended {
 impl TaskHandle {
     /// Ends the task and wakes who waits for it; false if it had ended already.
     pub(crate) fn settle(self_: &Py<Self>, outcome: Outcome, py: Python<'_>) -> bool {
-        Self::settle_and(self_, outcome, py, || ())
+        let mut sleepers = Sleepers::new();
+        let end = Self::settle_quietly(self_, outcome, py, &mut sleepers);
+        wake(&mut sleepers);
+        end.is_some()
     }
 
-    /// As `settle`; `stop` is called when the task has ended, before any code of the user's, which
-    /// may wait for what is stopped.
+    /// As `settle`, of a task whose body is asked to stop; `stop` is called when the task has ended,
+    /// before any code of the user's, which may wait for what is stopped.
     pub(crate) fn settle_and(
         self_: &Py<Self>,
         outcome: Outcome,
@@ -63,7 +76,8 @@ impl TaskHandle {
         stop: impl FnOnce(),
     ) -> bool {
         let mut sleepers = Sleepers::new();
-        let end = Self::settle_first(self_, outcome, py, &mut sleepers, stop);
+        let by = EndedBy::Other;
+        let end = Self::settle_first(self_, outcome, py, &mut sleepers, by, stop);
         wake(&mut sleepers);
         end.is_some()
     }
@@ -78,7 +92,7 @@ impl TaskHandle {
         py: Python<'_>,
         sleepers: &mut Sleepers,
     ) -> Option<End> {
-        Self::settle_first(self_, outcome, py, sleepers, || ())
+        Self::settle_first(self_, outcome, py, sleepers, EndedBy::Itself, || ())
     }
 
     fn settle_first(
@@ -86,13 +100,14 @@ impl TaskHandle {
         outcome: Outcome,
         py: Python<'_>,
         sleepers: &mut Sleepers,
+        by: EndedBy,
         stop: impl FnOnce(),
     ) -> Option<End> {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
         let failure = this.failure(self_, state, &content, py);
         let Ended { at, waiters, failed, left_over, .. } =
-            Self::end(self_, (state, content), failure, Some(py), Left::Nothing)?;
+            Self::end(self_, (state, content), failure, Some(py), Left::Nothing, by)?;
         stop();
         if let Some(left_over) = left_over {
             // The destructor of an argument may do what a callback may.
@@ -111,12 +126,15 @@ impl TaskHandle {
         Some(End { at, unheard })
     }
 
-    /// As `settle`, on a thread of ours that must not wait for callbacks.
+    /// As `settle`, of a task that is asked to stop, on a thread of ours that must not wait for
+    /// callbacks.
     pub(crate) fn settle_in_passing(self_: &Py<Self>, outcome: Outcome, py: Python<'_>) -> bool {
         let (state, content) = Content::of_outcome(outcome, py);
         let failure = self_.get().failure(self_, state, &content, py);
         let handle = self_.clone_ref(py);
-        let (ended, untold) = Self::settle_elsewhere(handle, (state, content), failure, Some(py));
+        let by = EndedBy::Other;
+        let (ended, untold) =
+            Self::settle_elsewhere(handle, (state, content), failure, Some(py), by);
         if let Some(handle) = untold {
             Self::tell_at_last(py, &handle, &mut Sleepers::new());
         }
@@ -146,6 +164,7 @@ impl TaskHandle {
         failure: Option<NewFailure>,
         py: Option<Python<'_>>,
         left: Left,
+        by: EndedBy,
     ) -> Option<Ended> {
         let this = self_.get();
         // Who reports on all tasks reads the counts and the states while no attached thread runs.
@@ -178,6 +197,9 @@ impl TaskHandle {
         this.times.ended.store(at, Ordering::Relaxed);
         if let Some(shared) = &this.shared {
             shared.count_ends(state, 1);
+        }
+        if by == EndedBy::Other {
+            this.request_cancel();
         }
         // Under the lock, and after the content: they change as one.
         let ends = this.state.end(state);
@@ -258,12 +280,15 @@ impl TaskHandle {
         end: (u8, Content),
         failure: Option<NewFailure>,
         py: Option<Python<'_>>,
+        by: EndedBy,
     ) -> (bool, Option<Py<Self>>) {
         let shared = handle.get().shared.clone();
         let error_callback =
             failure.is_some() && shared.as_ref().is_some_and(|s| s.has_error_callback());
         let left = if error_callback { Left::All } else { Left::Callbacks };
-        let Some(ended) = Self::end(&handle, end, failure, py, left) else { return (false, None) };
+        let Some(ended) = Self::end(&handle, end, failure, py, left, by) else {
+            return (false, None);
+        };
         let mut sleepers = Sleepers::new();
         ended.waiters.deliver(&mut sleepers, py);
         let Some(shared) = shared else {
@@ -329,7 +354,8 @@ impl NativeRun {
                 None => (None, Some(spare)),
             };
             let end = (state, Content::Undecoded(outcome));
-            let (_, untold) = TaskHandle::settle_elsewhere(handle, end, failure, None);
+            let (_, untold) =
+                TaskHandle::settle_elsewhere(handle, end, failure, None, EndedBy::Itself);
             drop((spare, owned));
             untold
         });

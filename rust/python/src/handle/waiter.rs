@@ -83,6 +83,19 @@ impl Waiters {
         }
     }
 
+    /// The mailbox that is to be posted the end of the task, and under which token.
+    pub(crate) fn mailbox(&self) -> Option<(&Arc<CoreMailbox<Delivery>>, &Py<PyAny>)> {
+        let waiters = match self {
+            Self::None => &[],
+            Self::One(waiter) => std::slice::from_ref(waiter),
+            Self::Many(waiters) => waiters.as_slice(),
+        };
+        waiters.iter().find_map(|waiter| match waiter {
+            Waiter::Mailbox { mailbox, delivery } => Some((mailbox, &delivery.token)),
+            _ => None,
+        })
+    }
+
     /// Whether there is none.
     pub(crate) fn is_none(&self) -> bool {
         matches!(self, Self::None)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-if TYPE_CHECKING:
-    import logging
-
-    from dftracer.asyncflow.engine.component import Component
-    from dftracer.asyncflow.workflow_manager import WorkflowEngine
+from dftracer.asyncflow.engine.component import Component
+from dftracer.asyncflow.engine.scope import ScopeVariable, owner_in
 
 _SILENCE_S = 10.0
 """How long calls that have not even begun are waited for without a word."""
+
+
+class Scheduler(Protocol):
+    """What is asked of the scheduler."""
+
+    loop: asyncio.AbstractEventLoop
+    uid: str
+    log: logging.Logger
+    state: Any
+    scope: ScopeVariable
+    awaited_ends: list[Ends]
 
 
 class Ends:
@@ -30,53 +39,52 @@ class Ends:
             self.reached.set_result(None)
 
 
-async def wait_for_calls(engine: WorkflowEngine) -> None:
+async def wait_for_calls(scheduler: Scheduler) -> None:
     """Wait until all calls have ended but services, and the blocks that this is called in.
 
     No callback is added to any of them: one would have results fetched that nobody wants.
     """
-    callers = _callers(engine)
+    callers = _callers(scheduler)
     timeout: float | None = _SILENCE_S
-    while pending := _pending(engine, callers):
+    while pending := _pending(scheduler, callers):
         # All of them must end before this is over, so not to look sooner again is no loss.
-        ends = Ends(len(pending), engine.loop)
-        engine._awaited_ends.append(ends)
+        ends = Ends(len(pending), scheduler.loop)
+        scheduler.awaited_ends.append(ends)
         try:
             await asyncio.wait([ends.reached], timeout=timeout)
         finally:
-            engine._awaited_ends.remove(ends)
+            scheduler.awaited_ends.remove(ends)
         if timeout is not None and not ends.reached.done():
             timeout = None
-            _say_what_is_waited_for(engine, _pending(engine, callers))
+            _say_what_is_waited_for(scheduler, _pending(scheduler, callers))
 
 
-def _pending(engine: WorkflowEngine, callers: set[int]) -> list[Component[Any]]:
+def _pending(scheduler: Scheduler, callers: set[int]) -> list[Component[Any]]:
     return [
         component
-        for number, component in engine._unfinished.items()
-        if number not in callers and not component._template.service
+        for number, component in scheduler.state.unfinished.items()
+        if number not in callers and not component.definition.service
     ]
 
 
-def _callers(engine: WorkflowEngine) -> set[int]:
+def _callers(scheduler: Scheduler) -> set[int]:
     """Return the numbers of the blocks in whose bodies this is called."""
-    scope = engine._scope.get()
-    component = None if scope is None or scope.owner is None else scope.owner()
+    component = owner_in(scheduler.scope.get())
     numbers: set[int] = set()
     while component is not None:
-        numbers.add(component._number)
-        component = engine._unfinished.get(component._owner)
+        numbers.add(component.number)
+        component = scheduler.state.unfinished.get(component.owner)
     return numbers
 
 
-def _say_what_is_waited_for(engine: WorkflowEngine, pending: list[Component[Any]]) -> None:
+def _say_what_is_waited_for(scheduler: Scheduler, pending: list[Component[Any]]) -> None:
     """Say it aloud if nothing runs that could bring an end, as where a service is never ready."""
-    if any(component._stage != "PENDING" for component in pending):
+    if not pending or any(component.place is not None for component in pending):
         return
     names = ", ".join(repr(component) for component in pending[:5])
-    engine.log.warning(
+    scheduler.log.warning(
         "engine '%s' is not left yet: %d call(s) have not begun: %s",
-        engine.uid,
+        scheduler.uid,
         len(pending),
         names,
     )
@@ -85,15 +93,15 @@ def _say_what_is_waited_for(engine: WorkflowEngine, pending: list[Component[Any]
 class Unseen:
     """The failures of an engine's calls that nobody has awaited.
 
-    asyncio tells of each when its future dies. Within ``async with`` that is done for the first
-    alone; the others are counted, and all are told of at the end of the block.
+    asyncio logs each when its future dies. Within ``async with`` that is done for the first alone;
+    the others are counted, and the end of the block logs how many there were.
     """
 
     def __init__(self) -> None:
         self.is_counting = False
         """Whether the block was entered and is not left."""
         self.is_leaving = False
-        """Whether the end of the block is near, where all are told of."""
+        """Whether the end of the block is near, where all are logged."""
         self._alive: WeakValueDictionary[int, Component[Any]] = WeakValueDictionary()
         """Those that have failed, seen or not."""
         self._dead = 0
@@ -102,16 +110,16 @@ class Unseen:
 
     def add(self, component: Component[Any]) -> None:
         """Note that a call has failed."""
-        self._alive[component._number] = component
+        self._alive[component.number] = component
 
-    def take(self, told: dict[str, Any]) -> bool:
+    def take(self, complaint: dict[str, Any]) -> bool:
         """Count a failure whose future dies unseen; false if asyncio shall tell of it."""
-        component, error = told.get("future"), told.get("exception")
+        component, error = complaint.get("future"), complaint.get("exception")
         if not self.is_counting or component is None or error is None:
             return False
         self._dead += 1
-        if self._first is None or component._number < self._first[0]:
-            self._first = (component._number, error)
+        if self._first is None or component.number < self._first[0]:
+            self._first = (component.number, error)
         return self.is_leaving or self._dead > 1
 
     def report(self, log: logging.Logger, uid: str) -> None:
@@ -119,7 +127,7 @@ class Unseen:
         self.is_counting = self.is_leaving = False
         # A copy: they may die meanwhile.
         unseen = [each for each in list(self._alive.values()) if each._log_traceback]
-        firsts = [(each._number, each._exception) for each in unseen]
+        firsts = [(each.number, each._exception) for each in unseen]
         for each in unseen:
             each._log_traceback = False
         firsts += [self._first] if self._first is not None else []

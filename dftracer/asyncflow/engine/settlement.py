@@ -1,21 +1,18 @@
-"""How a component's end is told to others: names, messages, results, errors a future can hold."""
+"""How the end of a component looks from outside: labels, messages, results, errors of futures."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from types import CodeType
 from typing import Any
 
-from dftracer.asyncflow.commands import to_text
-from dftracer.asyncflow.engine.component import Component, RemoteTask
+from dftracer.asyncflow.engine.component import Component, is_left
 from dftracer.asyncflow.errors import (
     DependencyFailureError,
-    ExecutableError,
     text_of,
     text_of_error,
 )
-from dftracer.utils.redaction import keep_environment
 
 _NAMED = 10
 """How many failed dependencies a message names; the error knows all."""
@@ -32,7 +29,7 @@ def label_of(future: asyncio.Future[Any]) -> str:
 
 def root_of(future: asyncio.Future[Any]) -> str:
     """Return the label of what was cancelled first, and ``future`` because of it."""
-    return (isinstance(future, Component) and future._root) or label_of(future)
+    return (isinstance(future, Component) and future.root) or label_of(future)
 
 
 def first_cancelled(futures: Sequence[asyncio.Future[Any]]) -> asyncio.Future[Any] | None:
@@ -48,7 +45,7 @@ def all_failed(futures: Sequence[asyncio.Future[Any]]) -> list[asyncio.Future[An
     return [
         f
         for f in futures
-        if not isinstance(f, RemoteTask)  # it has not, and is not to be fetched for being asked
+        if not is_left(f)  # it has not, and is not to be fetched for being asked
         and f.done()
         and not f.cancelled()
         and f.exception() is not None
@@ -74,9 +71,10 @@ def dependency_failure(
     )
     error.__cause__ = cause
     if isinstance(cause, DependencyFailureError):
-        error._link = cause._link + 1
-        if error._link == _LINKS:
-            error._link, error.__cause__ = 0, root
+        number = cause._link + 1  # pyright: ignore[reportPrivateUsage]
+        if number == _LINKS:
+            number, error.__cause__ = 0, root
+        error._link = number  # pyright: ignore[reportPrivateUsage]
     return error
 
 
@@ -102,35 +100,3 @@ def without_frames_of(error: BaseException, codes: Collection[CodeType]) -> None
         entry = entry.tb_next
     if entry is not None:
         error.__traceback__ = entry
-
-
-def result_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:
-    """Return what a backend says that a task has given."""
-    if component._template.kind in ("function", "block"):
-        return record.get("return_value")
-    text = record.get("stdout")
-    return record.get("return_value") if text is None else text
-
-
-def failure_on_backend(component: Component[Any], record: Mapping[str, Any]) -> Any:
-    """Return the error of a task that a backend calls failed, as it or its program has told it."""
-    error = record.get("exception")
-    is_program = component._template.kind == "executable"
-    # Some backends give a text or what ends an interpreter as the error of a program.
-    if error is not None and not (is_program and isinstance(error, (str, SystemExit))):
-        return error
-    backend = component._template.backend.name
-    stdout, stderr = str(record.get("stdout") or ""), str(record.get("stderr") or "")
-    exit_code = record.get("exit_code")
-    if exit_code is None and isinstance(error, SystemExit):
-        exit_code = error.code
-    if not is_program or not isinstance(exit_code, int):
-        reason = stderr.strip() or error or "which gave no reason"
-        return RuntimeError(f"task '{component.name}' failed on backend '{backend}': {reason}")
-    description = component._describe()
-    command = to_text([description["executable"], *description["arguments"]])
-    signal = -exit_code if exit_code < 0 else None  # as in `subprocess`
-    keep_environment()
-    return ExecutableError(
-        component.name, command, None if signal else exit_code, signal, stdout, stderr
-    )

@@ -13,8 +13,8 @@ import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from dftracer.asyncflow.engine.component import Component, RemoteTask
-from dftracer.asyncflow.engine.dispatcher import Dispatcher
+from dftracer.asyncflow.engine.component import Component, is_left
+from dftracer.asyncflow.engine.interfaces import Unsearched
 
 _Future = asyncio.Future[Any]
 
@@ -29,13 +29,13 @@ def awaited_by(future: _Future) -> Sequence[_Future]:
         body = body_of(future)
         if body is not None:
             return [body]
-        awaited = future._dependencies if future._stage == "PENDING" else ()
+        awaited = future.dependencies if future.place is None else ()
         # The graph hears of the ends of other futures in the next turn of the loop.
         others = any(not isinstance(f, Component) for f in awaited)
         return _unless_one_ends_it(awaited, by_failing=others)
     if isinstance(future, asyncio.Task):
         return _awaited_by_task(future)
-    children = getattr(future, "_children", None)  # of `gather`
+    children: list[Any] | None = getattr(future, "_children", None)  # of `gather`
     if isinstance(children, list):
         return _unless_one_ends_it(children, by_failing=not _takes_errors(future, children))
     for callback, _ in getattr(future, "_callbacks", None) or ():
@@ -45,7 +45,7 @@ def awaited_by(future: _Future) -> Sequence[_Future]:
 
 
 def _awaited_by_task(task: asyncio.Task[Any]) -> Sequence[_Future]:
-    awaited = getattr(task, "_fut_waiter", None)
+    awaited: _Future | None = getattr(task, "_fut_waiter", None)
     if awaited is None or _has_ended(awaited):
         return ()
     if isinstance(awaited, (Component, asyncio.Task)) or awaited_by(awaited):
@@ -98,14 +98,14 @@ def _unless_one_ends_it(awaited: Collection[_Future], *, by_failing: bool) -> Se
     """Return those of ``awaited`` that have not ended; none if one of the others may be about to
     end the wait ``by_failing``."""
     ended = [future for future in awaited if _has_ended(future)]
-    if by_failing and any(isinstance(f, RemoteTask) or _has_failed(f) for f in ended):
+    if by_failing and any(is_left(f) or _has_failed(f) for f in ended):
         return ()
     return [future for future in awaited if not _has_ended(future)]
 
 
 def _has_ended(future: _Future) -> bool:
     if isinstance(future, Component):  # not `done()`, which would have the result fetched
-        return future._number not in future._engine._unfinished
+        return not future.engine.is_unfinished(future)
     return future.done()
 
 
@@ -116,7 +116,7 @@ def _has_failed(future: _Future) -> bool:
 
 def body_of(component: Component[Any]) -> asyncio.Task[None] | None:
     """Return what runs of a component in the event loop."""
-    return component._engine._bodies.get(component._number)
+    return component.engine.body_of(component)
 
 
 def _takes_errors(gathering: _Future, children: Sequence[_Future]) -> bool:
@@ -188,14 +188,18 @@ def _coroutines_of(task: asyncio.Task[Any]) -> Iterator[Any]:
         coroutine = awaited
 
 
-_COROUTINES = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+_COROUTINES: tuple[type[Any], ...] = (
+    types.CoroutineType,
+    types.GeneratorType,
+    types.AsyncGeneratorType,
+)
 
 
 def has_a_limit(future: _Future) -> bool:
     """Tell whether a timeout may end a wait, or, with a service, its body by hand."""
     if isinstance(future, Component):
-        policy = future._template.policy
-        return future._template.service or (policy is not None and policy.timeout is not None)
+        policy = future.definition.policy
+        return future.definition.service or (policy is not None and policy.timeout is not None)
     if not isinstance(future, asyncio.Task):
         return False
     if _left_of_as_completed(future)[1]:
@@ -216,7 +220,7 @@ def has_a_limit(future: _Future) -> bool:
 
 
 _METHODS = (types.MethodType, types.BuiltinMethodType)
-_NO_WAY = (type, types.ModuleType, types.FunctionType, types.CodeType, Component, Dispatcher)
+_NO_WAY = (type, types.ModuleType, types.FunctionType, types.CodeType, Component, Unsearched)
 """What does not lead from a timeout to the task that it cancels."""
 _DEPTH, _WIDTH = 8, 1_000
 
@@ -225,7 +229,7 @@ def _may_interrupt(held: Any, task: asyncio.Task[Any]) -> bool:
     """Tell whether an object is a timeout of a task, by whomever: a context manager that knows
     it."""
     manager: Any = held.__self__ if isinstance(held, _METHODS) else held
-    kind = type(manager)
+    kind: type[object] = type(manager)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(manager, _NO_WAY) or not (
         hasattr(kind, "__aexit__") or hasattr(kind, "__exit__")
     ):

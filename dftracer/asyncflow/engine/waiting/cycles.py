@@ -1,11 +1,11 @@
 """Blocks that wait for each other in a circle, which none of them could ever leave.
 
-What a body in the event loop waits for is asked of asyncio: see ``waiting.py``. What is not known
+What a body in the event loop waits for is asked of asyncio: see ``waits.py``. What is not known
 there is taken for something that may still end. From that follows:
 
 - A future that waits for several is stuck only if all of them are. So nobody in a circle of those
   that are stuck can go on, unless a timeout interrupts it.
-- A circle in which somebody could go on by another way is no error, and told in the log.
+- A circle in which somebody could go on by another way is no error, and is logged.
 
 Nothing of this is on the way of a task: a timer looks while there are bodies in the event loop.
 """
@@ -13,19 +13,17 @@ Nothing of this is on the way of a task: a timer looks while there are bodies in
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import Context
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dftracer.asyncflow.engine.component import Component
-from dftracer.asyncflow.engine.failures import label_of
-from dftracer.asyncflow.engine.stuck.waits import awaited_by, body_of, has_a_limit
+from dftracer.asyncflow.engine.settlement import label_of
+from dftracer.asyncflow.engine.waiting.waits import awaited_by, body_of, has_a_limit
 from dftracer.asyncflow.errors import CircularWaitError
-
-if TYPE_CHECKING:
-    from dftracer.asyncflow.engine.scheduler import Scheduler
 
 _INTERVAL_S = 5.0
 """The time from one look to the next. A circle is logged when it is seen in two of them."""
@@ -41,31 +39,42 @@ _Waits = Mapping[_Future, Sequence[_Future]]
 """Futures, each with those that it waits for."""
 
 
-class Circles:
+class Scheduler(Protocol):
+    """What is asked of the scheduler."""
+
+    loop: asyncio.AbstractEventLoop
+    uid: str
+    log: logging.Logger
+    bodies: Any
+    state: Any
+
+
+class Cycles:
     """Looks for circles among the bodies of an engine."""
 
     def __init__(self, engine: Scheduler) -> None:
         self._engine = weakref.ref(engine)  # the loop holds this until the next look
-        self._is_watching = False
+        self.is_watching = False
+        """Whether the next look is due."""
         self._seen: set[frozenset[str]] = set()
         """The circles of the last look that were no error."""
         self._said: set[frozenset[str]] = set()
 
     def watch(self) -> None:
         """Look from now on, until no body runs."""
-        if not self._is_watching:
+        if not self.is_watching:
             self._look_in(_INTERVAL_S)
 
     def _look_in(self, seconds: float) -> None:
         engine = self._engine()
         if engine is not None:
-            self._is_watching = True
+            self.is_watching = True
             engine.loop.call_later(seconds, self._look, context=Context())
 
     def _look(self) -> None:
         engine = self._engine()
-        self._is_watching = False
-        if engine is None or not engine._bodies:
+        self.is_watching = False
+        if engine is None or not engine.bodies:
             self._seen.clear()
             self._said.clear()
             return
@@ -76,7 +85,7 @@ class Circles:
             self._look_in(max(_INTERVAL_S, (monotonic() - began_at) * _SHARE))
 
     def _end_circles(self, engine: Scheduler) -> None:
-        bodies = [engine._unfinished[n] for n in engine._bodies if n in engine._unfinished]
+        bodies = [engine.state.unfinished[n] for n in engine.bodies if n in engine.state.unfinished]
         waits = _waits_behind(bodies)
         stuck = _stuck(waits)
         texts: dict[Component[Any], str] = {}
@@ -90,7 +99,7 @@ class Circles:
                 f"{member.name!r} can never end, as there is a circle of calls that wait for each "
                 f"other: {text}: let one of them end before what it waits for begins"
             )
-            member._engine._settle(member, error=error)
+            member.engine.settle(member, error=error)
         rest = {future: waits[future] for future in waits if future not in texts}
         self._say_what_waits(engine, list(_circles(rest)))
 

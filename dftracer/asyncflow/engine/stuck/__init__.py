@@ -1,1 +1,0 @@
-"""What waits for something that cannot come: circles, and waits that take long."""

@@ -1,0 +1,106 @@
+"""A notebook cell that is interrupted leaves the engine usable, wherever the interrupt came.
+
+CPython calls a signal's handler where a Python function begins, where a function has returned to
+one, and at the end of a loop's body. Here ``KeyboardInterrupt`` is raised at each of the first two
+kinds of places in turn, in the loop's thread, with the profiler's hook.
+"""
+
+import asyncio
+import contextlib
+import gc
+import sys
+from collections.abc import Coroutine, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from dftracer.asyncflow import WorkflowEngine
+
+GUARD_S = 20
+"""How long a cell may take that is not interrupted."""
+
+EVENTS = frozenset({"call", "c_return", "return"})
+STRIDE = 7
+"""Of how many places one is tried in a test: the others are those of other tests."""
+
+
+class Interrupt:
+    """Raises in the place with that number, counted from where it is switched on."""
+
+    def __init__(self, place: int) -> None:
+        self.left = place
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, _arg: Any) -> None:
+        if event not in EVENTS or frame.f_code.co_filename == __file__:
+            return
+        self.left -= 1
+        if self.left == 0:
+            sys.setprofile(None)
+            self.where = f"{event} {frame.f_code.co_filename}:{frame.f_lineno}"
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    # What becomes of the interrupted cell's own futures is not looked at here.
+    made.set_exception_handler(lambda *_: None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    yield made
+    made.close()
+    gc.collect()
+
+
+def run(loop: asyncio.AbstractEventLoop, cell: Coroutine[Any, Any, Any]) -> Any:
+    return loop.run_until_complete(asyncio.wait_for(cell, GUARD_S))
+
+
+@pytest.mark.parametrize("first", range(1, STRIDE + 1))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_next_cell_runs_when_one_was_interrupted(
+    loop: asyncio.AbstractEventLoop, first: int
+) -> None:
+    flow = run(loop, WorkflowEngine.create())
+    double = flow.function_task(lambda number: 2 * number)
+
+    async def one(number: int) -> int:
+        return number + 1
+
+    successor = flow.function_task(one)
+
+    @flow.block
+    async def block(number: int) -> int:
+        result: int = await double(await successor(number))
+        return result
+
+    async def cell() -> list[int]:
+        calls = [double(successor(number)) for number in range(3)]
+        return [await double(1), *await asyncio.gather(*calls, block(1), double([double(2)]))]
+
+    async def interrupted(interrupt: Interrupt) -> None:
+        sys.setprofile(interrupt)
+        try:
+            await cell()
+        finally:
+            sys.setprofile(None)
+
+    place, misses = first, 0
+    while misses < 3:
+        interrupt = Interrupt(place)
+        task = loop.create_task(interrupted(interrupt))
+        too_long = loop.call_later(1, task.cancel)
+        with contextlib.suppress(BaseException):  # whatever has become of it
+            loop.run_until_complete(task)
+        sys.setprofile(None)
+        too_long.cancel()
+        task.cancel()
+        misses = 0 if interrupt.where else misses + 1
+        try:
+            results = run(loop, cell())
+        except BaseException as error:  # also the interrupt of the cell before
+            raise AssertionError(f"the cell after an interrupt at {interrupt.where}") from error
+        assert results == [2, 2, 4, 6, 4, [4, 4]], interrupt.where
+        place += STRIDE
+    assert place > 10 * STRIDE
