@@ -176,7 +176,11 @@ def make_decorator(
             tally=engine.counts.of(kind, name),
             needs_loop=kind != "function" or runs_in_loop,
             runs_in_loop=kind == "block" or runs_in_loop,
-            window=0 if is_async or service else engine.targets[target.name].window,
+            window=(
+                engine.targets[target.name].window
+                if kind == "function" and not is_async and not service
+                else 0
+            ),
             is_plain=kind == "function" and not runs_in_loop and policy is None,
         )
         register = engine.register

@@ -412,9 +412,17 @@ class Scheduler(Unsearched):
                     and not (links and component.producers)
                 ):
                     component.place = _BACKEND
-                    if definition.target is not target or component.has_waited is not has_waited:
+                    if definition.target is not target:
                         is_plain = is_plain and not batch
                         target, has_waited = definition.target, component.has_waited
+                    elif component.has_waited is not has_waited:
+                        if batch and is_plain:
+                            earlier, batch = batch, [component]
+                            self._hand_over(target, earlier, has_waited)
+                            has_waited = component.has_waited
+                            continue
+                        is_plain = is_plain and not batch
+                        has_waited = component.has_waited
                     batch.append(component)
                     continue
                 is_plain = False
@@ -442,8 +450,8 @@ class Scheduler(Unsearched):
                 if not is_plain or target is None:
                     if batch:
                         self.submit(batch)
-                else:
-                    try:
+                elif batch:
+                    try:  # as `_hand_over`, without a call
                         target.submit(batch, self._turn if has_waited else 0)
                     except BaseException as error:
                         self._refuse(batch, error)
@@ -477,12 +485,18 @@ class Scheduler(Unsearched):
             kind = id(target), component.has_waited
             shares.setdefault(kind, (target, []))[1].append(submission)
         for (_, has_waited), (target, share) in shares.items():
-            try:
-                target.submit(share, self._turn if has_waited else 0)
-            except BaseException as error:
-                self._refuse(share, error)
+            self._hand_over(target, share, has_waited)
 
-    def _refuse(self, submissions: Sequence[Submission], error: BaseException) -> None:
+    def _hand_over(
+        self, target: ExecutionBackend, submissions: Sequence[Any], has_waited: bool
+    ) -> None:
+        """Submit to one backend; what that does not take has failed."""
+        try:
+            target.submit(submissions, self._turn if has_waited else 0)
+        except BaseException as error:
+            self._refuse(submissions, error)
+
+    def _refuse(self, submissions: Sequence[Any], error: BaseException) -> None:
         """End submissions that their backend has not taken."""
         self.report([(submission, State.FAILED, error) for submission in submissions])
         let_out(error)
