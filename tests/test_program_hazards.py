@@ -715,3 +715,29 @@ def test_threads_that_start_programs_are_few_when_there_are_many(runtime: Runtim
 def _comms() -> Iterator[Path]:
     for task in Path("/proc/self/task").iterdir():
         yield task / "comm"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is not kept elsewhere")
+def test_only_its_task_fails_when_there_is_no_memory_for_the_output_of_a_program(
+    run_script: Script,
+) -> None:
+    source = """
+        import resource
+        from dftracer.utils import Runtime
+
+        runtime = Runtime(threads=1, io_threads=1, python_threads=1)
+        assert runtime.run_process(["echo", "before"]).get(60).stdout == b"before\\n"
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[0])
+        limit = pages * resource.getpagesize() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        for stream in ("", " >&2"):
+            much = runtime.run_process(f"head -c 200000000 /dev/zero{stream}; sleep 1000")
+            try:
+                much.get(60)
+            except MemoryError as error:
+                print("MemoryError", "bytes" in str(error))
+        print(runtime.run_process(["echo", "after"]).get(60).stdout)
+    """
+    failed = "MemoryError True\n"
+    assert run_script(source) == f"{failed}{failed}b'after\\n'\n"

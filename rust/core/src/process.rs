@@ -128,6 +128,9 @@ impl Kill {
 /// may keep them open for ever.
 const DRAIN_GRACE: Duration = Duration::from_millis(200);
 
+/// How much room there is for the output of a program that writes something.
+const FIRST_READ: usize = 512;
+
 /// How long a killed process is waited for. One that is in the kernel, for example in a file system
 /// that does not answer, cannot end.
 const DEATH_GRACE: Duration = Duration::from_secs(2);
@@ -190,7 +193,12 @@ pub async fn run(
         tokio::pin!(ended);
         tokio::select! {
             biased;
-            result = &mut ended => result.map(|()| ProcessOutcome::Exited as Stopped),
+            result = &mut ended => {
+                if result.is_err() {
+                    spawned.kill();
+                }
+                result.map(|()| ProcessOutcome::Exited as Stopped)
+            }
             stopped = &mut stopped => {
                 spawned.kill();
                 let _ = tokio::time::timeout(DRAIN_GRACE, &mut ended).await;
@@ -305,15 +313,28 @@ impl Pipes {
         let (mut stdout, mut stderr) = (self.stdout, self.stderr);
         let (read_out, read_err) =
             (read(&mut stdout, &mut output.stdout), read(&mut stderr, &mut output.stderr));
-        let ((), out, err) = tokio::join!(feed, read_out, read_err);
-        out.and(err)
+        let fed = async {
+            feed.await;
+            Ok(())
+        };
+        // If one of them fails, the program is killed: nobody would read what it writes.
+        tokio::try_join!(fed, read_out, read_err).map(drop)
     }
 }
 
+/// Reads to the end, or to where there is no memory for more.
 async fn read(pipe: &mut Option<Ours<pipe::Receiver>>, into: &mut Vec<u8>) -> io::Result<()> {
-    match pipe {
-        Some(pipe) => pipe.read_to_end(into).await.map(drop),
-        None => Ok(()),
+    let Some(pipe) = pipe else { return Ok(()) };
+    loop {
+        if into.len() == into.capacity() && into.try_reserve(into.len().max(FIRST_READ)).is_err() {
+            let read = into.len();
+            *into = Vec::new();
+            let text = format!("there is no memory for more of its output than {read} bytes");
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
+        }
+        if pipe.read_buf(into).await? == 0 {
+            return Ok(());
+        }
     }
 }
 

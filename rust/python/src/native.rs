@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use dftracer_core::process::ProcessOutcome;
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyMemoryError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -64,6 +64,9 @@ impl NativeOutcome {
 /// `FileNotFoundError`, `PermissionError` and so on.
 pub(crate) fn os_error(py: Python<'_>, error: &std::io::Error, about: &std::ffi::OsStr) -> PyErr {
     let Some(errno) = error.raw_os_error() else {
+        if error.kind() == std::io::ErrorKind::OutOfMemory {
+            return PyMemoryError::new_err(format!("{}: {error}", about.to_string_lossy()));
+        }
         return PyOSError::new_err(format!("{}: {error}", about.to_string_lossy()));
     };
     let text = py

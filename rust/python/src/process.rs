@@ -155,13 +155,13 @@ pub(crate) fn decode(
 ) -> PyResult<Option<Py<PyAny>>> {
     match outcome {
         ProcessOutcome::Exited(output) => {
-            Ok(Some(Py::new(py, ProcessResult::of(py, output))?.into_any()))
+            Ok(Some(Py::new(py, ProcessResult::of(py, output)?)?.into_any()))
         }
         ProcessOutcome::Killed(_) => Ok(None),
         ProcessOutcome::NotStarted { program, error } => Err(os_error(py, error, program)),
         ProcessOutcome::TimedOut(output) => {
             let error = timeout_error(py, handle, "its process group was killed")?;
-            let result = Py::new(py, ProcessResult::of(py, output))?;
+            let result = Py::new(py, ProcessResult::of(py, output)?)?;
             error.value(py).setattr("result", result)?;
             Err(error)
         }
@@ -183,12 +183,19 @@ pub(crate) fn timeout_error_saying(py: Python<'_>, text: String) -> PyResult<PyE
 }
 
 impl ProcessResult {
-    fn of(py: Python<'_>, output: &ProcessOutput) -> Self {
-        Self {
+    fn of(py: Python<'_>, output: &ProcessOutput) -> PyResult<Self> {
+        let copy = |bytes: &[u8]| {
+            let fill = |copy: &mut [u8]| {
+                copy.copy_from_slice(bytes);
+                Ok(())
+            };
+            PyBytes::new_with(py, bytes.len(), fill).map(Bound::unbind)
+        };
+        Ok(Self {
             exit_code: output.exit_code,
             signal: output.signal,
-            stdout: PyBytes::new(py, &output.stdout).unbind(),
-            stderr: PyBytes::new(py, &output.stderr).unbind(),
-        }
+            stdout: copy(&output.stdout)?,
+            stderr: copy(&output.stderr)?,
+        })
     }
 }
