@@ -416,7 +416,7 @@ class Scheduler(Unsearched):
                         is_plain = is_plain and not batch
                         target, has_waited = definition.target, component.has_waited
                     elif component.has_waited is not has_waited:
-                        if batch and is_plain:
+                        if batch and is_plain and target is not None:
                             earlier, batch = batch, [component]
                             self._hand_over(target, earlier, has_waited)
                             has_waited = component.has_waited
