@@ -22,7 +22,7 @@ GUARD_S = 20
 """How long a cell may take that is not interrupted."""
 
 OURS = os.path.join("dftracer", "asyncflow")
-"""Part of the names of the files whose functions are interrupted: what asyncio loses is not ours."""
+"""What is in the names of files whose functions are interrupted; what asyncio loses is not ours."""
 
 EVENTS = frozenset({"call", "c_return", "return"})
 STRIDE = 7
