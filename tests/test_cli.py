@@ -16,7 +16,7 @@ from docs_support import examples
 from terminal_support import Terminal
 
 from dftracer.asyncflow.cli import doctor
-from dftracer.asyncflow.cli import main as cli
+from dftracer.asyncflow.cli.main import main as cli
 from dftracer.utils.progress import status
 
 ROOT = Path(__file__).parents[1]

@@ -141,7 +141,7 @@ class Launcher:
     def __init__(self, scheduler: Settles, scope: ScopeVariable) -> None:
         self._scheduler = scheduler
         self._scope = scope
-        self._downloads = Downloads()
+        self.downloads = Downloads()
 
     def begin(self, component: Component[Any]) -> bool:
         """Begin a component; true if its first step comes in the loop's next turn.
@@ -239,7 +239,7 @@ class Launcher:
             component.producers,
             definition.backend,
             self._scheduler.implicit_data,
-            self._downloads,
+            self.downloads,
         )
         component.producers = ()
         component.options = component.as_dict()["task_backend_specific_kwargs"]

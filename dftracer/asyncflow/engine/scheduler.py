@@ -718,6 +718,8 @@ class Scheduler(Unsearched):
             return  # the backend has not been given it, or not yet
         if state is State.RUNNING:
             component.is_running = True
+            if value is not None:
+                submission.describe(started_at=value)
             for observer in self.observers:
                 observer.started(self.record_of(component), value)
             return
