@@ -74,7 +74,6 @@ nox.options.sessions = [
     "lowest",
     "portable",
     "sanitizer",
-    "coverage",
     "summary",
 ]
 
@@ -298,7 +297,10 @@ def portable(session: nox.Session) -> None:
 
 @nox.session(python=WHOLE[-1])
 def coverage(session: nox.Session) -> None:
-    """Which lines of Python and Rust no test reaches: in ``.nox/coverage/report``."""
+    """Which lines of Python and Rust no test reaches: in ``.nox/coverage/report``.
+
+    Asked for by hand: with it, a run of everything takes a third longer.
+    """
     found = subprocess.run([".ci/llvm-tools"], stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
         session.error("llvm-cov and llvm-profdata of the Rust compiler's version are needed")
