@@ -624,6 +624,8 @@ impl TaskHandle {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         // Inside a task it could wait for a task that waits for this one, for ever.
         let looks_for_circles = deadline.is_none() && waiting.is_inside() && !this.may_time_out();
+        // Not counted from each wake-up: there may be many, where signals are looked for by the clock.
+        let mut next_look = Instant::now() + LOOK_FOR_CIRCLES;
         loop {
             if let Err(error) = body.check(py) {
                 this.remove_waiter(&parker);
@@ -631,12 +633,15 @@ impl TaskHandle {
             }
             let left = match deadline {
                 Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-                None => looks_for_circles.then_some(LOOK_FOR_CIRCLES),
+                None => {
+                    looks_for_circles.then(|| next_look.saturating_duration_since(Instant::now()))
+                }
             };
             match signals::park(py, &parker, left) {
                 Wakeup::Notified if this.is_settled() => return body.check(py).map(|()| true),
                 Wakeup::Notified => {} // the body that waits is asked to stop
                 Wakeup::TimedOut if deadline.is_none() => {
+                    next_look = Instant::now() + LOOK_FOR_CIRCLES;
                     if waiting.is_circle() {
                         this.remove_waiter(&parker);
                         return Err(PyRuntimeError::new_err(format!(
