@@ -7,10 +7,11 @@ import logging
 from typing import Any
 
 import pytest
-from engine_support import Gate, identity, launched
+from engine_support import GUARD_S, Gate, identity, launched
 
-from dftracer.asyncflow import NoopExecutionBackend, WorkflowEngine
+from dftracer.asyncflow import NoopExecutionBackend, RuntimeExecutionBackend, WorkflowEngine
 from dftracer.asyncflow.engine.waiting import leaving
+from dftracer.utils import Runtime
 
 
 def fail(number: int) -> None:
@@ -259,3 +260,27 @@ async def test_an_error_says_what_it_can_when_a_value_has_no_text() -> None:
         given: Any = Silent()
         with pytest.raises(TypeError, match="must be a whole number, not <Silent without a text>"):
             flow.function_task(retries=given)(identity)
+
+
+async def test_a_burst_of_all_kinds_of_ends_is_counted_when_the_block_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leaving, "_SILENCE_S", 10 * GUARD_S)  # nothing is looked at anew sooner
+
+    async def leave() -> None:
+        with Runtime(python_threads=1) as runtime, Gate() as gate:
+            async with await WorkflowEngine.create(await RuntimeExecutionBackend(runtime)) as flow:
+                hold = flow.function_task(gate.hold)
+                fail = flow.function_task(lambda: 1 // 0)
+                calls = [call for _ in range(5) for call in (hold(1), hold(2), fail())]
+                await launched()
+
+                def let_all_end() -> None:
+                    """Have all ends in the mailbox before the loop takes the first."""
+                    gate.set()
+                    runtime.submit(abs, 1).get()
+
+                asyncio.get_running_loop().call_soon(let_all_end)
+            assert [call.state for call in calls] == ["DONE", "DONE", "FAILED"] * 5
+
+    await asyncio.wait_for(leave(), GUARD_S)

@@ -45,7 +45,7 @@ class LoopBackend(ExecutionBackend):
     unfinished :
         The submissions that will be reported.
     late :
-        What runs on though nobody will hear of its end: submissions of earlier engines, and those
+        What runs on though its end is not reported: submissions of earlier engines, and those
         that were reported before they had ended.
     """
 
@@ -152,7 +152,7 @@ class LoopBackend(ExecutionBackend):
         """Report soon that a submission cannot begin."""
         assert self.loop is not None
         if submission.trace_note is not None:
-            submission.describe(is_traced=False)  # the runtime has not heard of it
+            submission.describe(is_traced=False)  # the runtime was not given it
         self.loop.call_soon(self._report, [(submission, State.FAILED, error)])
 
     # --- nothing to do --------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class TaskDescription(TypedDict, total=False):
     prompt: str | None
     """What to ask; ``None`` for the other kinds."""
     task_backend_specific_kwargs: dict[str, Any]
-    """The call's ``task_description``: what the user wants to tell the backend. Ours know ``cwd``,
+    """The call's ``task_description``: what the user wants of the backend. Ours know ``cwd``,
     ``env``, ``stdin`` and ``timeout`` (seconds)."""
     capture_stdio: bool
     """Whether a program's output goes to the files ``<_work_dir>/<uid>.stdout`` and ``.stderr``,

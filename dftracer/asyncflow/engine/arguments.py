@@ -5,7 +5,8 @@ however nested, shared or cyclic. Other containers are handed on as they are.
 
 What was in a container at the call is noted there. One that held a future then is rebuilt from that
 content, and so is one that has been given a future since; all others are handed over as they are,
-the same objects. Nothing here calls itself: values may be nested as deep as memory goes.
+the same objects. Nothing here calls itself: values may be nested as deep as memory goes. It is one
+file, as finding and rebuilding must see the same containers.
 """
 
 # Of values of any type: whatever `isinstance` finds among them has parts of unknown types.

@@ -41,9 +41,6 @@ class Observer:
     An observer overrides what it wants to know. It never raises, and changes nothing.
     """
 
-    wants_beginnings = False
-    """Whether backends are to report when tasks begin, at some cost."""
-
     def created(self, task: TaskRecord) -> None:
         """A call was made."""
 

@@ -310,6 +310,9 @@ class Scheduler(Unsearched):
         """Go on in another run of the loop with what an interrupted one may have left."""
         self._turn_is_due = False
         self.futures_loop.release()
+        self.state.in_flight.intersection_update(self.state.unfinished.values())
+        if self._held:
+            self._refill()
         if self._ready:
             self._come_soon()
         if self._untaken:
@@ -554,6 +557,7 @@ class Scheduler(Unsearched):
         for future in dependencies:
             if isinstance(future, Component):
                 calls += (future.definition, future.number)
+        # As `release_dependencies`, without two calls.
         component.depended_on, component.dependencies = calls, ()
         return True
 
@@ -641,6 +645,8 @@ class Scheduler(Unsearched):
                     if done:
                         ended, done = done, []
                         self._apply(state_of_all.end_all(ended, self._now))
+                        if self.awaited_ends:
+                            self._count_ends(len(ended))
                     self._take(submission, state, value)
                 else:
                     finish(submission, value)  # pyright: ignore[reportUnknownArgumentType]
@@ -663,7 +669,7 @@ class Scheduler(Unsearched):
                     if not is_single:
                         try:
                             futures_loop.release()
-                        finally:
+                        finally:  # a signal's handler may have raised in it
                             futures_loop.release()
                     if self._held:
                         self._refill()

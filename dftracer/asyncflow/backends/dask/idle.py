@@ -10,7 +10,7 @@ from dftracer.asyncflow.backends.base import Submission
 from dftracer.asyncflow.backends.dask.connection import Connection, label_of
 
 _SILENCE_S = 10.0
-"""After how long in which nothing was heard of any task a cluster is asked for its workers."""
+"""How long no task may begin or end before a cluster is asked for its workers."""
 
 _log = logging.getLogger("dftracer.asyncflow")
 
@@ -36,7 +36,7 @@ class WorkerCheck:
         self._timer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
         self._has_heard = False
-        """Whether anything was heard of tasks since the timer was started."""
+        """Whether a task has begun or ended since the timer was started."""
         self._has_warned = False
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class WorkerCheck:
             self._asking.cancel()
 
     def heard(self) -> None:
-        """Note that something was heard of tasks."""
+        """Note that a task has begun or ended."""
         self._has_heard = True
 
     def _check(self) -> None:

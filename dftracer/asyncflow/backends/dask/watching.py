@@ -1,4 +1,4 @@
-"""What is heard of tasks on the cluster: that they have begun, and that they have ended.
+"""The begins and ends of tasks on the cluster, as its scheduler sends them.
 
 Dask's messages arrive in the event loop of its client. What they say is collected there and handed
 to the backend's event loop with one wake-up for all that there is in one turn.

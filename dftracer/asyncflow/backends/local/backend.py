@@ -212,7 +212,7 @@ class LocalExecutionBackend(HostExecutionBackend):
         return True
 
     def _give_up(self, submission: Submission) -> None:
-        """Keep a body from beginning; if it has begun, nobody will hear of its end."""
+        """Keep a body from beginning; if it has begun, its end is not reported."""
         running = self.late[submission] = self.unfinished.pop(submission)
         running.cancel()
 
