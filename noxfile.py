@@ -133,6 +133,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def rust(session: nox.Session) -> None:
     """Format, lints, tests and models of the Rust code."""
+    session.run(".ci/rust-circles", external=True)
     # PyO3 asks an interpreter what to build for; the module itself is linked by no test.
     env = cargo_env()
     env["PYO3_PYTHON"] = shutil.which("python", path=session.bin) or "python"

@@ -4,34 +4,12 @@
 #![allow(missing_docs)]
 
 mod batch;
-mod call;
-mod callbacks;
-mod collector;
-mod coroutine;
-mod deadlines;
-mod exit;
-mod failures;
-mod files;
-mod fork;
 mod graph;
-mod guard;
-mod handle;
-mod kept;
-mod mailbox;
+mod interp;
 mod native;
-mod once;
-mod origin;
-mod process;
-mod progress;
-mod redact;
-mod results;
 mod runtime;
-mod shared;
-mod signals;
-mod stopping;
-mod submit;
+mod task;
 mod trace;
-mod waits;
 mod worker;
 
 use pyo3::prelude::*;
@@ -41,37 +19,37 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::collector::{track_all, untrack_future};
-    #[pymodule_export]
-    use crate::coroutine::CoroutineWorker;
-    #[pymodule_export]
-    use crate::exit::{available_cpus, running_task, shutdown_all};
-    #[pymodule_export]
-    use crate::fork::{after_fork_in_child, after_fork_in_parent, before_fork};
+    use crate::batch::results::Results;
     #[pymodule_export]
     use crate::graph::Graph;
     #[pymodule_export]
-    use crate::handle::TaskHandle;
+    use crate::interp::fork::{after_fork_in_child, after_fork_in_parent, before_fork};
     #[pymodule_export]
-    use crate::kept::bare_frame;
+    use crate::interp::gc::{track_all, untrack_future};
     #[pymodule_export]
-    use crate::mailbox::Mailbox;
+    use crate::native::process::ProcessResult;
     #[pymodule_export]
-    use crate::process::ProcessResult;
+    use crate::runtime::api::Runtime;
     #[pymodule_export]
-    use crate::redact::{hide_secrets, keep_secret};
+    use crate::runtime::exit::{available_cpus, running_task, shutdown_all};
     #[pymodule_export]
-    use crate::results::Results;
+    use crate::task::TaskHandle;
     #[pymodule_export]
-    use crate::runtime::Runtime;
+    use crate::task::kept::bare_frame;
     #[pymodule_export]
-    use crate::stopping::py_sleep;
+    use crate::task::mailbox::Mailbox;
+    #[pymodule_export]
+    use crate::task::waits::PyWaiting;
     #[pymodule_export]
     use crate::trace::Trace;
     #[pymodule_export]
-    use crate::waits::PyWaiting;
+    use crate::trace::redact::{hide_secrets, keep_secret};
     #[pymodule_export]
     use crate::worker::PyBlocked;
+    #[pymodule_export]
+    use crate::worker::coroutine::CoroutineWorker;
+    #[pymodule_export]
+    use crate::worker::stopping::py_sleep;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -79,8 +57,8 @@ mod _native {
         // Fails only if another extension has set a logger already; then that one is used.
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
-        crate::once::make_early(module.py())?;
-        crate::submit::install(&module.py().get_type::<Runtime>())?;
+        crate::interp::once::make_early(module.py())?;
+        crate::runtime::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

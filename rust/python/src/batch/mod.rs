@@ -14,21 +14,23 @@
 //! collector.
 
 mod reader;
+pub(crate) mod results;
 mod run;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dftracer_core::running::Outer;
+use dftracer_core::task_state::state;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
-use crate::call::{Call, copy_context, copy_of};
-use crate::handle::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, state, wake};
-use crate::native::NativeOutcome;
-use crate::origin::Origin;
-use crate::progress::{Slot, derive_name, nanos_now};
-use crate::shared::{LaneKind, Shared};
+use crate::interp::call::{Call, copy_context, copy_of};
+use crate::native::outcome::NativeOutcome;
+use crate::runtime::progress::{Slot, derive_name, nanos_now};
+use crate::runtime::shared::{LaneKind, Shared};
+use crate::task::origin::Origin;
+use crate::task::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, wake};
 pub(crate) use run::run;
 
 /// Why items end that a deadline finds.

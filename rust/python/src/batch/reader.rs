@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use dftracer_core::task_state::state;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::{Batch, Item};
-use crate::handle::{TaskHandle, cancelled_error, state};
+use crate::task::{TaskHandle, cancelled_error};
 
 impl Batch {
     pub(crate) fn len(&self) -> usize {

@@ -7,13 +7,13 @@ use dftracer_core::running::Outer;
 use pyo3::prelude::*;
 
 use super::{Batch, Next};
-use crate::call::{
+use crate::interp::call::{
     Contexts, call_one, in_context, panic_error, panic_text, runs_code_when_dropped,
 };
-use crate::handle::{Sleepers, wake};
-use crate::progress::{Slot, nanos_now};
-use crate::stopping;
-use crate::waits::Within;
+use crate::runtime::progress::{Slot, nanos_now};
+use crate::task::waits::Within;
+use crate::task::{Sleepers, wake};
+use crate::worker::stopping;
 use crate::worker::{self, Turn, is_coroutine};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if

@@ -1,0 +1,10 @@
+//! The interpreter: ways into Python, what its collector and a `fork()` may rely on, and waits that
+//! signals end. The bottom floor: nothing here knows tasks.
+
+pub(crate) mod call;
+pub(crate) mod callbacks;
+pub(crate) mod fork;
+pub(crate) mod gc;
+pub(crate) mod guard;
+pub(crate) mod once;
+pub(crate) mod signals;

@@ -1,0 +1,202 @@
+//! Child processes as tasks.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dftracer_core::forks::DroppedApart;
+use dftracer_core::mailbox::Mailbox as CoreMailbox;
+use dftracer_core::process::{
+    Environment, Kill, ProcessOutcome, ProcessOutput, ProcessSpec, SignalMask, Sink, Source,
+};
+use dftracer_core::task_state::state;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString, PyType};
+
+use crate::interp::fork::apart_from_forks;
+use crate::interp::once::Lazy;
+use crate::native::outcome::{NativeOutcome, os_error};
+use crate::runtime::shared::Shared;
+use crate::task::mailbox::Delivery;
+use crate::task::{Content, Job, NativeRun, Outcome, TaskHandle, seconds};
+
+/// How a child process ended.
+#[pyclass(frozen, get_all, module = "dftracer.utils._native")]
+pub(crate) struct ProcessResult {
+    /// The exit code, or ``None`` if a signal ended it.
+    ///
+    /// Both are ``None`` if somebody else has taken its exit status: where ``SIGCHLD`` is ignored,
+    /// or another thread of this process has waited for it.
+    exit_code: Option<i32>,
+    /// The number of the signal that ended it.
+    signal: Option<i32>,
+    /// All that it wrote to its standard output.
+    stdout: Py<PyBytes>,
+    /// All that it wrote to its standard error.
+    stderr: Py<PyBytes>,
+}
+
+#[pymethods]
+impl ProcessResult {
+    fn __repr__(&self, py: Python<'_>) -> String {
+        let end = match (self.exit_code, self.signal) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "unknown end".to_owned(),
+        };
+        let (out, err) = (self.stdout.as_bytes(py).len(), self.stderr.as_bytes(py).len());
+        format!("<ProcessResult {end}, {out} bytes of stdout, {err} of stderr>")
+    }
+}
+
+/// What the caller asked for, before it becomes a task.
+pub(crate) struct Request {
+    pub(crate) argv: Vec<OsString>,
+    pub(crate) cwd: Option<PathBuf>,
+    pub(crate) env: Option<Vec<(OsString, OsString)>>,
+    pub(crate) stdin: Source,
+    pub(crate) stdout: Sink,
+    pub(crate) stderr: Sink,
+    pub(crate) timeout: Option<f64>,
+    pub(crate) tty: bool,
+    pub(crate) name: Option<Py<PyString>>,
+    /// Whether `wait_all` and `get_failed` speak of it.
+    pub(crate) tracked: bool,
+    /// Who is told that it begins.
+    pub(crate) begun: Option<(Arc<CoreMailbox<Delivery>>, Py<PyAny>)>,
+}
+
+/// Starts the process on the I/O lane and returns its handle, which is not yet begun to be waited
+/// for: `before_start` sees it first.
+pub(crate) fn submit<'py>(
+    py: Python<'py>,
+    shared: &Arc<Shared>,
+    request: Request,
+    before_start: impl FnOnce(&Bound<'py, TaskHandle>),
+) -> PyResult<Bound<'py, TaskHandle>> {
+    if request.argv.is_empty() {
+        return Err(pyo3::exceptions::PyValueError::new_err(
+            "argv is empty: name a program to run",
+        ));
+    }
+    let timeout = seconds(request.timeout, "timeout")?;
+    let name = match request.name {
+        Some(name) => name,
+        None => PyString::new(py, &request.argv[0].to_string_lossy()).unbind(),
+    };
+    let spec = ProcessSpec {
+        argv: request.argv,
+        cwd: request.cwd,
+        env: Some(request.env.map_or_else(environment, Arc::new)),
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        timeout: shared.shorter_timeout(timeout),
+        mask: Some(SignalMask::current()),
+        tty: request.tty,
+    };
+    let begun = request.begun;
+    let kill = Kill::default();
+    shared.task_begins()?;
+    let content = Content::Native(Job::Program(kill.clone()));
+    let handle =
+        TaskHandle::new(py, shared.clone(), Some(name), content, None, None, request.tracked);
+    let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
+    TaskHandle::enter_ledger(shared, std::slice::from_ref(&handle));
+    before_start(&handle);
+    // Whatever becomes of the jobs: threads without the interpreter drop Python objects only where
+    // no fork can come between.
+    let mut claimer = DroppedApart::new((handle.clone().unbind(), begun));
+    let run = DroppedApart::new(NativeRun::of(&handle));
+    let started = shared.with_io_lane(|lane| {
+        let begin = move || {
+            apart_from_forks(|| {
+                let claimed = claimer.0.get().claim();
+                if claimed && let Some((mailbox, token)) = claimer.1.take() {
+                    mailbox.post(Delivery::begun(token));
+                }
+                claimed
+            })
+        };
+        lane.spawn_process(spec, kill, begin, move |outcome| {
+            run.take().settle(NativeOutcome::Process(outcome), None);
+        });
+    });
+    if let Err(error) = started {
+        TaskHandle::settle(handle.as_unbound(), Outcome::Error(error), py);
+    }
+    Ok(handle)
+}
+
+/// That of this process. Programs that are started one after another mostly share it.
+fn environment() -> Environment {
+    static LAST: Mutex<Option<Environment>> = Mutex::new(None);
+    let now: Vec<_> = std::env::vars_os().collect();
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*last {
+        Some(last) if **last == now => last.clone(),
+        _ => last.insert(Arc::new(now)).clone(),
+    }
+}
+
+/// The state of a task that ended so.
+pub(crate) fn terminal_state(outcome: &ProcessOutcome) -> u8 {
+    match outcome {
+        ProcessOutcome::Exited(_) => state::DONE,
+        ProcessOutcome::NotStarted { .. } | ProcessOutcome::TimedOut(_) => state::FAILED,
+        ProcessOutcome::Killed(_) => state::CANCELLED,
+    }
+}
+
+/// The Python form: a result, `None` if it was cancelled, or the error.
+pub(crate) fn decode(
+    py: Python<'_>,
+    outcome: &ProcessOutcome,
+    handle: &TaskHandle,
+) -> PyResult<Option<Py<PyAny>>> {
+    match outcome {
+        ProcessOutcome::Exited(output) => {
+            Ok(Some(Py::new(py, ProcessResult::of(py, output)?)?.into_any()))
+        }
+        ProcessOutcome::Killed(_) => Ok(None),
+        ProcessOutcome::NotStarted { program, error } => Err(os_error(py, error, program)),
+        ProcessOutcome::TimedOut(output) => {
+            let error = timeout_error(py, handle, "its process group was killed")?;
+            let result = Py::new(py, ProcessResult::of(py, output)?)?;
+            error.value(py).setattr("result", result)?;
+            Err(error)
+        }
+    }
+}
+
+/// A `TaskTimeoutError` for a task that was stopped at its deadline.
+pub(crate) fn timeout_error(py: Python<'_>, handle: &TaskHandle, what: &str) -> PyResult<PyErr> {
+    let name = handle.name_now(py);
+    let text = format!("task {} '{name}' has run out of time: {what}", handle.task_id);
+    timeout_error_saying(py, text)
+}
+
+/// The same with a text that says it all.
+pub(crate) fn timeout_error_saying(py: Python<'_>, text: String) -> PyResult<PyErr> {
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
+    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
+    Ok(PyErr::from_type(class.clone(), (text,)))
+}
+
+impl ProcessResult {
+    fn of(py: Python<'_>, output: &ProcessOutput) -> PyResult<Self> {
+        let copy = |bytes: &[u8]| {
+            let fill = |copy: &mut [u8]| {
+                copy.copy_from_slice(bytes);
+                Ok(())
+            };
+            PyBytes::new_with(py, bytes.len(), fill).map(Bound::unbind)
+        };
+        Ok(Self {
+            exit_code: output.exit_code,
+            signal: output.signal,
+            stdout: copy(&output.stdout)?,
+            stderr: copy(&output.stderr)?,
+        })
+    }
+}

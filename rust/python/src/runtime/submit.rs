@@ -1,0 +1,156 @@
+//! `Runtime.submit`, written down to the interpreter's own calling convention: PyO3 would take
+//! `*args` with `**kwargs` through two tuples, which cost as much as the rest of the way in.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
+
+use crate::interp::call::{panic_error, panic_text};
+use crate::interp::once::intern;
+use crate::runtime::api::Runtime;
+
+/// What `submit` was called with.
+pub(crate) struct Arguments<'a, 'py> {
+    /// The positional ones: live objects.
+    positional: &'a [*mut ffi::PyObject],
+    pub(crate) name: Option<Bound<'py, PyString>>,
+    /// Whether the body may be interrupted.
+    pub(crate) interrupt: bool,
+    pub(crate) kwargs: Option<Bound<'py, PyDict>>,
+    py: Python<'py>,
+}
+
+impl<'a, 'py> Arguments<'a, 'py> {
+    /// # Safety
+    ///
+    /// As CPython calls a function that is declared with `METH_FASTCALL | METH_KEYWORDS`.
+    unsafe fn new(
+        py: Python<'py>,
+        args: *const *mut ffi::PyObject,
+        count: ffi::Py_ssize_t,
+        keywords: *mut ffi::PyObject,
+    ) -> PyResult<Self> {
+        let count = count as usize;
+        let positional = match count {
+            0 => &[][..],
+            // SAFETY: the caller's promise: so many pointers stand there.
+            _ => unsafe { std::slice::from_raw_parts(args, count) },
+        };
+        let mut arguments = Self { positional, name: None, interrupt: false, kwargs: None, py };
+        // SAFETY: a tuple of names, or null.
+        if let Some(keywords) = unsafe { Borrowed::from_ptr_or_opt(py, keywords) } {
+            for (index, keyword) in keywords.cast::<PyTuple>()?.iter().enumerate() {
+                // SAFETY: the values of the keywords follow the positional arguments.
+                let value = unsafe { Borrowed::from_ptr(py, *args.add(count + index)) };
+                if keyword.eq(intern!(py, "name"))? {
+                    if !value.is_none() {
+                        arguments.name = Some(value.cast::<PyString>()?.to_owned());
+                    }
+                } else if keyword.eq(intern!(py, "interrupt"))? {
+                    arguments.interrupt = value.is_truthy()?;
+                } else {
+                    let kwargs = arguments.kwargs.get_or_insert_with(|| PyDict::new(py));
+                    kwargs.set_item(keyword, value)?;
+                }
+            }
+        }
+        Ok(arguments)
+    }
+
+    pub(crate) fn first(&self) -> Option<Borrowed<'a, 'py, PyAny>> {
+        self.get(0)
+    }
+
+    /// The single argument after the first, if there is no other.
+    pub(crate) fn only_other(&self) -> Option<Borrowed<'a, 'py, PyAny>> {
+        if self.positional.len() == 2 { self.get(1) } else { None }
+    }
+
+    /// All arguments after the first.
+    pub(crate) fn others(&self) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(
+            self.py,
+            (1..self.positional.len()).filter_map(|index| self.get(index)).collect::<Vec<_>>(),
+        )
+    }
+
+    fn get(&self, index: usize) -> Option<Borrowed<'a, 'py, PyAny>> {
+        let object = *self.positional.get(index)?;
+        // SAFETY: attached; live for as long as the slice, which the caller holds.
+        Some(unsafe { Borrowed::from_ptr(self.py, object) })
+    }
+}
+
+/// Its signature and its docstring, as CPython takes them.
+const TEXT: &std::ffi::CStr =
+    c"submit($self, task_or_fn, /, *args, name=None, interrupt=False, **kwargs)
+--
+
+Run ``task_or_fn(*args, **kwargs)`` on a worker thread, in a copy of this context.
+
+A coroutine function runs in an :class:`asyncio.Task` on a worker's event loop; what is
+returned is its result. A handle is returned as it is.
+
+Parameters
+----------
+name:
+    The task's name, instead of that of the callable.
+interrupt:
+    Whether a plain body that is cancelled or runs out of time gets
+    :class:`asyncio.CancelledError`, thrown into its thread. That can break locks for the
+    whole process; see \"Cancellation\" in ``docs/lifecycle.md``.
+
+Raises
+------
+TypeError
+    If ``task_or_fn`` is neither callable nor a handle.
+RuntimeError
+    If the runtime is shut down, or was made before a ``fork()``.";
+
+/// Gives the class its method.
+pub(crate) fn install(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let definition = Box::new(ffi::PyMethodDef {
+        ml_name: c"submit".as_ptr(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: submit },
+        ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
+        ml_doc: TEXT.as_ptr(),
+    });
+    // SAFETY: attached; a class, and a definition that is never freed, as the method refers to it.
+    let method = unsafe {
+        let method = ffi::PyDescr_NewMethod(class.as_ptr().cast(), Box::leak(definition));
+        Bound::from_owned_ptr_or_err(class.py(), method)
+    }?;
+    class.setattr("submit", method)
+}
+
+unsafe extern "C" fn submit(
+    runtime: *mut ffi::PyObject,
+    args: *const *mut ffi::PyObject,
+    count: ffi::Py_ssize_t,
+    keywords: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    Python::attach(|py| {
+        let submitted = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: the descriptor lets only instances of its class through, which the caller
+            // holds; and CPython calls as it was told in the definition.
+            let (runtime, arguments) = unsafe {
+                let runtime = Borrowed::from_ptr(py, runtime).cast_unchecked::<Runtime>();
+                (runtime, Arguments::new(py, args, count, keywords)?)
+            };
+            runtime.get().submit(py, arguments)
+        }));
+        match submitted {
+            Ok(Ok(handle)) => handle.into_ptr(),
+            Ok(Err(error)) => {
+                error.restore(py);
+                std::ptr::null_mut()
+            }
+            Err(panic) => {
+                panic_error(&panic_text(panic.as_ref())).restore(py);
+                std::ptr::null_mut()
+            }
+        }
+    })
+}

@@ -1,0 +1,155 @@
+//! What becomes of tasks, on its way to an event loop.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dftracer_core::mailbox::Mailbox as CoreMailbox;
+use dftracer_core::task_state::state;
+use pyo3::PyTraverseError;
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::interp::once::intern;
+use crate::interp::signals;
+use crate::runtime::shared;
+use crate::task::TaskHandle;
+
+/// One task, by the object that its submitter gave to recognise it by, and what is new of it.
+pub(crate) struct Delivery {
+    pub(crate) token: Py<PyAny>,
+    pub(crate) news: News,
+}
+
+pub(crate) enum News {
+    /// It has begun, at this time.
+    Begun(SystemTime),
+    /// It has ended.
+    Ended(Py<TaskHandle>),
+}
+
+impl Delivery {
+    /// Shows the garbage collector what this holds.
+    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.token)?;
+        match &self.news {
+            News::Begun(_) => Ok(()),
+            News::Ended(handle) => visit.call(handle),
+        }
+    }
+
+    /// That the task of `token` begins now.
+    pub(crate) fn begun(token: Py<PyAny>) -> Self {
+        Self { token, news: News::Begun(SystemTime::now()) }
+    }
+}
+
+/// A queue of outcomes, on their way to an event loop, which is woken once per burst.
+#[pyclass(frozen, weakref, module = "dftracer.utils._native")]
+pub(crate) struct Mailbox {
+    pub(crate) core: Arc<CoreMailbox<Delivery>>,
+    /// What the reader calls the states of a task, from `RUNNING` on.
+    states: [Py<PyAny>; 4],
+    /// In which process it was made, as forks are counted.
+    process: u64,
+}
+
+#[pymethods]
+impl Mailbox {
+    #[new]
+    #[pyo3(signature = (states=None))]
+    fn new(py: Python<'_>, states: Option<[Py<PyAny>; 4]>) -> PyResult<Self> {
+        let states = states.unwrap_or_else(|| {
+            let names = [
+                intern!(py, "running"),
+                intern!(py, "done"),
+                intern!(py, "failed"),
+                intern!(py, "cancelled"),
+            ];
+            names.map(|name| name.clone().into_any().unbind())
+        });
+        let core = Arc::new(CoreMailbox::new()?);
+        Ok(Self { core, states, process: shared::process_generation() })
+    }
+
+    /// Return the descriptor that is readable while something waits.
+    fn fileno(&self) -> i32 {
+        self.core.fileno()
+    }
+
+    /// Post, from any thread, that the task of ``token`` begins now.
+    fn post(&self, token: Py<PyAny>) {
+        self.core.post(Delivery::begun(token));
+    }
+
+    /// Take what is oldest, at most ``limit``: token, state, and value or exception.
+    ///
+    /// For ``running`` the value is the time at which the task began, in seconds since the epoch.
+    ///
+    /// With ``look`` it is given a moment, of at most 50 µs, in which something may come: where
+    /// such moments have not been in vain lately.
+    ///
+    /// They are added to ``into``, a list, where a signal's handler that raises when this returns does
+    /// not lose them.
+    #[pyo3(signature = (limit, *, look=false, into=None))]
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        limit: usize,
+        look: bool,
+        into: Option<Bound<'py, PyList>>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let deliveries = match look {
+            true => signals::look(py, || self.core.look(limit)),
+            false => self.core.drain(limit),
+        };
+        let items = into.unwrap_or_else(|| PyList::empty(py));
+        for Delivery { token, news } in deliveries {
+            match news {
+                News::Begun(at) => {
+                    let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+                    items.append((token, self.name(py, state::RUNNING), seconds))?;
+                }
+                News::Ended(handle) => {
+                    let (state, value) = handle.get().report(py);
+                    items.append((token, self.name(py, state), value))?;
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// What waits for the reader is this object's, whoever else can post. Any thread adds to it; it
+    /// is taken away by attached threads only, see [`gc`](crate::interp::gc).
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let mut shown = self.states.iter().try_for_each(|state| visit.call(state));
+        if !self.is_copy() {
+            self.core.for_each(|delivery| {
+                if shown.is_ok() {
+                    shown = delivery.traverse(&visit);
+                }
+            });
+        }
+        shown
+    }
+
+    fn __clear__(&self) {
+        if !self.is_copy() {
+            let unread = self.core.empty();
+            drop(unread);
+        }
+    }
+}
+
+impl Mailbox {
+    /// What the reader calls a state.
+    fn name<'py>(&self, py: Python<'py>, state: u8) -> &Bound<'py, PyAny> {
+        self.states[usize::from(state - state::RUNNING)].bind(py)
+    }
+
+    /// Whether a `fork()` has made a copy of this, whose lock may be held for ever by a thread that
+    /// was not copied.
+    fn is_copy(&self) -> bool {
+        self.process != shared::process_generation()
+    }
+}

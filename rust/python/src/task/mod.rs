@@ -1,0 +1,17 @@
+//! A task: what it is to run, how far it is, who waits for it, and how it ended.
+
+mod content;
+mod handle;
+pub(crate) mod kept;
+pub(crate) mod mailbox;
+mod methods;
+pub(crate) mod origin;
+mod settle;
+mod waiter;
+pub(crate) mod waits;
+
+pub(crate) use content::{Content, Job, Outcome, cancelled_error, restore_traceback};
+pub(crate) use handle::{Birth, End, Limit, Look, TaskHandle, exact};
+pub(crate) use methods::seconds;
+pub(crate) use settle::NativeRun;
+pub(crate) use waiter::{Sleepers, wake};
