@@ -171,7 +171,7 @@ _ON_THE_WAY = (
     ("queue", "queue", "`Scheduler.launch`: what is ready, put into a list for its backend"),
     ("submit", "queue", "the backend's `submit`: records in the runtime's queue, workers woken"),
     ("run", "run", "workers: taken, called in its context, its outcome posted"),
-    ("deliver", "deliver", "the backend's `poll`: outcomes taken out of the mailbox"),
+    ("deliver", "deliver", "the backend's `poll`: outcomes taken out of the completion queue"),
     ("settle", "settle", "`Scheduler.report`: futures ended, the state and its counts"),
     ("await", "settle", "asyncio: the callbacks of the futures, `gather`, the loop"),
 )

@@ -1,4 +1,4 @@
-"""Ours, built so that it keeps no times and no ledger: what these cost is the difference."""
+"""Ours, built so that it keeps no times and no list of tasks: what these cost is the difference."""
 
 from __future__ import annotations
 

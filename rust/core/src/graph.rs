@@ -25,7 +25,7 @@ pub enum Outcome {
 
 /// What became of a node that waited, once all it waited for has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Resolution {
     /// Every dependency is done: run it.
     Ready,
     /// A dependency failed and none was cancelled: it has failed too, and is forgotten.
@@ -114,23 +114,23 @@ impl Graph {
         &mut self,
         id: NodeId,
         outcome: Outcome,
-    ) -> Result<Vec<(NodeId, Verdict)>, GraphError> {
-        let mut verdicts = Vec::new();
-        self.finish_into(id, outcome, &mut verdicts).map(|()| verdicts)
+    ) -> Result<Vec<(NodeId, Resolution)>, GraphError> {
+        let mut resolutions = Vec::new();
+        self.finish_into(id, outcome, &mut resolutions).map(|()| resolutions)
     }
 
-    /// As [`finish`](Self::finish), adding to the verdicts of others.
+    /// As [`finish`](Self::finish), adding to the resolutions of others.
     pub fn finish_into(
         &mut self,
         id: NodeId,
         outcome: Outcome,
-        verdicts: &mut Vec<(NodeId, Verdict)>,
+        resolutions: &mut Vec<(NodeId, Resolution)>,
     ) -> Result<(), GraphError> {
         match self.nodes.get(&id) {
             None => Err(GraphError::Unknown(id)),
             Some(node) if node.unresolved > 0 => Err(GraphError::StillWaiting(id)),
             Some(_) => {
-                self.settle(id, outcome, verdicts);
+                self.settle(id, outcome, resolutions);
                 Ok(())
             }
         }
@@ -138,13 +138,13 @@ impl Graph {
 
     /// Cancels a node, whether it waits or not. Returns what this decides about others, as
     /// [`finish`](Self::finish) does.
-    pub fn cancel(&mut self, id: NodeId) -> Result<Vec<(NodeId, Verdict)>, GraphError> {
+    pub fn cancel(&mut self, id: NodeId) -> Result<Vec<(NodeId, Resolution)>, GraphError> {
         if !self.nodes.contains_key(&id) {
             return Err(GraphError::Unknown(id));
         }
-        let mut verdicts = Vec::new();
-        self.settle(id, Outcome::Cancelled, &mut verdicts);
-        Ok(verdicts)
+        let mut resolutions = Vec::new();
+        self.settle(id, Outcome::Cancelled, &mut resolutions);
+        Ok(resolutions)
     }
 
     /// The number of unfinished nodes.
@@ -162,9 +162,14 @@ impl Graph {
         self.nodes.contains_key(&id)
     }
 
-    /// Removes `first` and everything that its outcome ends, and tells every dependent. Iterative:
+    /// Removes `first` and everything that its outcome ends, and resolves every dependent. Iterative:
     /// a chain of a million failures needs no stack.
-    fn settle(&mut self, first: NodeId, outcome: Outcome, verdicts: &mut Vec<(NodeId, Verdict)>) {
+    fn settle(
+        &mut self,
+        first: NodeId,
+        outcome: Outcome,
+        resolutions: &mut Vec<(NodeId, Resolution)>,
+    ) {
         let mut ended = VecDeque::new();
         let mut first = Some((first, outcome));
         while let Some((id, outcome)) = first.take().or_else(|| ended.pop_front()) {
@@ -183,13 +188,13 @@ impl Graph {
                     continue;
                 }
                 match dependent.worst {
-                    Worst::Done => verdicts.push((dependent_id, Verdict::Ready)),
+                    Worst::Done => resolutions.push((dependent_id, Resolution::Ready)),
                     Worst::Failed => {
-                        verdicts.push((dependent_id, Verdict::DependencyFailed));
+                        resolutions.push((dependent_id, Resolution::DependencyFailed));
                         ended.push_back((dependent_id, Outcome::Failed));
                     }
                     Worst::Cancelled => {
-                        verdicts.push((dependent_id, Verdict::DependencyCancelled));
+                        resolutions.push((dependent_id, Resolution::DependencyCancelled));
                         ended.push_back((dependent_id, Outcome::Cancelled));
                     }
                 }
@@ -209,7 +214,7 @@ mod tests {
         assert_eq!(graph.add(2, &[]), Ok(true));
         assert_eq!(graph.add(3, &[1, 2, 1]), Ok(false));
         assert_eq!(graph.finish(1, Outcome::Done), Ok(vec![]));
-        assert_eq!(graph.finish(2, Outcome::Done), Ok(vec![(3, Verdict::Ready)]));
+        assert_eq!(graph.finish(2, Outcome::Done), Ok(vec![(3, Resolution::Ready)]));
         assert_eq!(graph.finish(3, Outcome::Done), Ok(vec![]));
         assert!(graph.is_empty());
     }
@@ -224,9 +229,9 @@ mod tests {
         graph.add(5, &[3, 4]).expect("add");
         assert_eq!(
             graph.finish(1, Outcome::Failed),
-            Ok(vec![(2, Verdict::DependencyFailed), (3, Verdict::DependencyFailed)])
+            Ok(vec![(2, Resolution::DependencyFailed), (3, Resolution::DependencyFailed)])
         );
-        assert_eq!(graph.finish(4, Outcome::Done), Ok(vec![(5, Verdict::DependencyFailed)]));
+        assert_eq!(graph.finish(4, Outcome::Done), Ok(vec![(5, Resolution::DependencyFailed)]));
         assert!(graph.is_empty());
     }
 
@@ -237,7 +242,10 @@ mod tests {
         graph.add(2, &[]).expect("add");
         graph.add(3, &[1, 2]).expect("add");
         assert_eq!(graph.cancel(1), Ok(vec![]));
-        assert_eq!(graph.finish(2, Outcome::Failed), Ok(vec![(3, Verdict::DependencyCancelled)]));
+        assert_eq!(
+            graph.finish(2, Outcome::Failed),
+            Ok(vec![(3, Resolution::DependencyCancelled)])
+        );
     }
 
     #[test]
@@ -247,7 +255,7 @@ mod tests {
         graph.add(2, &[1]).expect("add");
         graph.add(3, &[2]).expect("add");
         assert_eq!(graph.finish(2, Outcome::Done), Err(GraphError::StillWaiting(2)));
-        assert_eq!(graph.cancel(2), Ok(vec![(3, Verdict::DependencyCancelled)]));
+        assert_eq!(graph.cancel(2), Ok(vec![(3, Resolution::DependencyCancelled)]));
         assert_eq!(graph.finish(1, Outcome::Done), Ok(vec![]));
     }
 
@@ -271,8 +279,8 @@ mod tests {
         for id in 1..LENGTH {
             graph.add(id, &[id - 1]).expect("add");
         }
-        let verdicts = graph.finish(0, Outcome::Failed).expect("finish");
-        assert_eq!(verdicts.len() as u64, LENGTH - 1);
+        let resolutions = graph.finish(0, Outcome::Failed).expect("finish");
+        assert_eq!(resolutions.len() as u64, LENGTH - 1);
         assert!(graph.is_empty());
     }
 }

@@ -1,33 +1,24 @@
 //! The part of the runtime that knows no Python.
 //!
-//! Everything here is a mechanism: who runs next ([`lane`]), what became ready ([`graph`]), how a
-//! finished task reaches its waiter ([`park`], [`mailbox`]) and how child processes are run without
-//! a thread each ([`io`], [`process`]). Policy lives in Python. `README.md` beside this crate tells
-//! the thread states, the wake-up rules and the order of a shutdown.
+//! Everything here is a mechanism: who runs next and who is woken ([`sched`]), how far a task is
+//! ([`task_state`]) and how a running one is interrupted ([`interrupt_slot`]), how many tasks there are
+//! ([`outstanding`]), what became ready ([`graph`]), how child processes run without a thread each
+//! ([`io`]), and what needs no interpreter ([`native`]). Policy lives in Python. `README.md` beside
+//! this crate shows why no wake-up is lost, and in which order all of it ends.
 
-pub mod bell;
-pub mod budget;
-pub mod compute;
-pub mod files;
+#![deny(missing_docs, unsafe_code)]
+
+#[allow(unsafe_code, reason = "the child of a fork closes descriptors by their numbers")]
 pub mod forks;
 pub mod graph;
+pub mod interrupt_slot;
 pub mod io;
-mod jobs;
-pub mod lane;
-pub mod ledger;
-pub mod mailbox;
-pub mod notify;
+pub mod native;
 pub mod outstanding;
-pub mod park;
-pub mod patience;
-pub mod pool;
-pub mod process;
 pub mod redact;
-pub mod running;
+pub mod registry;
+pub mod sched;
 pub mod sizes;
-mod spawn;
-mod sync;
 pub mod task_state;
 pub mod thread;
 pub mod trace;
-pub mod watchdog;

@@ -8,26 +8,26 @@
 //!
 //! From outside of all tasks one waits until none is unfinished. A task that waits for all others of
 //! its runtime would wait for itself, and for those that wait for it: these *cannot end before* its
-//! own wait does, and are left out. Whoever waits says how many those are; how many there may be at
+//! own wait does, and are left out. Whoever waits passes how many those are; how many there may be at
 //! most, in all runtimes together, is in [`StandingStill`].
 //!
 //! # Why nobody sleeps for ever (and `tests/loom_outstanding.rs` tries every interleaving)
 //!
 //! Who waits enters itself, then looks at the counts; who ends a task counts, then takes out those who
 //! may have waited for that. Whoever comes second sees the other. So does one who makes the number of
-//! tasks that are left out rise: it says so in [`StandingStill`], then has all who wait look again.
+//! tasks that are left out rise: it counts them in [`StandingStill`], then wakes all who wait.
 //! Those who are taken out too early look once more, and enter themselves again.
 //!
 //! # Why nobody wakes too early
 //!
 //! The number of unfinished tasks and the number of those that are left out cannot be read at one
 //! moment. In between a task could submit another one and then begin to wait itself: it would be left
-//! out, and its child not yet counted. So the count also tells how often tasks were accepted; if it is
+//! out, and its child not yet counted. So the same word also counts how often tasks were accepted; if it is
 //! the same after the look as before, tasks have only ended meanwhile. Then the number of unfinished
 //! tasks that was read first is at least as high as it was at any moment of the look, and if all of
 //! these are left out, then all were left out at one moment.
 //!
-//! # Count first, then tell
+//! # Count first, then publish
 //!
 //! Whoever ends a task [counts](Outstanding::count) how, then lets its state be seen; so who sees the
 //! state sees the count. Who waits for all returns after [`Outstanding::end`] of each, and so sees it,
@@ -38,8 +38,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use crate::park::Unpark;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, in_total_order};
+use crate::sched::parker::Unpark;
+use crate::sched::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, in_total_order};
 
 /// How a task ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ const ONE_ACCEPTANCE: u64 = 1 << UNFINISHED_BITS;
 /// The counts of one runtime.
 pub struct Outstanding {
     /// How many tasks are unfinished, and how often some were accepted. SeqCst: who waits enters
-    /// itself, then looks here; who ends a task counts here, then looks who waits; who closes says so,
+    /// itself, then looks here; who ends a task counts here, then looks who waits; who closes stores this,
     /// then looks here; who begins a task counts here, then looks whether it is closed.
     tasks: AtomicU64,
     /// False once no more tasks are taken. SeqCst: see `tasks`.
@@ -181,11 +181,11 @@ impl Outstanding {
 
     // --- waiting --------------------------------------------------------------------------------
 
-    /// Enters `waiter`, and tells whether all tasks are finished but those that are left out. If not,
-    /// `waiter` is called when that may have changed, and is to ask again, after a
+    /// Enters `waiter`, and answers whether all tasks are finished but those that are left out. If not,
+    /// `waiter` is woken when that may have changed, and is to ask again, after a
     /// [`leave`](Self::leave).
     ///
-    /// `left_out` tells how many unfinished tasks cannot end before this wait does, those of
+    /// `left_out` gives how many unfinished tasks cannot end before this wait does, those of
     /// [`enter_unnamed`](Self::enter_unnamed) aside; `None` for a wait from outside of all tasks, for
     /// which none is left out. It may be asked more than once.
     pub fn enter(&self, waiter: Arc<dyn Unpark>, left_out: Option<impl Fn() -> usize>) -> bool {
@@ -212,7 +212,7 @@ impl Outstanding {
         }
     }
 
-    /// Ends what [`enter`](Self::enter) has begun, whether the waiter was called or not.
+    /// Ends what [`enter`](Self::enter) has begun, whether the waiter was woken or not.
     pub fn leave(&self, waiter: &Arc<dyn Unpark>) {
         // By address of the data alone: the same object may have several vtables.
         let is_it =
@@ -220,7 +220,7 @@ impl Outstanding {
         self.lock().retain(|other| !is_it(other));
     }
 
-    /// Has all who wait look again.
+    /// Wakes all who wait, to look at the counts again.
     pub fn wake_all(&self) {
         let waiters = std::mem::take(&mut *self.lock());
         for waiter in waiters {
@@ -237,7 +237,7 @@ impl Outstanding {
         self.wake_all();
     }
 
-    /// The wait that [`enter_unnamed`](Self::enter_unnamed) has told of is over.
+    /// The wait that [`enter_unnamed`](Self::enter_unnamed) has begun is over.
     pub fn leave_unnamed(&self) {
         self.unnamed.fetch_sub(1, Ordering::SeqCst);
     }
@@ -251,7 +251,7 @@ impl Outstanding {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // --- for those who only look ----------------------------------------------------------------
+    // --- for those who only read ----------------------------------------------------------------
 
     /// How many tasks have ended, each way.
     pub fn counts(&self) -> Counts {
@@ -328,7 +328,7 @@ impl StandingStill {
 #[cfg(all(test, not(dft_loom)))]
 mod tests {
     use super::*;
-    use crate::park::{Parker, Wakeup};
+    use crate::sched::parker::{Parker, Wakeup};
     use std::time::Duration;
 
     const NOBODY: Option<fn() -> usize> = None;
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_is_called_by_the_last_end_and_by_no_other() {
+    fn a_waiter_is_woken_by_the_last_end_and_by_no_other() {
         let (outstanding, standing) = (Outstanding::new(), StandingStill::new());
         let parker = Arc::new(Parker::default());
         assert!(outstanding.enter(parker.clone(), NOBODY), "there is nothing to wait for");
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_that_has_left_is_not_called() {
+    fn a_waiter_that_has_left_is_not_woken() {
         let (outstanding, standing) = (Outstanding::new(), StandingStill::new());
         let waiter: Arc<dyn Unpark> = Arc::new(Parker::default());
         assert!(outstanding.accept(1));
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_tell_how_tasks_have_ended_and_whether_some_have() {
+    fn counts_show_how_tasks_have_ended_and_whether_some_have() {
         let outstanding = Outstanding::new();
         assert!(!outstanding.has_progressed());
         outstanding.count(Ending::Completed, 3);

@@ -19,7 +19,7 @@ const MIN_FORM: usize = 4;
 /// How many forms a generation has: with two of them, some thousand secrets are known.
 const MAX_FORMS: usize = 20_000;
 
-/// How many characters of a URL are looked at.
+/// How many characters of a URL are searched.
 const MAX_URL: usize = 2_000;
 
 /// What stands where a secret was.

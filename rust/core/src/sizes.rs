@@ -2,7 +2,7 @@
 
 use std::thread::available_parallelism;
 
-/// The most Python workers that a runtime starts unless told otherwise.
+/// The most Python workers that a runtime starts by default.
 const MAX_DEFAULT_PYTHON_THREADS: usize = 32;
 
 /// The sizes of a runtime's pools, all at least 1.

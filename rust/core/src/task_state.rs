@@ -18,8 +18,8 @@
 //! # Whoever is asked to stop is either reached or sees that it was asked
 //!
 //! Who cancels [asks](TaskState::cancel), and then looks for the worker that runs the task
-//! ([`Running::reach`](crate::running::Running::reach)); a worker publishes which task it runs
-//! ([`Running::enter`](crate::running::Running::enter)), and then looks whether it
+//! ([`InterruptSlot::reach`](crate::interrupt_slot::InterruptSlot::reach)); a worker publishes which task it runs
+//! ([`InterruptSlot::enter`](crate::interrupt_slot::InterruptSlot::enter)), and then looks whether it
 //! [was asked](TaskState::is_stop_requested). Whoever comes second sees the other.
 //!
 //! `tests/loom_task_state.rs` tries every interleaving of starts, ends, cancellations, interruptions and
@@ -27,7 +27,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, in_total_order};
+use crate::sched::sync::{AtomicU8, in_total_order};
 
 /// The states, in the only order in which they follow each other.
 pub mod state {
@@ -62,7 +62,7 @@ use state::{DONE, NONE, QUEUED, RUNNING};
 const STOP_REQUESTED: u8 = 1;
 /// A plain body that is to stop gets an exception, as whoever submitted it has asked.
 const MAY_INTERRUPT: u8 = 2;
-/// Somebody is to hear when it begins.
+/// Its begin is to be reported.
 const REPORTS_BEGIN: u8 = 4;
 /// It has a time limit of its own.
 const IS_LIMITED: u8 = 8;
@@ -73,7 +73,7 @@ const IS_LIMITED: u8 = 8;
 pub enum Cancel {
     /// It had not begun, and never will: the caller has claimed it, and is to end it.
     Claimed,
-    /// It runs, for all that is known: it is to be told.
+    /// It runs, for all that is known: its worker is to be reached.
     Running,
     /// It has ended.
     TooLate,
@@ -85,8 +85,9 @@ pub struct TaskState {
     /// once, while what the task holds is locked. Acquire and Release: who sees a state sees what was
     /// done before.
     state: AtomicU8,
-    /// `STOP_REQUESTED`, and what is set before anybody else sees the task. SeqCst: whoever asks a body to stop sets this, then
-    /// looks for its worker, which publishes the body, then looks at this: one sees the other.
+    /// `STOP_REQUESTED`, and what is set before anybody else sees the task. SeqCst: whoever asks a
+    /// body to stop sets this, then looks for its worker, which publishes the body, then reads this:
+    /// one sees the other.
     requests: AtomicU8,
 }
 
@@ -186,12 +187,12 @@ impl TaskState {
         self.requests.load(Ordering::Relaxed) & MAY_INTERRUPT != 0
     }
 
-    /// Of a task that nobody has seen yet: somebody is to hear when it begins.
+    /// Of a task that nobody has seen yet: its begin is to be reported.
     pub fn report_begin(&self) {
         self.requests.fetch_or(REPORTS_BEGIN, Ordering::Relaxed);
     }
 
-    /// Whether somebody is to hear when it begins.
+    /// Whether its begin is to be reported.
     pub fn reports_begin(&self) -> bool {
         self.requests.load(Ordering::Relaxed) & REPORTS_BEGIN != 0
     }
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cancels_claims_what_has_not_begun_and_hears_what_has_become_of_the_rest() {
+    fn who_cancels_claims_what_has_not_begun_and_learns_what_has_become_of_the_rest() {
         let queued = TaskState::default();
         assert_eq!(queued.cancel(), Cancel::Claimed);
         assert!(!queued.claim(), "nobody runs it any more");

@@ -1,8 +1,8 @@
-//! The graph against a model that keeps everything and recomputes every verdict from scratch.
+//! The graph against a model that keeps everything and recomputes every resolution from scratch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dftracer_core::graph::{Graph, GraphError, NodeId, Outcome, Verdict};
+use dftracer_core::graph::{Graph, GraphError, NodeId, Outcome, Resolution};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -48,38 +48,38 @@ impl Model {
         self.unfinished().into_iter().filter(|&id| !self.waits(id)).collect()
     }
 
-    /// Ends a node and whatever cannot run because of it; returns every verdict.
-    fn end(&mut self, id: NodeId, outcome: Outcome) -> BTreeMap<NodeId, Verdict> {
+    /// Ends a node and whatever cannot run because of it; returns every resolution.
+    fn end(&mut self, id: NodeId, outcome: Outcome) -> BTreeMap<NodeId, Resolution> {
         let running_before: BTreeSet<_> = self.running().into_iter().collect();
         self.ended.insert(id, outcome);
-        let mut verdicts = BTreeMap::new();
+        let mut resolutions = BTreeMap::new();
         loop {
             let doomed = self.unfinished().into_iter().find_map(|id| {
                 let ends: Option<Vec<Outcome>> =
                     self.dependencies[&id].iter().map(|d| self.ended.get(d).copied()).collect();
                 let ends = ends?;
                 if ends.contains(&Outcome::Cancelled) {
-                    Some((id, Outcome::Cancelled, Verdict::DependencyCancelled))
+                    Some((id, Outcome::Cancelled, Resolution::DependencyCancelled))
                 } else if ends.contains(&Outcome::Failed) {
-                    Some((id, Outcome::Failed, Verdict::DependencyFailed))
+                    Some((id, Outcome::Failed, Resolution::DependencyFailed))
                 } else {
                     None
                 }
             });
-            let Some((id, outcome, verdict)) = doomed else { break };
+            let Some((id, outcome, resolution)) = doomed else { break };
             self.ended.insert(id, outcome);
-            verdicts.insert(id, verdict);
+            resolutions.insert(id, resolution);
         }
         for id in self.running() {
             if !running_before.contains(&id) {
-                verdicts.insert(id, Verdict::Ready);
+                resolutions.insert(id, Resolution::Ready);
             }
         }
-        verdicts
+        resolutions
     }
 }
 
-fn check(model: &mut Model, id: NodeId, outcome: Outcome, answer: &[(NodeId, Verdict)]) {
+fn check(model: &mut Model, id: NodeId, outcome: Outcome, answer: &[(NodeId, Resolution)]) {
     let positions: BTreeMap<_, _> =
         answer.iter().enumerate().map(|(position, (id, _))| (*id, position)).collect();
     assert_eq!(positions.len(), answer.len(), "a node was decided about twice: {answer:?}");
@@ -96,7 +96,7 @@ fn check(model: &mut Model, id: NodeId, outcome: Outcome, answer: &[(NodeId, Ver
 
 proptest! {
     #[test]
-    fn every_verdict_is_what_the_model_says(events in events()) {
+    fn every_resolution_is_what_the_model_says(events in events()) {
         let (mut graph, mut model) = (Graph::new(), Model::default());
         let mut next: NodeId = 0;
         for event in events {

@@ -1,4 +1,4 @@
-//! Every interleaving of those who post ended tasks and of the event loop that reads them: nothing is
+//! Every interleaving of those who push ended tasks and of the event loop that reads them: nothing is
 //! lost or doubled, and the loop never sleeps on what is there.
 //!
 //! Built and run with `RUSTFLAGS="--cfg dft_loom"`; without it this file is empty. A lost wake-up
@@ -9,25 +9,25 @@ mod models;
 
 use std::sync::Arc;
 
-use dftracer_core::mailbox::Mailbox;
-use dftracer_core::park::Unpark;
+use dftracer_core::sched::completion::CompletionQueue;
+use dftracer_core::sched::parker::Unpark;
 use loom::thread;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     models::check_with(3, model);
 }
 
-fn mailbox() -> Arc<Mailbox<usize>> {
-    Arc::new(Mailbox::new().expect("a model"))
+fn queue() -> Arc<CompletionQueue<usize>> {
+    Arc::new(CompletionQueue::new().expect("a model"))
 }
 
-fn post(mailbox: &Arc<Mailbox<usize>>, items: &'static [usize]) -> thread::JoinHandle<()> {
-    let mailbox = mailbox.clone();
-    thread::spawn(move || items.iter().for_each(|item| mailbox.post(*item)))
+fn push(queue: &Arc<CompletionQueue<usize>>, items: &'static [usize]) -> thread::JoinHandle<()> {
+    let queue = queue.clone();
+    thread::spawn(move || items.iter().for_each(|item| queue.push(*item)))
 }
 
-fn join(posters: impl IntoIterator<Item = thread::JoinHandle<()>>) {
-    posters.into_iter().for_each(|poster| poster.join().expect("poster"));
+fn join(pushers: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    pushers.into_iter().for_each(|pusher| pusher.join().expect("pusher"));
 }
 
 fn sorted(mut items: Vec<usize>) -> Vec<usize> {
@@ -36,37 +36,37 @@ fn sorted(mut items: Vec<usize>) -> Vec<usize> {
 }
 
 #[test]
-fn a_reader_that_sleeps_gets_all_items_when_two_post() {
+fn a_reader_that_sleeps_gets_all_items_when_two_push() {
     check(|| {
-        let mailbox = mailbox();
-        let posters = [post(&mailbox, &[1, 2]), post(&mailbox, &[3])];
+        let queue = queue();
+        let pushers = [push(&queue, &[1, 2]), push(&queue, &[3])];
         let mut seen = Vec::new();
         while seen.len() < 3 {
-            mailbox.wait_readable();
-            seen.extend(mailbox.drain(10));
+            queue.wait_readable();
+            seen.extend(queue.drain(10));
         }
-        join(posters);
-        assert!(mailbox.drain(10).is_empty());
+        join(pushers);
+        assert!(queue.drain(10).is_empty());
         assert_eq!(sorted(seen), [1, 2, 3]);
     });
 }
 
 #[test]
-fn a_reader_that_looks_before_it_sleeps_gets_all_items() {
+fn a_reader_that_spins_before_it_sleeps_gets_all_items() {
     check(|| {
-        let mailbox = mailbox();
-        let posters = [post(&mailbox, &[1]), post(&mailbox, &[2])];
+        let queue = queue();
+        let pushers = [push(&queue, &[1]), push(&queue, &[2])];
         let mut seen = Vec::new();
         while seen.len() < 2 {
-            let more = mailbox.look(10);
+            let more = queue.spin(10);
             if more.is_empty() {
-                mailbox.wait_readable();
-                seen.extend(mailbox.drain(10));
+                queue.wait_readable();
+                seen.extend(queue.drain(10));
             }
             seen.extend(more);
         }
-        join(posters);
-        assert!(mailbox.drain(10).is_empty());
+        join(pushers);
+        assert!(queue.drain(10).is_empty());
         assert_eq!(sorted(seen), [1, 2]);
     });
 }
@@ -74,59 +74,59 @@ fn a_reader_that_looks_before_it_sleeps_gets_all_items() {
 #[test]
 fn what_a_reader_leaves_wakes_it_again() {
     check(|| {
-        let mailbox = mailbox();
-        let poster = post(&mailbox, &[1, 2, 3]);
+        let queue = queue();
+        let pusher = push(&queue, &[1, 2, 3]);
         let mut seen = Vec::new();
         while seen.len() < 3 {
-            mailbox.wait_readable();
-            let taken = mailbox.drain(1);
+            queue.wait_readable();
+            let taken = queue.drain(1);
             assert!(taken.len() <= 1);
             seen.extend(taken);
         }
-        join([poster]);
+        join([pusher]);
         assert_eq!(seen, [1, 2, 3], "in the order in which they came");
     });
 }
 
 #[test]
-fn a_reader_gets_what_was_posted_quietly_once_it_is_woken() {
+fn a_reader_gets_what_was_pushed_without_wake_once_it_is_woken() {
     check(|| {
-        let mailbox = mailbox();
+        let queue = queue();
         let quiet = {
-            let mailbox = mailbox.clone();
+            let queue = queue.clone();
             thread::spawn(move || {
-                // As a worker does that lets go of the interpreter first.
-                let must_wake = [1, 2].map(|item| mailbox.post_quietly(item));
+                // As a worker does that releases the interpreter before it wakes anybody.
+                let must_wake = [1, 2].map(|item| queue.push_without_wake(item));
                 if must_wake.contains(&true) {
-                    mailbox.unpark();
+                    queue.unpark();
                 }
             })
         };
-        let poster = post(&mailbox, &[3]);
+        let pusher = push(&queue, &[3]);
         let mut seen = Vec::new();
         while seen.len() < 3 {
-            if !mailbox.look(0).is_empty() {
+            if !queue.spin(0).is_empty() {
                 unreachable!("nothing is taken");
             }
-            mailbox.wait_readable();
-            seen.extend(mailbox.drain(2));
+            queue.wait_readable();
+            seen.extend(queue.drain(2));
         }
-        join([quiet, poster]);
+        join([quiet, pusher]);
         assert_eq!(sorted(seen), [1, 2, 3]);
     });
 }
 
 #[test]
-fn a_mailbox_that_was_emptied_wakes_its_reader_again() {
+fn a_queue_that_was_emptied_wakes_its_reader_again() {
     check(|| {
-        let mailbox = mailbox();
-        let poster = post(&mailbox, &[1, 2]);
-        let mut seen = mailbox.empty();
+        let queue = queue();
+        let pusher = push(&queue, &[1, 2]);
+        let mut seen = queue.take_all();
         while seen.len() < 2 {
-            mailbox.wait_readable();
-            seen.extend(mailbox.drain(10));
+            queue.wait_readable();
+            seen.extend(queue.drain(10));
         }
-        join([poster]);
+        join([pusher]);
         assert_eq!(seen, [1, 2]);
     });
 }

@@ -9,8 +9,8 @@ mod models;
 
 use std::sync::Arc;
 
-use dftracer_core::lane::{Lane, Order, Rest};
-use dftracer_core::park::Unpark;
+use dftracer_core::sched::lane::{Lane, Order, Rest};
+use dftracer_core::sched::parker::Unpark;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use models::{Parker, check_with};
@@ -359,7 +359,7 @@ fn a_pusher_hears_of_a_refused_thread_when_nobody_else_comes() {
 }
 
 #[test]
-fn a_worker_that_rises_by_itself_loses_no_job() {
+fn a_worker_that_wakes_by_itself_loses_no_job() {
     check(|| {
         let lane: Arc<Lane<usize>> = Arc::new(Lane::new(1));
         assert_eq!(lane.push(1), Order::StartWorker);
@@ -373,7 +373,7 @@ fn a_worker_that_rises_by_itself_loses_no_job() {
             thread::spawn(move || assert_eq!(lane.push(2), Order::Nothing))
         };
         // Something else than the lane has ended the sleep, perhaps at the same moment.
-        assert_eq!(lane.rise_for_another(&wakeup), Order::Nothing);
+        assert_eq!(lane.cancel_sleep_and_pass_on(&wakeup), Order::Nothing);
         pusher.join().expect("pusher");
         let job = match lane.pop().0 {
             Some(job) => job,
@@ -389,7 +389,7 @@ fn a_worker_that_rises_by_itself_loses_no_job() {
 }
 
 #[test]
-fn a_worker_that_rises_to_look_again_loses_no_job() {
+fn a_worker_that_wakes_to_look_again_loses_no_job() {
     check(|| {
         let lane: Arc<Lane<usize>> = Arc::new(Lane::new(1));
         assert_eq!(lane.push(1), Order::StartWorker);
@@ -416,7 +416,7 @@ fn a_worker_that_rises_to_look_again_loses_no_job() {
                 if std::mem::replace(&mut parks, true) {
                     parker.park();
                 }
-                if lane.rise(&wakeup) {
+                if lane.cancel_sleep(&wakeup) {
                     lane.awake();
                 }
             }

@@ -11,7 +11,7 @@ mod models;
 use std::sync::Arc;
 
 use dftracer_core::outstanding::{Ending, Outstanding, StandingStill};
-use dftracer_core::park::Unpark;
+use dftracer_core::sched::parker::Unpark;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;

@@ -10,8 +10,8 @@ mod models;
 
 use std::sync::Arc;
 
-use dftracer_core::park::Unpark;
-use dftracer_core::running::{Marks, Outer, Running};
+use dftracer_core::interrupt_slot::{InterruptSlot, Marks, Outer};
+use dftracer_core::sched::parker::Unpark;
 use dftracer_core::task_state::{Cancel, TaskState, state};
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ const ID: i64 = 1;
 struct Task {
     state: TaskState,
     held: Mutex<Held>,
-    worker: Running,
+    worker: InterruptSlot,
     /// What the interpreter keeps for the worker's thread: an exception that its next code raises.
     pending: AtomicBool,
     /// How often its body was run, was called off in the last moment, and how often the task ended.
@@ -323,7 +323,7 @@ fn who_only_looks_sees_the_outcome_of_what_has_ended() {
         let other = spawn(&task, Task::run);
         let seen = task.state.get();
         if seen >= DONE {
-            assert_eq!(task.ends.load(Ordering::Relaxed), 1, "count first, then tell");
+            assert_eq!(task.ends.load(Ordering::Relaxed), 1, "count first, then publish");
             assert_eq!(task.held.lock().expect("never poisoned").outcome, Some(seen));
         } else {
             assert!(seen >= QUEUED);

@@ -1,5 +1,5 @@
-//! Every interleaving of those who call the thread of an event loop and of that thread, which looks
-//! for a moment and then sleeps: it never sleeps on a call.
+//! Every interleaving of those who wake the thread of an event loop and of that thread, which spins
+//! for a moment and then sleeps: it never sleeps on a wake-up.
 //!
 //! Built and run with `RUSTFLAGS="--cfg dft_loom"`; without it this file is empty. A lost wake-up
 //! shows as a deadlock, which the model checker reports.
@@ -9,9 +9,9 @@ mod models;
 
 use std::sync::Arc;
 
-use dftracer_core::bell::Bell;
-use dftracer_core::lane::{Lane, Order, Rest};
-use dftracer_core::park::Unpark;
+use dftracer_core::sched::lane::{Lane, Order, Rest};
+use dftracer_core::sched::parker::Unpark;
+use dftracer_core::sched::waker::LoopWaker;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
@@ -19,49 +19,49 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
     models::check_with(3, model);
 }
 
-/// What is called for, and the way to call.
+/// What it is woken for, and the way to wake it.
 struct Called {
     calls: AtomicUsize,
-    bell: Bell,
+    waker: LoopWaker,
 }
 
 impl Called {
     fn new() -> Arc<Self> {
-        Arc::new(Self { calls: AtomicUsize::new(0), bell: Bell::new().expect("a model") })
+        Arc::new(Self { calls: AtomicUsize::new(0), waker: LoopWaker::new().expect("a model") })
     }
 
     fn call(self: &Arc<Self>) -> thread::JoinHandle<()> {
         let this = self.clone();
         thread::spawn(move || {
-            // Relaxed: the call itself must make it visible.
+            // Relaxed: the wake-up itself must make it visible.
             this.calls.fetch_add(1, Ordering::Relaxed);
-            this.bell.unpark();
+            this.waker.unpark();
         })
     }
 }
 
 #[test]
-fn a_sleeper_hears_every_call() {
+fn a_sleeper_sees_every_wake_up() {
     check(|| {
         let called = Called::new();
         let callers = [called.call(), called.call()];
         while called.calls.load(Ordering::Relaxed) < callers.len() {
-            called.bell.wait_readable();
-            called.bell.acknowledge();
+            called.waker.wait_readable();
+            called.waker.acknowledge();
         }
         callers.into_iter().for_each(|caller| caller.join().expect("caller"));
     });
 }
 
 #[test]
-fn one_who_looks_before_it_sleeps_hears_every_call() {
+fn one_that_spins_before_it_sleeps_sees_every_wake_up() {
     check(|| {
         let called = Called::new();
         let callers = [called.call(), called.call()];
         while called.calls.load(Ordering::Relaxed) < callers.len() {
-            if !called.bell.look() {
-                called.bell.wait_readable();
-                called.bell.acknowledge();
+            if !called.waker.spin() {
+                called.waker.wait_readable();
+                called.waker.acknowledge();
             }
         }
         callers.into_iter().for_each(|caller| caller.join().expect("caller"));
@@ -69,22 +69,22 @@ fn one_who_looks_before_it_sleeps_hears_every_call() {
 }
 
 #[test]
-fn one_who_looks_twice_before_it_sleeps_hears_every_call() {
+fn one_that_spins_twice_before_it_sleeps_sees_every_wake_up() {
     check(|| {
         let called = Called::new();
         let caller = called.call();
         while called.calls.load(Ordering::Relaxed) == 0 {
-            if !called.bell.look() && !called.bell.look() {
-                called.bell.wait_readable();
-                called.bell.acknowledge();
+            if !called.waker.spin() && !called.waker.spin() {
+                called.waker.wait_readable();
+                called.waker.acknowledge();
             }
         }
-        // A call of before is over: the next one is heard, too.
+        // A wake-up of before is over: the next one is seen, too.
         let other = called.call();
         while called.calls.load(Ordering::Relaxed) == 1 {
-            if !called.bell.look() {
-                called.bell.wait_readable();
-                called.bell.acknowledge();
+            if !called.waker.spin() {
+                called.waker.wait_readable();
+                called.waker.acknowledge();
             }
         }
         caller.join().expect("caller");
@@ -92,11 +92,11 @@ fn one_who_looks_twice_before_it_sleeps_hears_every_call() {
     });
 }
 
-/// A worker with an event loop, as those of coroutines are: it looks for a call before it sleeps, and
-/// other business may wake it.
+/// A worker with an event loop, as those of coroutines are: it spins for a moment before it sleeps, and
+/// other events may wake it.
 struct Worker {
     lane: Arc<Lane<usize>>,
-    bell: Arc<Bell>,
+    waker: Arc<LoopWaker>,
 }
 
 impl Worker {
@@ -106,7 +106,7 @@ impl Worker {
         assert_eq!(lane.push(0), Order::StartWorker);
         lane.awake();
         assert_eq!(lane.pop().0, Some(0));
-        Self { lane, bell: Arc::new(Bell::new().expect("a model")) }
+        Self { lane, waker: Arc::new(LoopWaker::new().expect("a model")) }
     }
 
     fn push(&self, job: usize) -> thread::JoinHandle<()> {
@@ -115,12 +115,12 @@ impl Worker {
     }
 
     fn wakeup(&self) -> Arc<dyn Unpark> {
-        self.bell.clone()
+        self.waker.clone()
     }
 
     /// No longer to be woken.
     fn stand_up(&self) -> bool {
-        let is_chosen = self.lane.rise(&self.wakeup());
+        let is_chosen = self.lane.cancel_sleep(&self.wakeup());
         if is_chosen {
             self.lane.awake();
         }
@@ -140,9 +140,9 @@ impl Worker {
             if self.lane.sleep(&self.wakeup(), false) != Rest::Sleep {
                 continue;
             }
-            if !self.bell.look() {
-                self.bell.wait_readable();
-                self.bell.acknowledge();
+            if !self.waker.spin() {
+                self.waker.wait_readable();
+                self.waker.acknowledge();
             }
             self.stand_up();
         }
@@ -151,7 +151,7 @@ impl Worker {
 }
 
 #[test]
-fn a_worker_with_an_event_loop_comes_to_every_job() {
+fn a_worker_with_an_event_loop_takes_every_job() {
     check(|| {
         let worker = Worker::new();
         let pushers = [worker.push(1), worker.push(2)];
@@ -163,13 +163,13 @@ fn a_worker_with_an_event_loop_comes_to_every_job() {
 }
 
 #[test]
-fn a_worker_that_its_own_business_wakes_comes_to_every_job() {
+fn a_worker_that_its_own_event_wakes_takes_every_job() {
     check(|| {
         let worker = Worker::new();
         let pusher = worker.push(1);
         // It sleeps, and a body of its own goes on at that moment.
         if worker.lane.sleep(&worker.wakeup(), false) == Rest::Sleep {
-            assert_eq!(worker.lane.rise_for_another(&worker.wakeup()), Order::Nothing);
+            assert_eq!(worker.lane.cancel_sleep_and_pass_on(&worker.wakeup()), Order::Nothing);
         }
         assert_eq!(worker.take(1), [1]);
         pusher.join().expect("pusher");

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use dftracer_core::graph::{Graph as CoreGraph, GraphError, NodeId, Outcome, Verdict};
+use dftracer_core::graph::{Graph as CoreGraph, GraphError, NodeId, Outcome, Resolution};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -18,17 +18,17 @@ fn refused(error: GraphError) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-/// A node, and the word for its verdict.
+/// A node, and the word for its resolution.
 type Told = (NodeId, &'static str);
 
-/// The words that Python knows a verdict by: the state a node goes to.
-fn words(verdicts: Vec<(NodeId, Verdict)>) -> Vec<Told> {
-    let word = |verdict| match verdict {
-        Verdict::Ready => "ready",
-        Verdict::DependencyFailed => "failed",
-        Verdict::DependencyCancelled => "cancelled",
+/// The words that Python knows a resolution by: the state a node goes to.
+fn words(resolutions: Vec<(NodeId, Resolution)>) -> Vec<Told> {
+    let word = |resolution| match resolution {
+        Resolution::Ready => "ready",
+        Resolution::DependencyFailed => "failed",
+        Resolution::DependencyCancelled => "cancelled",
     };
-    verdicts.into_iter().map(|(id, verdict)| (id, word(verdict))).collect()
+    resolutions.into_iter().map(|(id, resolution)| (id, word(resolution))).collect()
 }
 
 impl Graph {
@@ -71,15 +71,16 @@ impl Graph {
     ///     The nodes that became ready by this, and those that have ended, as of :meth:`finish`.
     fn finish_all(&self, ids: Vec<NodeId>) -> PyResult<(Vec<NodeId>, Vec<Told>)> {
         self.with(|graph| {
-            let mut verdicts = Vec::new();
+            let mut resolutions = Vec::new();
             for id in ids {
-                graph.finish_into(id, Outcome::Done, &mut verdicts)?;
+                graph.finish_into(id, Outcome::Done, &mut resolutions)?;
             }
-            Ok(verdicts)
+            Ok(resolutions)
         })
-        .map(|verdicts| {
-            let (ready, others): (Vec<_>, Vec<_>) =
-                verdicts.into_iter().partition(|(_, verdict)| *verdict == Verdict::Ready);
+        .map(|resolutions| {
+            let (ready, others): (Vec<_>, Vec<_>) = resolutions
+                .into_iter()
+                .partition(|(_, resolution)| *resolution == Resolution::Ready);
             (ready.into_iter().map(|(id, _)| id).collect(), words(others))
         })
     }

@@ -9,11 +9,12 @@
 //! and the trace says how many.
 
 mod event;
+#[allow(unsafe_code, reason = "a ring without a lock of its own")]
+mod exclusive;
 mod file;
 mod record;
 mod writer;
 
-use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
@@ -21,15 +22,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event::Encoder;
+use exclusive::ExclusiveRing;
 use file::TraceFile;
 pub use record::{End, Failure, Kind, Note, Record, Setup};
-use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use rtrb::{Consumer, Producer, RingBuffer};
 use writer::{Leaving, lower_priority};
 
 /// Written when so many records wait, or after `PERIOD`.
 const FLUSH_AT: usize = if cfg!(test) { 100 } else { 32_768 };
-/// After how many records in the ring the thread that writes is told to empty it.
-const TELL_EVERY: usize = FLUSH_AT / 4 * 3;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// How many records may wait for the thread that writes them: some 64 MB.
@@ -47,18 +47,7 @@ pub type OnError = Box<dyn Fn(&io::Error) + Send>;
 /// A trace that is being written. Dropping it closes the file, in the background.
 pub struct Trace {
     inner: Arc<Inner>,
-    /// Used by one thread at a time, as [`Trace::record_alone`] demands.
-    lane: UnsafeCell<Lane>,
-}
-
-// SAFETY: `lane` is all that is not Sync by itself; see there.
-unsafe impl Sync for Trace {}
-
-/// The way of records that takes no lock.
-struct Lane {
-    ring: Producer<Record>,
-    /// After how many records the thread that writes is told.
-    until_told: usize,
+    ring: ExclusiveRing,
 }
 
 struct Inner {
@@ -132,7 +121,7 @@ impl Trace {
             lower_priority();
             writer.write_all(file, encoder, ring, &on_error);
         })?;
-        Ok(Self { inner, lane: UnsafeCell::new(Lane { ring: producer, until_told: TELL_EVERY }) })
+        Ok(Self { inner, ring: ExclusiveRing::new(producer) })
     }
 
     /// A number for one more source of tasks, which count theirs by themselves.
@@ -197,25 +186,6 @@ impl Trace {
         let waiting = state.records.len();
         drop(state);
         if waiting == FLUSH_AT {
-            self.inner.order.notify_one();
-        }
-    }
-
-    /// As [`record`](Self::record), for half the price.
-    ///
-    /// # Safety
-    ///
-    /// No two threads are in here at the same time, and each sees what the one before has done:
-    /// they hold a lock that all of them take.
-    pub unsafe fn record_alone(&self, record: Record) {
-        // SAFETY: the caller's promise; nothing else uses it.
-        let lane = unsafe { &mut *self.lane.get() };
-        if let Err(PushError::Full(record)) = lane.ring.push(record) {
-            return self.record(record);
-        }
-        lane.until_told -= 1;
-        if lane.until_told == 0 {
-            lane.until_told = TELL_EVERY;
             self.inner.order.notify_one();
         }
     }
@@ -327,4 +297,5 @@ const NOTHING: Record = Record {
 };
 
 #[cfg(test)]
+#[allow(unsafe_code, reason = "tests of the way without a lock")]
 mod tests;

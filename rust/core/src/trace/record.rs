@@ -1,4 +1,4 @@
-//! What a trace is told of a task.
+//! What a trace records of a task.
 
 /// What has run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -86,7 +86,7 @@ impl Inner {
         loop {
             let seen = Seen { asked: state.asked, open: state.open };
             drop(state);
-            // After a look at who asks: what was recorded before that is in the ring by now.
+            // After `asked` was read: what was recorded before a flush is in the ring by now.
             while let Ok(record) = ring.pop() {
                 records.push(record);
             }
@@ -97,7 +97,7 @@ impl Inner {
                 return (state, seen);
             }
             if state.asked != seen.asked || !state.open {
-                continue; // told meanwhile, which nobody says twice
+                continue; // signalled meanwhile, which nobody does twice
             }
             let waited = self.order.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;

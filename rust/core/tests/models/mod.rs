@@ -1,7 +1,7 @@
 //! What several models are made of. Not all of them use all of it.
 #![allow(dead_code)]
 
-use dftracer_core::park::Unpark;
+use dftracer_core::sched::parker::Unpark;
 use loom::sync::{Condvar, Mutex};
 
 /// A sleep whose every interleaving can be tried.

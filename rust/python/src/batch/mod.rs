@@ -20,7 +20,7 @@ mod run;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use dftracer_core::running::Outer;
+use dftracer_core::interrupt_slot::Outer;
 use dftracer_core::task_state::state;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};

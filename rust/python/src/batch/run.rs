@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use dftracer_core::running::Outer;
+use dftracer_core::interrupt_slot::Outer;
 use pyo3::prelude::*;
 
 use super::{Batch, Next};

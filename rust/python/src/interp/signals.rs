@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dftracer_core::park::{Parker, Wakeup};
-use dftracer_core::patience::{self, Patience};
+use dftracer_core::sched::parker::{Parker, Wakeup};
+use dftracer_core::sched::spin::{Spinner, spin_until};
 use pyo3::prelude::*;
 
 /// How long the main thread sleeps at a time. A signal ends a sleep that has begun; but one that
@@ -22,7 +22,7 @@ static LET_GO: AtomicU32 = AtomicU32::new(0);
 const HAND_OVER: Duration = Duration::from_micros(10);
 
 thread_local! {
-    static PATIENCE: Cell<Patience> = const { Cell::new(Patience::NONE) };
+    static PATIENCE: Cell<Spinner> = const { Cell::new(Spinner::NEW) };
 }
 
 /// Lets go of the interpreter and sleeps until notified, for at most `left`. Where it answers
@@ -31,7 +31,7 @@ pub(crate) fn park(py: Python<'_>, parker: &Parker, left: Option<Duration>) -> W
     py.detach(|| {
         LET_GO.fetch_add(1, Ordering::Relaxed);
         let mut patience = PATIENCE.get();
-        let wakeup = if left.is_none_or(|left| left >= SIGNAL_SLICE) && patience.look(parker) {
+        let wakeup = if left.is_none_or(|left| left >= SIGNAL_SLICE) && patience.spin(parker) {
             Wakeup::Notified
         } else {
             sleep(&mut patience, parker, left)
@@ -41,12 +41,12 @@ pub(crate) fn park(py: Python<'_>, parker: &Parker, left: Option<Duration>) -> W
     })
 }
 
-fn sleep(patience: &mut Patience, parker: &Parker, left: Option<Duration>) -> Wakeup {
+fn sleep(patience: &mut Spinner, parker: &Parker, left: Option<Duration>) -> Wakeup {
     if !is_main_thread() {
-        return patience.sleep(parker, left); // Python handles signals in the main thread
+        return patience.park(parker, left); // Python handles signals in the main thread
     }
     let slice = left.map_or(SIGNAL_SLICE, |left| left.min(SIGNAL_SLICE));
-    match patience.sleep(parker, Some(slice)) {
+    match patience.park(parker, Some(slice)) {
         Wakeup::TimedOut if left.is_none_or(|left| left > slice) => Wakeup::Interrupted,
         wakeup => wakeup,
     }
@@ -61,9 +61,9 @@ pub(crate) fn look<T: Send>(py: Python<'_>, look: impl FnOnce() -> T + Send) -> 
 }
 
 /// Sleeps, as a worker without the interpreter, until notified.
-pub(crate) fn park_worker(parker: &Parker, patience: &mut Patience) {
-    if !look_as_worker(|| patience.look(parker)) {
-        while patience.sleep(parker, None) != Wakeup::Notified {}
+pub(crate) fn park_worker(parker: &Parker, patience: &mut Spinner) {
+    if !look_as_worker(|| patience.spin(parker)) {
+        while patience.park(parker, None) != Wakeup::Notified {}
     }
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn look_as_worker(look: impl FnOnce() -> bool) -> bool {
     let before = LET_GO.load(Ordering::Relaxed);
     let was_called = look();
     if was_called {
-        patience::until(HAND_OVER, || LET_GO.load(Ordering::Relaxed) != before);
+        spin_until(HAND_OVER, || LET_GO.load(Ordering::Relaxed) != before);
     }
     was_called
 }

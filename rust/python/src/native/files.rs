@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dftracer_core::files::{self, Staging};
 use dftracer_core::forks::DroppedApart;
-use dftracer_core::process::Kill;
+use dftracer_core::io::process::Kill;
+use dftracer_core::native::files::{self, Staging};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;

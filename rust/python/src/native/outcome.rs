@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dftracer_core::process::ProcessOutcome;
+use dftracer_core::io::process::ProcessOutcome;
 use dftracer_core::task_state::state;
 use pyo3::exceptions::{PyMemoryError, PyOSError};
 use pyo3::prelude::*;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dftracer_core::forks::DroppedApart;
-use dftracer_core::mailbox::Mailbox as CoreMailbox;
-use dftracer_core::process::{
+use dftracer_core::io::process::{
     Environment, Kill, ProcessOutcome, ProcessOutput, ProcessSpec, SignalMask, Sink, Source,
 };
+use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
 use dftracer_core::task_state::state;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString, PyType};
@@ -113,7 +113,7 @@ pub(crate) fn submit<'py>(
             apart_from_forks(|| {
                 let claimed = claimer.0.get().claim();
                 if claimed && let Some((mailbox, token)) = claimer.1.take() {
-                    mailbox.post(Delivery::begun(token));
+                    mailbox.push(Delivery::begun(token));
                 }
                 claimed
             })

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dftracer_core::process::{Sink, Source};
+use dftracer_core::io::process::{Sink, Source};
 use dftracer_core::sizes::Sizes;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use dftracer_core::ledger::Entry;
-use dftracer_core::watchdog::{Alarm, Watchdog};
+use dftracer_core::registry::Entry;
+use dftracer_core::sched::timer::{Timer as Watchdog, TimerKey as Alarm};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
@@ -69,7 +69,7 @@ impl Deadlines {
 
 impl Keeper {
     fn set(&mut self, shared: &Arc<Shared>, at: Instant, due: Due) -> PyResult<Alarm> {
-        Ok(self.watchdog(shared)?.set(at, due))
+        Ok(self.watchdog(shared)?.insert(at, due))
     }
 
     fn watchdog(&mut self, shared: &Arc<Shared>) -> PyResult<&Watchdog<Due>> {
@@ -116,7 +116,7 @@ impl Shared {
     pub(crate) fn set_timeout_for_all(self: &Arc<Self>, millis: u64) -> PyResult<()> {
         let mut keeper = self.deadlines.lock();
         if let (Some(watchdog), Some(alarm)) = (&keeper.watchdog, keeper.for_all) {
-            watchdog.take_back(alarm);
+            watchdog.cancel(alarm);
         }
         keeper.for_all = None;
         keeper.generation += 1;
@@ -166,7 +166,7 @@ impl Shared {
             return;
         }
         if let Some(watchdog) = &self.deadlines.lock().watchdog {
-            watchdog.take_back(alarm);
+            watchdog.cancel(alarm);
         }
     }
 }

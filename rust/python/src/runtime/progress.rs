@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::ThreadId;
 
-use dftracer_core::running::{IDLE, Running};
+use dftracer_core::interrupt_slot::{IDLE, InterruptSlot};
 use dftracer_core::task_state::state;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -165,7 +165,7 @@ pub(crate) struct Slot {
     /// The thread's identity in Python, or 0 before it is known.
     pub(crate) ident: std::sync::atomic::AtomicU64,
     /// The innermost body that runs here, for others to reach.
-    pub(crate) running: Running,
+    pub(crate) running: InterruptSlot,
     /// The wait of ours in which the innermost body stands. No Python code runs while it is locked.
     pub(crate) waiting: Mutex<Option<Waiting>>,
     /// Whether it drops what is left of its last task. Relaxed: of its own thread alone.
@@ -185,7 +185,7 @@ impl Slot {
             number,
             thread: dftracer_core::thread::number(),
             ident: Default::default(),
-            running: Running::default(),
+            running: InterruptSlot::default(),
             waiting: Mutex::default(),
             owes_nothing: AtomicBool::new(false),
             given_up: AtomicU32::new(0),
@@ -400,7 +400,7 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
         add("compute", number, None, number >= compute, compute.saturating_sub(number + 1))?;
     }
     for slot in shared.slots() {
-        let id = slot.running.glance();
+        let id = slot.running.peek();
         // A task whose handle is gone has ended in this very moment.
         let row = rows.binary_search_by_key(&id, |row| row.id).ok().map(|index| &rows[index]);
         let task = row.map(|row| row.name(py));
@@ -443,7 +443,7 @@ pub(crate) fn is_responsive(shared: &Shared) -> bool {
     [LaneKind::Python, LaneKind::Coroutine, LaneKind::Io].into_iter().all(|kind| {
         let mut workers = slots.iter().filter(|slot| slot.lane == kind).peekable();
         let stuck = |slot: &std::sync::Arc<Slot>| {
-            slot.running.glance() != IDLE
+            slot.running.peek() != IDLE
                 && now.saturating_sub(slot.since.load(Ordering::Relaxed)) > PATIENCE_NS
         };
         shared.queued(kind) == 0 || workers.peek().is_none() || !workers.all(stuck)

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dftracer_core::compute::ComputeLane;
-use dftracer_core::io::IoLane;
-use dftracer_core::lane::{Lane, Order};
-use dftracer_core::ledger::{Entry, Ledger};
+use dftracer_core::io::reactor::IoLane;
+use dftracer_core::native::compute::ComputeLane;
 use dftracer_core::outstanding::{Counts, Ending, Outstanding};
-use dftracer_core::park::{Parker, Unpark, Wakeup};
+use dftracer_core::registry::{Entry, Registry};
+use dftracer_core::sched::lane::{Lane, Order};
+use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
 use dftracer_core::sizes::Sizes;
 use dftracer_core::task_state::state;
 use once_cell::sync::OnceCell;
@@ -96,7 +96,7 @@ pub(crate) struct Shared {
     pub(crate) stopping: Stopping,
     pub(crate) origins: Origins,
     /// Every handle that is alive.
-    pub(crate) ledger: Ledger<HandleAddress>,
+    pub(crate) ledger: Registry<HandleAddress>,
     /// Every batch that is alive, by the number of its first item.
     batches: Mutex<BTreeMap<i64, Weak<Batch>>>,
     /// The workers that run Python code and are alive.
@@ -135,7 +135,7 @@ impl Shared {
             deadlines: Deadlines::default(),
             stopping: Stopping::default(),
             origins: Origins::default(),
-            ledger: Ledger::new(),
+            ledger: Registry::new(),
             batches: Mutex::default(),
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
@@ -389,7 +389,7 @@ impl Shared {
     pub(crate) fn leave_ledger(&self, entry: Entry) {
         // In a copy, the lock may be held for ever by a thread that was not copied.
         if !self.is_copy() {
-            self.ledger.leave(entry);
+            self.ledger.remove(entry);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dftracer_core::process::Kill;
+use dftracer_core::io::process::Kill;
 use dftracer_core::task_state::state;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dftracer_core::ledger::Entry;
-use dftracer_core::mailbox::Mailbox as CoreMailbox;
-use dftracer_core::park::{Parker, Unpark, Wakeup};
+use dftracer_core::registry::Entry;
+use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
+use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
+use dftracer_core::sched::timer::TimerKey as Alarm;
 use dftracer_core::task_state::TaskState;
-use dftracer_core::watchdog::Alarm;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -340,7 +340,7 @@ impl TaskHandle {
         if cfg!(dft_no_records) {
             return;
         }
-        shared.ledger.enter_all(handles.iter().map(HandleAddress::of), |index, Entry(place)| {
+        shared.ledger.insert_all(handles.iter().map(HandleAddress::of), |index, Entry(place)| {
             handles[index].get().entry.store(place, Ordering::Relaxed);
         });
     }
@@ -436,7 +436,7 @@ impl TaskHandle {
         let (mailbox, begun) = (mailbox.clone(), Delivery::begun(token.clone_ref(py)));
         // Still locked, so that it comes before the end: whoever ends the task takes its waiters
         // out under this lock, and posts after that.
-        let is_asleep = mailbox.post_quietly(begun);
+        let is_asleep = mailbox.push_without_wake(begun);
         drop(cell);
         if is_asleep {
             mailbox.unpark();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dftracer_core::ledger::Entry;
+use dftracer_core::registry::Entry;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyRuntimeError, PyValueError};
 use pyo3::ffi;

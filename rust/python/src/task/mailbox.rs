@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use dftracer_core::mailbox::Mailbox as CoreMailbox;
+use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
 use dftracer_core::task_state::state;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
@@ -79,7 +79,7 @@ impl Mailbox {
 
     /// Post, from any thread, that the task of ``token`` begins now.
     fn post(&self, token: Py<PyAny>) {
-        self.core.post(Delivery::begun(token));
+        self.core.push(Delivery::begun(token));
     }
 
     /// Take what is oldest, at most ``limit``: token, state, and value or exception.
@@ -100,7 +100,7 @@ impl Mailbox {
         into: Option<Bound<'py, PyList>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let deliveries = match look {
-            true => signals::look(py, || self.core.look(limit)),
+            true => signals::look(py, || self.core.spin(limit)),
             false => self.core.drain(limit),
         };
         let items = into.unwrap_or_else(|| PyList::empty(py));
@@ -135,7 +135,7 @@ impl Mailbox {
 
     fn __clear__(&self) {
         if !self.is_copy() {
-            let unread = self.core.empty();
+            let unread = self.core.take_all();
             drop(unread);
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dftracer_core::process::Kill;
+use dftracer_core::io::process::Kill;
 use dftracer_core::task_state::state;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};

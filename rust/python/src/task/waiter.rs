@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use dftracer_core::mailbox::Mailbox as CoreMailbox;
-use dftracer_core::park::{Parker, Unpark};
+use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
+use dftracer_core::sched::parker::{Parker, Unpark};
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
@@ -164,7 +164,7 @@ impl Waiter {
                 if let Some(py) = py {
                     gc::track(delivery.token.bind(py));
                 }
-                Ok(mailbox.post_quietly(delivery).then_some(mailbox as Arc<dyn Unpark>))
+                Ok(mailbox.push_without_wake(delivery).then_some(mailbox as Arc<dyn Unpark>))
             }
             Self::Callback(callback) => Err(callback),
         }

@@ -1,6 +1,6 @@
 //! Why a task has failed, as its trace tells it.
 
-use dftracer_core::process::ProcessOutcome;
+use dftracer_core::io::process::ProcessOutcome;
 use dftracer_core::redact::{head, tail};
 use dftracer_core::trace::Failure;
 use pyo3::prelude::*;

@@ -362,7 +362,7 @@ impl Tracing {
     /// The thread that is in the middle of a task that somebody else has ended; 0 if none is.
     fn thread_that_runs(&self, handle: &TaskHandle) -> u32 {
         let slots = handle.shared().map(|shared| shared.slots()).unwrap_or_default();
-        let runs = |slot: &&Arc<Slot>| slot.running.glance() == handle.task_id;
+        let runs = |slot: &&Arc<Slot>| slot.running.peek() == handle.task_id;
         slots.iter().find(runs).map_or(0, |slot| slot.thread)
     }
 }

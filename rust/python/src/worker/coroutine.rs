@@ -4,10 +4,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dftracer_core::bell::Bell;
-use dftracer_core::lane::Rest;
-use dftracer_core::park::Unpark;
-use dftracer_core::running::IDLE;
+use dftracer_core::interrupt_slot::IDLE;
+use dftracer_core::sched::lane::Rest;
+use dftracer_core::sched::parker::Unpark;
+use dftracer_core::sched::waker::LoopWaker;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -51,7 +51,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
 #[pyclass(frozen, module = "dftracer.utils._native")]
 pub(crate) struct CoroutineWorker {
     shared: Arc<Shared>,
-    bell: Arc<Bell>,
+    bell: Arc<LoopWaker>,
     /// Who waits for tasks that have ended in their first step: woken before the next body, which
     /// may block, or when there is none. Only this worker's thread uses it.
     sleepers: Mutex<Sleepers>,
@@ -77,7 +77,7 @@ enum Body {
 impl CoroutineWorker {
     fn new(py: Python<'_>, shared: Arc<Shared>) -> PyResult<Self> {
         let cancellation = py.import("asyncio")?.getattr("CancelledError")?.unbind();
-        let bell = Arc::new(Bell::new()?);
+        let bell = Arc::new(LoopWaker::new()?);
         Ok(Self {
             shared,
             bell,
@@ -117,7 +117,7 @@ impl CoroutineWorker {
 
     /// Called when something else than the descriptor has ended the sleep.
     fn rise(&self) {
-        let order = self.shared.lane(LaneKind::Coroutine).rise_for_another(&self.wakeup());
+        let order = self.shared.lane(LaneKind::Coroutine).cancel_sleep_and_pass_on(&self.wakeup());
         let _ = self.shared.obey(LaneKind::Coroutine, order);
     }
 
@@ -249,7 +249,7 @@ impl CoroutineWorker {
     /// No longer to be woken: true if this worker has been chosen to look at the queue just now.
     fn stand_up(&self) -> bool {
         let lane = self.shared.lane(LaneKind::Coroutine);
-        let is_chosen = lane.rise(&self.wakeup());
+        let is_chosen = lane.cancel_sleep(&self.wakeup());
         if is_chosen {
             lane.awake();
         }
@@ -261,7 +261,7 @@ impl CoroutineWorker {
         let mut sleepers = self.stop_taking();
         py.detach(|| {
             wake(&mut sleepers);
-            signals::look_as_worker(|| self.bell.look())
+            signals::look_as_worker(|| self.bell.spin())
         })
     }
 

@@ -11,10 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dftracer_core::lane::Rest;
-use dftracer_core::park::{Parker, Unpark};
-use dftracer_core::patience::Patience;
-use dftracer_core::running::{IDLE, Outer};
+use dftracer_core::interrupt_slot::{IDLE, Outer};
+use dftracer_core::sched::lane::Rest;
+use dftracer_core::sched::parker::{Parker, Unpark};
+use dftracer_core::sched::spin::Spinner;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -97,7 +97,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let parker = Arc::new(Parker::default());
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = owner.lane(kind);
-        let mut patience = Patience::NONE;
+        let mut patience = Spinner::NEW;
         let Some(slot) = current_slot() else { return false };
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after

@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use dftracer_core::park::{Parker, Unpark, Wakeup};
-use dftracer_core::running::Outer;
+use dftracer_core::interrupt_slot::Outer;
+use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
@@ -107,7 +107,7 @@ fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
     for slot in plain_slots(shared) {
         let ident = slot.ident.load(Ordering::Relaxed);
         slot.running.reach(task, |marks| {
-            if marks.told() {
+            if marks.raised_in_wait() {
                 return marks; // by a wait of its own, and what it does about that is not to be hit
             }
             // SAFETY: attached; the class is a live object; the worker cannot leave the body
@@ -175,8 +175,9 @@ impl BodyWait {
         if !worker::tell_to_stop(py, *task) {
             return Ok(());
         }
-        let before =
-            slot.running.mark(|marks| if marks.interrupted() { marks } else { marks.and_told() });
+        let before = slot
+            .running
+            .mark(|marks| if marks.interrupted() { marks } else { marks.and_raised_in_wait() });
         if before.interrupted() {
             // It is told by the exception that was sent to it. If that was not raised yet, this
             // raises it, as any Python code does.

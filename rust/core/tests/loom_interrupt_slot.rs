@@ -7,7 +7,7 @@ mod models;
 
 use std::sync::Arc;
 
-use dftracer_core::running::{IDLE, Marks, Running};
+use dftracer_core::interrupt_slot::{IDLE, InterruptSlot, Marks};
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 
@@ -18,16 +18,16 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
 /// What the interpreter keeps for a thread: an exception that its next Python code raises.
 #[derive(Default)]
 struct Thread {
-    running: Running,
+    slot: InterruptSlot,
     pending: AtomicBool,
 }
 
 impl Thread {
     /// Runs a body that nobody interrupts, and one around it that somebody may.
     fn run(&self, task: i64, body: impl FnOnce()) -> bool {
-        let outer = self.running.enter(task);
+        let outer = self.slot.enter(task);
         body();
-        let interrupted = self.running.leave(outer).interrupted();
+        let interrupted = self.slot.leave(outer).interrupted();
         if interrupted {
             self.pending.store(false, Ordering::Relaxed);
         }
@@ -35,7 +35,7 @@ impl Thread {
     }
 
     fn interrupt(&self, task: i64) -> bool {
-        self.running.reach(task, |marks| {
+        self.slot.reach(task, |marks| {
             self.pending.store(true, Ordering::Relaxed);
             marks.and_interrupted()
         })
@@ -75,35 +75,35 @@ fn an_interruption_never_hits_a_body_inside_or_around() {
             assert!(!worker.pending.load(Ordering::Relaxed), "the body around was hit");
         });
         other.join().expect("other");
-        assert_eq!(worker.running.task(), IDLE);
+        assert_eq!(worker.slot.task(), IDLE);
     });
 }
 
 #[test]
 fn a_body_that_is_asked_to_stop_is_reached_or_sees_it() {
     check(|| {
-        let running = Arc::new(Running::default());
+        let slot = Arc::new(InterruptSlot::default());
         let asked = Arc::new(AtomicBool::new(false));
         let other = {
-            let (running, asked) = (running.clone(), asked.clone());
+            let (slot, asked) = (slot.clone(), asked.clone());
             thread::spawn(move || {
                 asked.store(true, Ordering::SeqCst);
-                running.reach(1, Marks::and_given_up)
+                slot.reach(1, Marks::and_given_up)
             })
         };
-        let outer = running.enter(1);
+        let outer = slot.enter(1);
         let mut sees = asked.load(Ordering::SeqCst);
         // Another body runs inside of it, and ends.
-        let inner = running.enter(2);
+        let inner = slot.enter(2);
         assert!(inner.is_body());
-        assert!(!running.leave(inner).given_up());
+        assert!(!slot.leave(inner).given_up());
         sees |= asked.load(Ordering::SeqCst);
-        let given_up = running.leave(outer).given_up();
+        let given_up = slot.leave(outer).given_up();
         let reached = other.join().expect("other");
         assert_eq!(reached, given_up);
         // Else it was asked after its end.
         if !sees && !reached {
-            assert_eq!(running.task(), IDLE);
+            assert_eq!(slot.task(), IDLE);
         }
     });
 }
@@ -111,21 +111,21 @@ fn a_body_that_is_asked_to_stop_is_reached_or_sees_it() {
 #[test]
 fn a_body_that_runs_for_ever_is_reached_or_sees_that_it_was_asked() {
     check(|| {
-        let running = Arc::new(Running::default());
+        let slot = Arc::new(InterruptSlot::default());
         let (asked, found) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let other = {
-            let (running, asked, found) = (running.clone(), asked.clone(), found.clone());
+            let (slot, asked, found) = (slot.clone(), asked.clone(), found.clone());
             thread::spawn(move || {
                 asked.store(true, Ordering::SeqCst);
-                if running.reach(1, Marks::and_given_up) {
+                if slot.reach(1, Marks::and_given_up) {
                     found.fetch_add(1, Ordering::SeqCst);
                 }
             })
         };
-        let _never_left = running.enter(1);
-        let inner = running.enter(2);
+        let _never_left = slot.enter(1);
+        let inner = slot.enter(2);
         let mut sees = asked.load(Ordering::SeqCst);
-        let _ = running.leave(inner);
+        let _ = slot.leave(inner);
         sees |= asked.load(Ordering::SeqCst);
         other.join().expect("other");
         assert!(sees || found.load(Ordering::SeqCst) == 1, "it runs on, and nobody knows");

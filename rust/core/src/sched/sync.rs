@@ -17,8 +17,8 @@ mod real {
 
     use crossbeam_deque::{Injector, Steal};
 
-    pub(crate) use crate::notify::Notifier;
-    pub(crate) use crate::patience::Patience;
+    pub(crate) use crate::sched::notifier::Notifier;
+    pub(crate) use crate::sched::spin::Spinner;
 
     /// After a sequentially consistent operation: nothing, as that takes part in their total order.
     #[inline]
@@ -135,14 +135,14 @@ mod modelled {
         }
     }
 
-    /// One that looks once, every time: how long it looks is not what is checked.
-    pub(crate) struct Patience;
+    /// One that spins once, every time: how long it spins is not what is checked.
+    pub(crate) struct Spinner;
 
-    impl Patience {
-        pub(crate) const NONE: Self = Self;
+    impl Spinner {
+        pub(crate) const NEW: Self = Self;
 
-        pub(crate) fn look_before_return(&mut self, mut found: impl FnMut() -> bool) -> bool {
-            found()
+        pub(crate) fn spin_before_return(&mut self, mut is_ready: impl FnMut() -> bool) -> bool {
+            is_ready()
         }
     }
 }

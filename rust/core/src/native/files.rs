@@ -18,18 +18,18 @@ const BLOCK: usize = 256 << 10;
 /// An error, and the file that it is about.
 pub type FileError = (PathBuf, io::Error);
 
-/// How often work that waits for a pipe or a device looks whether it is still wanted.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// How often work that waits for a pipe or a device checks whether it was cancelled.
+const CHECK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// The SHA-256 of each file's content, in hexadecimal, in the order of `paths`. Parallel over the
-/// files when called on a thread of a rayon pool. If they are `unwanted` before, fails soon with
+/// files when called on a thread of a rayon pool. If `cancelled` is set meanwhile, fails soon with
 /// `ECANCELED`, also where a pipe or a device has no end or gives nothing.
-pub fn hash(paths: &[PathBuf], unwanted: &AtomicBool) -> Result<Vec<String>, FileError> {
-    let hash = |path: &PathBuf| hash_one(path, unwanted).map_err(|error| (path.clone(), error));
+pub fn hash(paths: &[PathBuf], cancelled: &AtomicBool) -> Result<Vec<String>, FileError> {
+    let hash = |path: &PathBuf| hash_one(path, cancelled).map_err(|error| (path.clone(), error));
     paths.par_iter().map(hash).collect()
 }
 
-fn hash_one(path: &Path, unwanted: &AtomicBool) -> io::Result<String> {
+fn hash_one(path: &Path, cancelled: &AtomicBool) -> io::Result<String> {
     // Such a pipe or device is opened and read without waiting: nothing could end that.
     let may_wait = fs::metadata(path)?.file_type();
     let may_wait = may_wait.is_fifo() || may_wait.is_char_device();
@@ -39,11 +39,13 @@ fn hash_one(path: &Path, unwanted: &AtomicBool) -> io::Result<String> {
     let mut block = vec![0; BLOCK];
     loop {
         // Relaxed: it is set at any moment, for all that is known here.
-        if unwanted.load(Ordering::Relaxed) {
+        if cancelled.load(Ordering::Relaxed) {
             return Err(Errno::CANCELED.into());
         }
         // A pipe that nobody writes to yet has nothing to read, and no end either.
-        if may_wait && poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&LOOK)) == Ok(0) {
+        if may_wait
+            && poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&CHECK_INTERVAL)) == Ok(0)
+        {
             continue;
         }
         match file.read(&mut block) {
@@ -70,12 +72,12 @@ pub enum Staging {
 }
 
 /// Puts a file at `target`, which must not exist. The file appears there complete or not at all; if
-/// it is `unwanted` before, not at all. Directories on the way are made.
+/// `cancelled` is set before, not at all. Directories on the way are made.
 pub fn stage(
     source: &Path,
     target: &Path,
     how: Staging,
-    unwanted: &AtomicBool,
+    cancelled: &AtomicBool,
 ) -> Result<PathBuf, FileError> {
     let about = |path: &Path| {
         let path = path.to_owned();
@@ -84,9 +86,9 @@ pub fn stage(
     if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(about(parent))?;
     }
-    check(target, unwanted)?;
+    check(target, cancelled)?;
     match how {
-        Staging::Copy => copy(source, target, unwanted),
+        Staging::Copy => copy(source, target, cancelled),
         Staging::HardLink => fs::hard_link(source, target).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => (target.to_owned(), error),
             _ => (source.to_owned(), error),
@@ -101,16 +103,16 @@ pub fn stage(
     Ok(target.to_owned())
 }
 
-fn check(target: &Path, unwanted: &AtomicBool) -> Result<(), FileError> {
+fn check(target: &Path, cancelled: &AtomicBool) -> Result<(), FileError> {
     // Relaxed: it is set at any moment, for all that is known here.
-    if unwanted.load(Ordering::Relaxed) {
+    if cancelled.load(Ordering::Relaxed) {
         return Err((target.to_owned(), Errno::CANCELED.into()));
     }
     Ok(())
 }
 
 /// Copies under another name first. A hard link, unlike a rename, refuses to replace what is there.
-fn copy(source: &Path, target: &Path, unwanted: &AtomicBool) -> Result<(), FileError> {
+fn copy(source: &Path, target: &Path, cancelled: &AtomicBool) -> Result<(), FileError> {
     if !fs::metadata(source).map_err(|error| (source.to_owned(), error))?.is_file() {
         return Err((source.to_owned(), Errno::INVAL.into())); // a directory, a pipe, a device
     }
@@ -120,7 +122,7 @@ fn copy(source: &Path, target: &Path, unwanted: &AtomicBool) -> Result<(), FileE
     let partial = partial_name(target);
     let copied = fs::copy(source, &partial).map_err(|error| (source.to_owned(), error));
     let placed = copied
-        .and_then(|_| check(target, unwanted))
+        .and_then(|_| check(target, cancelled))
         .and_then(|_| fs::hard_link(&partial, target).map_err(|error| (target.to_owned(), error)));
     // Whatever happened: under this name nobody wants it.
     let _ = fs::remove_file(&partial);
@@ -207,12 +209,12 @@ mod tests {
         let silent = scratch.0.join("silent");
         mkfifoat(CWD, &silent, Mode::RUSR | Mode::WUSR).expect("pipe");
         for path in [silent, PathBuf::from("/dev/zero")] {
-            let unwanted = std::sync::Arc::new(AtomicBool::new(false));
-            let told = unwanted.clone();
+            let cancelled = std::sync::Arc::new(AtomicBool::new(false));
+            let flag = cancelled.clone();
             let paths = vec![path.clone()];
-            let hashing = std::thread::spawn(move || hash(&paths, &told));
-            unwanted.store(true, Ordering::Relaxed);
-            let (about, error) = hashing.join().expect("no panic").expect_err("unwanted");
+            let hashing = std::thread::spawn(move || hash(&paths, &flag));
+            cancelled.store(true, Ordering::Relaxed);
+            let (about, error) = hashing.join().expect("no panic").expect_err("cancelled");
             assert_eq!((about, error.raw_os_error()), (path, Some(Errno::CANCELED.raw_os_error())));
         }
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, read, write};
 
-use crate::park::Unpark;
+use crate::sched::parker::Unpark;
 
 /// Wakes an event loop without touching its interpreter: one `write` from any thread.
 ///

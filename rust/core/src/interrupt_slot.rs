@@ -1,21 +1,21 @@
 //! Which body runs on a worker, and how another thread reaches it without hitting the next one.
 //!
 //! The worker publishes the number of its innermost body. A thread that wants something of that body
-//! takes hold of it for a moment ([`Running::reach`]): meanwhile the worker cannot leave the body, so
+//! takes hold of it for a moment ([`InterruptSlot::reach`]): meanwhile the worker cannot leave the body, so
 //! what is done there happens to this body and to no other. The worker waits, spinning, until the
 //! hold is over. So who holds must be quick and must not wait for anything that the worker may have:
-//! with a GIL, to let go of the interpreter while holding would let the worker spin with it for ever.
+//! with a GIL, to release the interpreter while holding would let the worker spin with it for ever.
 //! Everything that takes the interpreter (imports, look-ups) is to be done before.
 //!
 //! # Whoever is asked to stop is either reached or sees that it was asked
 //!
 //! One who asks a body to stop sets a flag of the task, then looks for the worker that runs it. A
 //! worker publishes a body, then looks at the flag. All four steps are sequentially consistent, so
-//! one of the two sees the other. `tests/loom_running.rs` tries every interleaving.
+//! one of the two sees the other. `tests/loom_interrupt_slot.rs` tries every interleaving.
 
 use std::sync::atomic::Ordering;
 
-use crate::sync::{AtomicI64, AtomicU8, in_total_order, spin};
+use crate::sched::sync::{AtomicI64, AtomicU8, in_total_order, spin};
 
 /// In place of a task: no body runs.
 pub const IDLE: i64 = -1;
@@ -29,7 +29,7 @@ pub struct Marks(u8);
 impl Marks {
     const INTERRUPTED: u8 = 1;
     const GIVEN_UP: u8 = 2;
-    const TOLD: u8 = 4;
+    const RAISED_IN_WAIT: u8 = 4;
 
     /// Nothing.
     pub const NONE: Self = Self(0);
@@ -46,10 +46,10 @@ impl Marks {
         Self(self.0 | Self::GIVEN_UP)
     }
 
-    /// These, and that a wait of its own has told it to stop.
+    /// These, and that a wait of its own has raised the error that asks it to stop.
     #[must_use]
-    pub fn and_told(self) -> Self {
-        Self(self.0 | Self::TOLD)
+    pub fn and_raised_in_wait(self) -> Self {
+        Self(self.0 | Self::RAISED_IN_WAIT)
     }
 
     /// Whether an exception was sent to its thread.
@@ -57,9 +57,9 @@ impl Marks {
         self.0 & Self::INTERRUPTED != 0
     }
 
-    /// Whether a wait of its own has told it to stop.
-    pub fn told(self) -> bool {
-        self.0 & Self::TOLD != 0
+    /// Whether a wait of its own has raised the error that asks it to stop.
+    pub fn raised_in_wait(self) -> bool {
+        self.0 & Self::RAISED_IN_WAIT != 0
     }
 
     /// Whether its task has ended without it.
@@ -68,7 +68,7 @@ impl Marks {
     }
 }
 
-/// The body around the one that runs: what [`Running::enter`] gives and [`Running::leave`] takes.
+/// The body around the one that runs: what [`InterruptSlot::enter`] gives and [`InterruptSlot::leave`] takes.
 #[derive(Debug)]
 #[must_use]
 pub struct Outer {
@@ -84,7 +84,19 @@ impl Outer {
 }
 
 /// The innermost body of one worker.
-pub struct Running {
+///
+/// ```
+/// use dftracer_core::interrupt_slot::{InterruptSlot, Marks};
+///
+/// let slot = InterruptSlot::default();
+/// let outer = slot.enter(7);
+/// // From another thread:
+/// assert!(slot.reach(7, Marks::and_interrupted));
+/// assert!(!slot.reach(8, Marks::and_interrupted), "another task runs here");
+/// // The worker finds what was done to its body, once that has ended:
+/// assert!(slot.leave(outer).interrupted());
+/// ```
+pub struct InterruptSlot {
     /// Its task, `IDLE`, or `HELD`.
     task: AtomicI64,
     /// What was done to it. Written only by who has hold of it, and by its worker while it may not
@@ -92,13 +104,13 @@ pub struct Running {
     marks: AtomicU8,
 }
 
-impl Default for Running {
+impl Default for InterruptSlot {
     fn default() -> Self {
         Self { task: AtomicI64::new(IDLE), marks: AtomicU8::new(0) }
     }
 }
 
-impl Running {
+impl InterruptSlot {
     /// The worker begins a body, perhaps inside of another one. From here on it can be reached.
     pub fn enter(&self, task: i64) -> Outer {
         // Relaxed: this thread's own. One that is idle is held by nobody and has no marks.
@@ -144,7 +156,7 @@ impl Running {
         if self.task.compare_exchange(task, HELD, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             return false;
         }
-        let _hold = Hold { running: self, task };
+        let _hold = Hold { slot: self, task };
         let marks = act(Marks(self.marks.load(Ordering::Relaxed)));
         self.marks.store(marks.0, Ordering::Relaxed);
         true
@@ -153,7 +165,7 @@ impl Running {
     /// The same for the worker itself, whose innermost body it is; gives what was done to it before.
     pub fn mark(&self, act: impl FnOnce(Marks) -> Marks) -> Marks {
         let task = self.hold();
-        let _hold = Hold { running: self, task };
+        let _hold = Hold { slot: self, task };
         // Relaxed: `hold` has acquired what was done by those who held it before.
         let before = Marks(self.marks.load(Ordering::Relaxed));
         self.marks.store(act(before).0, Ordering::Relaxed);
@@ -170,8 +182,8 @@ impl Running {
         }
     }
 
-    /// The same at a glance, for those who only show it: some other number while it is held.
-    pub fn glance(&self) -> i64 {
+    /// The same without waiting, for those who only show it: some other number while it is held.
+    pub fn peek(&self) -> i64 {
         self.task.load(Ordering::Relaxed)
     }
 
@@ -201,14 +213,14 @@ impl Running {
 
 /// Ends a hold, also when what is done meanwhile panics.
 struct Hold<'a> {
-    running: &'a Running,
+    slot: &'a InterruptSlot,
     task: i64,
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         // Release: the worker sees the marks.
-        self.running.task.store(self.task, Ordering::Release);
+        self.slot.task.store(self.task, Ordering::Release);
     }
 }
 
@@ -220,29 +232,29 @@ mod tests {
 
     #[test]
     fn a_body_keeps_its_own_marks_when_another_runs_inside_of_it() {
-        let running = Running::default();
-        let none = running.enter(1);
-        assert!(running.reach(1, Marks::and_given_up));
-        let outer = running.enter(2);
-        assert!(!running.reach(1, Marks::and_interrupted), "it is not the innermost");
-        assert!(running.reach(2, Marks::and_interrupted));
-        let inner = running.leave(outer);
+        let slot = InterruptSlot::default();
+        let none = slot.enter(1);
+        assert!(slot.reach(1, Marks::and_given_up));
+        let outer = slot.enter(2);
+        assert!(!slot.reach(1, Marks::and_interrupted), "it is not the innermost");
+        assert!(slot.reach(2, Marks::and_interrupted));
+        let inner = slot.leave(outer);
         assert!(inner.interrupted() && !inner.given_up());
-        let marks = running.leave(none);
+        let marks = slot.leave(none);
         assert!(marks.given_up() && !marks.interrupted());
-        assert_eq!((running.task(), running.leave_nothing()), (IDLE, Marks::NONE));
+        assert_eq!((slot.task(), slot.leave_nothing()), (IDLE, Marks::NONE));
     }
 
     #[test]
     fn a_worker_can_leave_its_body_when_what_was_done_to_it_has_panicked() {
-        let running = Running::default();
-        let none = running.enter(1);
-        let panicked = catch_unwind(AssertUnwindSafe(|| running.reach(1, |_| panic!("act"))));
+        let slot = InterruptSlot::default();
+        let none = slot.enter(1);
+        let panicked = catch_unwind(AssertUnwindSafe(|| slot.reach(1, |_| panic!("act"))));
         assert!(panicked.is_err());
-        assert_eq!(running.leave(none), Marks::NONE);
+        assert_eq!(slot.leave(none), Marks::NONE);
     }
 
-    impl Running {
+    impl InterruptSlot {
         fn leave_nothing(&self) -> Marks {
             let outer = self.enter(9);
             self.leave(outer)

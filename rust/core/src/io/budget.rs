@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::forks;
 
-/// What a child process takes here: two pipes and the descriptor that tells its end.
+/// What a child process takes here: two pipes and the descriptor that is readable at its end.
 const DESCRIPTORS_EACH: u64 = 3;
 
 /// The budget of this process. A forked child has one of its own: the places that are taken in a

@@ -11,11 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{Notify, oneshot};
 
-use crate::budget::{Place, is_shortage};
+use super::budget::{Place, is_shortage};
+use super::pool::Pool;
+pub use super::spawn::SignalMask;
+use super::spawn::{Exit, SpawnError, Spawned, spawn};
 use crate::forks::Ours;
-use crate::pool::Pool;
-pub use crate::spawn::SignalMask;
-use crate::spawn::{Exit, SpawnError, Spawned, spawn};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -97,8 +97,8 @@ pub enum ProcessOutcome {
 /// What is left of a process.
 #[derive(Debug, Default)]
 pub struct ProcessOutput {
-    /// The exit code, or `None` if a signal ended it. Neither is known if it was not this module
-    /// that the system told of its end.
+    /// The exit code, or `None` if a signal ended it. Neither is known if somebody else
+    /// has reaped it.
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
@@ -136,11 +136,11 @@ const FIRST_READ: usize = 512;
 const DEATH_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a start may take before another may begin in its place.
-const START_PATIENCE: Duration = Duration::from_millis(50);
+const START_LIMIT: Duration = Duration::from_millis(50);
 
 /// How long a program that cannot be started for want of descriptors, threads or memory is tried
 /// again if no other runs whose end would give some back.
-const SHORTAGE_PATIENCE: Duration = Duration::from_secs(4);
+const SHORTAGE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How often it is tried.
 const SHORTAGE_RETRY: Duration = Duration::from_millis(50);
@@ -241,7 +241,7 @@ async fn start(
         };
         if !place.is_the_only_one() {
             alone_since = None;
-        } else if alone_since.get_or_insert_with(Instant::now).elapsed() > SHORTAGE_PATIENCE {
+        } else if alone_since.get_or_insert_with(Instant::now).elapsed() > SHORTAGE_LIMIT {
             return Err((program, error));
         }
         let _ = tokio::time::timeout(SHORTAGE_RETRY, place.another_is_free()).await;
@@ -262,17 +262,17 @@ async fn start_once(spec: &Arc<ProcessSpec>, starters: &Arc<Pool>) -> Result<Spa
     });
     let about = |error| (spec.argv.first().cloned().unwrap_or_default(), error);
     let job = job.map_err(about)?;
-    let mut patience = START_PATIENCE;
+    let mut limit = START_LIMIT;
     loop {
-        match tokio::time::timeout(patience, &mut started).await {
+        match tokio::time::timeout(limit, &mut started).await {
             Ok(Ok(spawned)) => return spawned,
             Ok(Err(_)) => return Err(about(io::Error::other("the start has panicked"))),
             // Its turn may have come late: others were started before it.
-            Err(_) => match START_PATIENCE.checked_sub(starters.has_run_for(job)) {
-                Some(left) if !left.is_zero() => patience = left,
+            Err(_) => match START_LIMIT.checked_sub(starters.has_run_for(job)) {
+                Some(left) if !left.is_zero() => limit = left,
                 _ => {
                     starters.replace(job);
-                    patience = START_PATIENCE;
+                    limit = START_LIMIT;
                 }
             },
         }
@@ -341,7 +341,7 @@ async fn read(pipe: &mut Option<Ours<pipe::Receiver>>, into: &mut Vec<u8>) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::IoLane;
+    use crate::io::reactor::IoLane;
 
     fn spec(argv: &[&str]) -> ProcessSpec {
         ProcessSpec { argv: argv.iter().map(OsString::from).collect(), ..ProcessSpec::default() }

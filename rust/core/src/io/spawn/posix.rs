@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use rustix::io::Errno;
 
 use super::terminal;
-use crate::process::ProcessSpec;
+use crate::io::process::ProcessSpec;
 
 /// The signals that a thread blocks.
 #[derive(Clone, Copy)]

@@ -38,8 +38,8 @@ const REAP_GRACE: Duration = Duration::from_millis(100);
 /// How often the end of a program is looked for where the system has no descriptor for it.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// How often a program in the terminal is looked after: one that is stopped there would wait for ever
-/// for somebody to tell it to go on.
+/// How often a program in the terminal is checked: one that is stopped there would wait for ever
+/// for a signal to go on.
 const LOOK_FOR_STOPS: Duration = Duration::from_millis(500);
 
 impl Spawned {
@@ -113,7 +113,7 @@ impl Drop for Spawned {
 pub(crate) struct Exit {
     pid: Pid,
     pidfd: Option<AsyncFd<Ours<OwnedFd>>>,
-    /// How it has ended, once that is known; nothing if somebody else was told.
+    /// How it has ended, once that is known; nothing if somebody else has reaped it.
     status: Option<Option<Status>>,
 }
 
@@ -168,7 +168,7 @@ impl AsRawFd for Ours<OwnedFd> {
     }
 }
 
-/// A descriptor that tells the end of a program, and whether it is gone already: where SIGCHLD is
+/// A descriptor that is readable at the end of a program, and whether it is gone already: where SIGCHLD is
 /// ignored, or others reap, its number may even be another's by now.
 #[cfg(target_os = "linux")]
 fn open_pidfd(pid: Pid) -> (Option<Ours<OwnedFd>>, bool) {
@@ -176,8 +176,8 @@ fn open_pidfd(pid: Pid) -> (Option<Ours<OwnedFd>>, bool) {
     match Ours::open(|| pidfd_open(pid, PidfdFlags::empty())) {
         Ok(pidfd) => {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-            let looked = waitid(WaitId::PidFd(pidfd.as_fd()), options);
-            let is_gone = looked.is_err_and(|error| error == Errno::CHILD);
+            let found = waitid(WaitId::PidFd(pidfd.as_fd()), options);
+            let is_gone = found.is_err_and(|error| error == Errno::CHILD);
             (Some(pidfd).filter(|_| !is_gone), is_gone)
         }
         Err(error) => (None, error == Errno::SRCH),

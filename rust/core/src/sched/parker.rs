@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Something that can be told to look at its work again.
+/// Something whose sleep any thread can end.
 ///
 /// `unpark` may be called from any thread, more than once, before or after the sleeper sleeps; it
 /// never blocks and never calls Python.
@@ -11,7 +11,7 @@ pub trait Unpark: Send + Sync {
     fn unpark(&self);
 }
 
-/// Why a bounded or interruptible sleep ended.
+/// Why a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wakeup {
     /// [`Unpark::unpark`] was called.
@@ -72,7 +72,7 @@ mod imp {
                 let timespec = remaining.and_then(|r| Timespec::try_from(r).ok());
                 match futex::wait(&self.state, Flags::PRIVATE, PARKED, timespec.as_ref()) {
                     Ok(()) | Err(Errno::AGAIN) => {
-                        // Woken, or spuriously: `stop_parking` tells which.
+                        // Woken, or spuriously: `stop_parking` finds out which.
                         if self.stop_parking(Wakeup::Interrupted) == Wakeup::Notified {
                             return Wakeup::Notified;
                         }
@@ -83,7 +83,7 @@ mod imp {
             }
         }
 
-        /// Consumes a notification if there is one. Cheap enough to be asked in a loop.
+        /// Consumes a notification if there is one. Cheap enough to be called in a loop.
         pub(crate) fn take_notification(&self) -> bool {
             // Relaxed: only to leave the cache line to the notifier until there is something.
             if self.state.load(Ordering::Relaxed) != NOTIFIED {

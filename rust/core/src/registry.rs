@@ -1,13 +1,25 @@
-//! The list of what is alive: cheap to enter, cheap to leave, and readable as a whole.
+//! The list of what is alive: cheap to insert into, cheap to remove from, and readable as a whole.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Where an entry stands, to leave by.
+/// Where an entry stands, to remove it by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u32);
 
 /// Entries of a small, copyable kind: numbers or addresses of what is alive.
-pub struct Ledger<T> {
+///
+/// ```
+/// use dftracer_core::registry::Registry;
+///
+/// let registry = Registry::new();
+/// let first = registry.insert("first").expect("there is room");
+/// registry.insert("second");
+/// assert_eq!(registry.remove(first), Some("first"));
+/// let mut alive = Vec::new();
+/// registry.for_each(|entry| alive.push(entry));
+/// assert_eq!(alive, ["second"]);
+/// ```
+pub struct Registry<T> {
     entries: Mutex<Entries<T>>,
 }
 
@@ -39,7 +51,7 @@ impl<T> Entries<T> {
     }
 }
 
-/// A time in which nobody reads a [`Ledger`], enters it or leaves it.
+/// A time in which nobody reads or changes a [`Registry`].
 #[must_use = "it ends when this is dropped"]
 pub struct Pause<'a, T> {
     _entries: MutexGuard<'a, Entries<T>>,
@@ -48,33 +60,33 @@ pub struct Pause<'a, T> {
 /// A list that has once held more than this gives its memory back when it is empty.
 const KEPT_CAPACITY: usize = 1_024;
 
-impl<T: Copy> Ledger<T> {
+impl<T: Copy> Registry<T> {
     /// An empty list.
     pub fn new() -> Self {
         Self { entries: Mutex::new(Entries::EMPTY) }
     }
 
     /// Adds an entry; `None` if there are 2^32 already.
-    pub fn enter(&self, item: T) -> Option<Entry> {
+    pub fn insert(&self, item: T) -> Option<Entry> {
         self.lock().add(item)
     }
 
-    /// Adds entries, and tells where each of them stands; beyond 2^32 they are left out.
-    pub fn enter_all(
+    /// Adds entries, and calls `placed` with where each of them stands; beyond 2^32 they are left out.
+    pub fn insert_all(
         &self,
         items: impl IntoIterator<Item = T>,
-        mut tell: impl FnMut(usize, Entry),
+        mut placed: impl FnMut(usize, Entry),
     ) {
         let mut entries = self.lock();
         for (index, item) in items.into_iter().enumerate() {
             if let Some(entry) = entries.add(item) {
-                tell(index, entry);
+                placed(index, entry);
             }
         }
     }
 
     /// Removes an entry; after this no reader sees it.
-    pub fn leave(&self, Entry(place): Entry) -> Option<T> {
+    pub fn remove(&self, Entry(place): Entry) -> Option<T> {
         let mut entries = self.lock();
         let item = entries.places.get_mut(place as usize)?.take()?;
         entries.free.push(place);
@@ -84,14 +96,14 @@ impl<T: Copy> Ledger<T> {
         Some(item)
     }
 
-    /// Reads one entry. It does not leave while `read` runs, see [`for_each`](Self::for_each).
+    /// Reads one entry. It is not removed while `read` runs, see [`for_each`](Self::for_each).
     pub fn with<R>(&self, Entry(place): Entry, read: impl FnOnce(T) -> R) -> Option<R> {
         let entries = self.lock();
         entries.places.get(place as usize).copied().flatten().map(read)
     }
 
-    /// Reads every entry. None of them leaves while `read` runs, so it must not call anything that
-    /// could enter or leave.
+    /// Reads every entry. None of them is removed while `read` runs, so it must not call anything
+    /// that could insert or remove one.
     pub fn for_each(&self, read: impl FnMut(T)) {
         self.lock().places.iter().copied().flatten().for_each(read);
     }
@@ -105,8 +117,8 @@ impl<T: Copy> Ledger<T> {
         result
     }
 
-    /// Lets no reader look for as long as the answer lives, which should be for a moment: what
-    /// changes in more than one place, and must be seen in all of them or in none, changes then.
+    /// Keeps readers out for as long as the answer lives, which should be for a moment: what changes
+    /// in more than one place, and must be seen in all of them or in none, changes then.
     pub fn pause(&self) -> Pause<'_, T> {
         Pause { _entries: self.lock() }
     }
@@ -126,7 +138,7 @@ impl<T: Copy> Ledger<T> {
     }
 }
 
-impl<T: Copy> Default for Ledger<T> {
+impl<T: Copy> Default for Registry<T> {
     fn default() -> Self {
         Self::new()
     }

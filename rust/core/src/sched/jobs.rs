@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, Mutex, MutexGuard, Queue};
+use crate::sched::sync::{AtomicUsize, Mutex, MutexGuard, Queue};
 
 /// After it was emptied, the stack keeps room for so many batches, and no more.
 const ROOM: usize = 64;
@@ -21,7 +21,7 @@ pub(crate) struct Jobs<J> {
 }
 
 struct Batch<J> {
-    turn: u64,
+    tick: u64,
     jobs: VecDeque<J>,
 }
 
@@ -35,8 +35,8 @@ impl<J> Jobs<J> {
         self.queue.push(job);
     }
 
-    /// Adds jobs ahead of all others; behind those of the last batch if that is of the same turn.
-    pub(crate) fn push_ahead(&self, turn: u64, jobs: impl IntoIterator<Item = J>) {
+    /// Adds jobs ahead of all others; behind those of the last batch if that is of the same tick.
+    pub(crate) fn push_ahead(&self, tick: u64, jobs: impl IntoIterator<Item = J>) {
         let mut jobs: VecDeque<J> = jobs.into_iter().collect();
         if jobs.is_empty() {
             return;
@@ -46,8 +46,8 @@ impl<J> Jobs<J> {
         // fence that pairs with one of the pusher's, as with the queue: see the lane.
         let stacked = self.stacked.load(Ordering::Relaxed) + jobs.len();
         match stack.last_mut() {
-            Some(last) if last.turn == turn => last.jobs.append(&mut jobs),
-            _ => stack.push(Batch { turn, jobs }),
+            Some(last) if last.tick == tick => last.jobs.append(&mut jobs),
+            _ => stack.push(Batch { tick, jobs }),
         }
         self.stacked.store(stacked, Ordering::Relaxed);
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_of_one_turn_keep_their_order() {
+    fn batches_of_one_tick_keep_their_order() {
         let jobs = Jobs::new();
         jobs.push_ahead(1, [1]);
         jobs.push_ahead(2, [2, 3]);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_was_emptied_goes_ahead_again() {
+    fn a_tick_that_was_emptied_goes_ahead_again() {
         let jobs = Jobs::new();
         jobs.push_ahead(1, [1]);
         jobs.push_ahead(2, [2]);
@@ -150,8 +150,8 @@ mod tests {
     #[test]
     fn room_for_many_batches_is_given_back() {
         let jobs = Jobs::new();
-        for turn in 0..10_000 {
-            jobs.push_ahead(u64::from(turn), [turn]);
+        for tick in 0..10_000 {
+            jobs.push_ahead(u64::from(tick), [tick]);
         }
         assert_eq!(taken(&jobs).len(), 10_000);
         assert!(jobs.lock().capacity() <= ROOM);

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::budget::{Budget, is_shortage};
-use crate::pool::Pool;
-use crate::process::{self, Kill, ProcessOutcome, ProcessSpec};
+use super::budget::{Budget, is_shortage};
+use super::pool::Pool;
+use super::process::{self, Kill, ProcessOutcome, ProcessSpec};
 
 /// A `dft-reactor` thread that drives native I/O, and `dft-starter-N` and `dft-stager-N` threads
 /// for what blocks; a child process holds none of them. Dropped, it drops what still runs: children
@@ -30,7 +30,7 @@ struct Job {
 }
 
 /// How long the reactor tries to begin if the system has too little of something for it.
-const SHORTAGE_PATIENCE: Duration = Duration::from_secs(4);
+const SHORTAGE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How often it tries.
 const SHORTAGE_RETRY: Duration = Duration::from_millis(20);
@@ -83,7 +83,7 @@ impl IoLane {
 
     /// Runs a job that blocks, on a thread of its own kind, and hands its end to `deliver`: nothing
     /// if it was stopped by `kill`, after which it goes on without anybody, and another may begin
-    /// in its place. `job` is told when nobody wants it any more.
+    /// in its place. The flag that `job` gets is set then.
     pub fn spawn_staging<T: Send + 'static>(
         &self,
         job: impl FnOnce(&AtomicBool) -> Option<T> + Send + 'static,
@@ -95,9 +95,9 @@ impl IoLane {
         let refused = deliver.clone();
         let drive = async move {
             let (answer, ended) = oneshot::channel();
-            let unwanted = Arc::new(AtomicBool::new(false));
-            let told = unwanted.clone();
-            let staged = match stagers.run(move || drop(answer.send(job(&told)))) {
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let flag = cancelled.clone();
+            let staged = match stagers.run(move || drop(answer.send(job(&flag)))) {
                 Err(error) => Err(error),
                 Ok(id) => tokio::select! {
                     biased;
@@ -105,7 +105,7 @@ impl IoLane {
                     ended = ended => Ok(ended.unwrap_or(None)),
                     () = kill.killed() => {
                         // Relaxed: a hint; the file is not placed if it comes in time.
-                        unwanted.store(true, Ordering::Relaxed);
+                        cancelled.store(true, Ordering::Relaxed);
                         stagers.replace(id);
                         Ok(None)
                     }
@@ -170,7 +170,7 @@ fn reactor() -> io::Result<Runtime> {
     let begun = Instant::now();
     loop {
         match Builder::new_current_thread().enable_io().enable_time().build() {
-            Err(error) if is_shortage(&error) && begun.elapsed() < SHORTAGE_PATIENCE => {
+            Err(error) if is_shortage(&error) && begun.elapsed() < SHORTAGE_LIMIT => {
                 std::thread::sleep(SHORTAGE_RETRY);
             }
             built => return built,
@@ -199,17 +199,17 @@ mod tests {
         let lane = IoLane::start(1).expect("a thread");
         let (go_on, stuck) = channel::<()>();
         let (sender, receiver) = channel();
-        let (begun, told) = (sender.clone(), sender.clone());
+        let (begun, ended) = (sender.clone(), sender.clone());
         let kill = Kill::default();
-        let job = move |unwanted: &AtomicBool| {
+        let job = move |cancelled: &AtomicBool| {
             begun.send("begun").expect("receiver");
             let _ = stuck.recv();
-            begun.send(if unwanted.load(Ordering::Relaxed) { "unwanted" } else { "wanted" }).ok();
+            begun.send(if cancelled.load(Ordering::Relaxed) { "cancelled" } else { "wanted" }).ok();
             Some(())
         };
         lane.spawn_staging(job, kill.clone(), move |staged| {
             assert!(matches!(staged, Ok(None)));
-            told.send("ended").expect("receiver");
+            ended.send("ended").expect("receiver");
         });
         assert_eq!(receiver.recv_timeout(GUARD), Ok("begun"));
         let next = sender.clone();
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(receiver.recv_timeout(GUARD), Ok("ended"));
         assert_eq!(receiver.recv_timeout(GUARD), Ok("next"));
         drop(go_on);
-        assert_eq!(receiver.recv_timeout(GUARD), Ok("unwanted"));
+        assert_eq!(receiver.recv_timeout(GUARD), Ok("cancelled"));
     }
 
     #[test]

@@ -13,13 +13,13 @@
 //!                           → Exit:  leave
 //! ```
 //!
-//! The system may refuse a thread. Whoever needs it then is answered that nobody will come; the next
-//! who pushes asks for a thread again, so that a lane is smaller only while the system refuses.
+//! The system may refuse a thread. Whoever needs it then learns whether any worker is left; the next
+//! push asks for a thread again, so that a lane is smaller only while the system refuses.
 //!
 //! # Wake-ups
 //!
 //! At most one woken (or new) worker is on its way at a time: `waking`. It clears the flag before
-//! it looks at the queue, and if it pops a job and still sees more, it sends for the next worker.
+//! it looks at the queue, and if it pops a job and still sees more, it wakes the next worker.
 //! So a burst of jobs starts as many workers as can run, each woken by the one before it, and the
 //! submitter pays for one wake-up, not for all.
 //!
@@ -37,9 +37,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use crate::jobs::Jobs;
-use crate::park::Unpark;
-use crate::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, fence};
+use crate::sched::jobs::Jobs;
+use crate::sched::parker::Unpark;
+use crate::sched::sync::{AtomicBool, AtomicIsize, Mutex, MutexGuard, fence};
 
 /// How many more workers than its limit a lane starts while others are blocked in a wait.
 pub const MAX_SPARE_WORKERS: usize = 512;
@@ -94,15 +94,15 @@ struct Roster {
     limit: usize,
     open: bool,
     /// How many more pops ask for no thread, because the system has refused one.
-    holds_off: u32,
+    start_backoff: u32,
 }
 
-/// Who wants a worker to look at the queue.
+/// Who needs a worker to look at the queue.
 #[derive(Clone, Copy)]
 enum Asker {
     /// One whose jobs may wait for ever if nobody comes: it always tries to start one.
     Pusher,
-    /// One that will come to the jobs itself.
+    /// One that will take the jobs itself.
     Worker,
     /// One that has just been refused a thread.
     Refused,
@@ -112,9 +112,9 @@ impl Asker {
     fn may_start(self, roster: &mut Roster) -> bool {
         match self {
             Self::Pusher => true,
-            Self::Worker if roster.holds_off == 0 => true,
+            Self::Worker if roster.start_backoff == 0 => true,
             Self::Worker => {
-                roster.holds_off -= 1;
+                roster.start_backoff -= 1;
                 false
             }
             Self::Refused => false,
@@ -138,7 +138,7 @@ impl<J> Lane<J> {
     pub fn new(limit: usize) -> Self {
         assert!(limit > 0, "a lane needs at least one worker");
         let sleepers = Vec::new();
-        let roster = Roster { sleepers, alive: 0, blocked: 0, limit, open: true, holds_off: 0 };
+        let roster = Roster { sleepers, alive: 0, blocked: 0, limit, open: true, start_backoff: 0 };
         Self {
             jobs: Jobs::new(),
             waking: AtomicBool::new(false),
@@ -157,7 +157,7 @@ impl<J> Lane<J> {
     }
 
     /// Adds jobs and leaves it to the caller to wake the sleeper, soon: until then nobody else is
-    /// sent for. A caller that holds what the sleeper will need can let go of it first.
+    /// woken. A caller that holds what the sleeper will need can release it first.
     #[must_use = "the sleeper must be woken"]
     pub fn push_all(&self, jobs: impl IntoIterator<Item = J>) -> (Option<Arc<dyn Unpark>>, Order) {
         for job in jobs {
@@ -167,16 +167,16 @@ impl<J> Lane<J> {
     }
 
     /// As [`push_all`](Self::push_all), ahead of all that waits: the last batch is taken first. Only
-    /// if that is of the same `turn` are these jobs taken after it.
+    /// if that is of the same `tick` are these jobs taken after it.
     ///
     /// As long as such batches come faster than they are taken, what was pushed behind waits.
     #[must_use = "the sleeper must be woken"]
     pub fn push_all_ahead(
         &self,
-        turn: u64,
+        tick: u64,
         jobs: impl IntoIterator<Item = J>,
     ) -> (Option<Arc<dyn Unpark>>, Order) {
-        self.jobs.push_ahead(turn, jobs);
+        self.jobs.push_ahead(tick, jobs);
         self.choose_worker_for_pushed()
     }
 
@@ -184,12 +184,12 @@ impl<J> Lane<J> {
     pub fn pop(&self) -> (Option<J>, Order) {
         match self.jobs.pop() {
             Some(job) if self.jobs.is_empty() => (Some(job), Order::Nothing),
-            Some(job) => (Some(job), self.send_for_worker(Asker::Worker)),
+            Some(job) => (Some(job), self.call_worker(Asker::Worker)),
             None => (None, Order::Nothing),
         }
     }
 
-    /// A worker that was started or woken tells that it is about to look at the queue.
+    /// A worker that was started or woken is about to look at the queue.
     pub fn awake(&self) {
         // SeqCst: a pusher that still saw `true` pushed before this store, so we see its job.
         self.waking.store(false, Ordering::SeqCst);
@@ -197,7 +197,8 @@ impl<J> Lane<J> {
     }
 
     /// A worker that found nothing asks what to do. `wakeup` is called when there is work again.
-    /// A worker that still has business of its own does not let itself be sent away: `may_exit`.
+    /// `may_exit` is false for a worker that still has something of its own to finish, such as bodies
+    /// that are suspended.
     pub fn sleep(&self, wakeup: &Arc<dyn Unpark>, may_exit: bool) -> Rest {
         let mut roster = self.lock();
         if may_exit && roster.free() > roster.limit {
@@ -228,10 +229,10 @@ impl<J> Lane<J> {
         Rest::Retry
     }
 
-    /// A worker that [`sleep`](Self::sleep) has registered does not sleep any more, though nobody
-    /// has called it: nobody is to wake it. True if it has been chosen to look at the queue just
-    /// now; then it must, after [`awake`](Self::awake).
-    pub fn rise(&self, wakeup: &Arc<dyn Unpark>) -> bool {
+    /// A worker that [`sleep`](Self::sleep) has registered runs again, though nobody has woken it
+    /// for a job: it is registered no more. True if it was chosen to take a job just now; then it
+    /// must look at the queue, after [`awake`](Self::awake).
+    pub fn cancel_sleep(&self, wakeup: &Arc<dyn Unpark>) -> bool {
         let mut roster = self.lock();
         let before = roster.sleepers.len();
         // By address of the data alone: the same object may have several vtables.
@@ -240,14 +241,14 @@ impl<J> Lane<J> {
         roster.sleepers.len() == before
     }
 
-    /// As [`rise`](Self::rise), of a worker that has other business of its own: if it has been
-    /// chosen, another one is chosen instead.
-    pub fn rise_for_another(&self, wakeup: &Arc<dyn Unpark>) -> Order {
-        if !self.rise(wakeup) {
+    /// As [`cancel_sleep`](Self::cancel_sleep), for a worker that has something else to do first: if
+    /// it was chosen, another one is chosen in its place.
+    pub fn cancel_sleep_and_pass_on(&self, wakeup: &Arc<dyn Unpark>) -> Order {
+        if !self.cancel_sleep(wakeup) {
             return Order::Nothing;
         }
         self.awake();
-        if self.jobs.is_empty() { Order::Nothing } else { self.send_for_worker(Asker::Worker) }
+        if self.jobs.is_empty() { Order::Nothing } else { self.call_worker(Asker::Worker) }
     }
 
     /// The calling worker is about to wait for another task: the lane may start a spare for it.
@@ -259,11 +260,11 @@ impl<J> Lane<J> {
         roster.blocked += 1;
         self.publish(&roster);
         drop(roster);
-        // Pairs with the fence in `push`: it may have seen nobody to be had before.
+        // Pairs with the fence in `push`: the pusher may have found nobody to wake or start.
         fence(Ordering::SeqCst);
         Ok(match self.jobs.is_empty() {
             true => Order::Nothing,
-            false => self.send_for_worker(Asker::Pusher),
+            false => self.call_worker(Asker::Pusher),
         })
     }
 
@@ -279,7 +280,7 @@ impl<J> Lane<J> {
     pub fn worker_failed_to_start(&self) -> bool {
         let mut roster = self.lock();
         roster.alive -= 1;
-        roster.holds_off = POPS_BETWEEN_TRIES;
+        roster.start_backoff = POPS_BETWEEN_TRIES;
         self.publish(&roster);
         let is_served = roster.free() > 0;
         drop(roster);
@@ -293,11 +294,11 @@ impl<J> Lane<J> {
         is_served
     }
 
-    /// A worker ends without having been told to, for example by a panic.
+    /// A worker has ended though the lane has not asked it to, for example by a panic.
     pub fn worker_died(&self) -> Order {
         let mut roster = self.lock();
         roster.alive -= 1;
-        // It may be among those that sleep. Those that are alive look around and sleep again.
+        // It may be among those that sleep. Those that are alive find no job and sleep again.
         let sleepers = std::mem::take(&mut roster.sleepers);
         self.publish(&roster);
         drop(roster);
@@ -307,7 +308,7 @@ impl<J> Lane<J> {
         }
         match self.jobs.is_empty() {
             true => Order::Nothing,
-            false => self.send_for_worker(Asker::Pusher),
+            false => self.call_worker(Asker::Pusher),
         }
     }
 
@@ -346,7 +347,7 @@ impl<J> Lane<J> {
     }
 
     /// Wakes or starts one worker, unless one is on its way or none is to be had.
-    fn send_for_worker(&self, asker: Asker) -> Order {
+    fn call_worker(&self, asker: Asker) -> Order {
         let (sleeper, order) = self.choose_worker(asker);
         if let Some(sleeper) = sleeper {
             sleeper.unpark();
@@ -378,7 +379,7 @@ impl<J> Lane<J> {
         } else if roster.may_start() > 0 && asker.may_start(&mut roster) {
             self.waking.store(true, Ordering::SeqCst);
             roster.alive += 1;
-            roster.holds_off = 0;
+            roster.start_backoff = 0;
             self.publish(&roster);
             (None, Order::StartWorker)
         } else {
@@ -403,7 +404,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::park::Parker;
+    use crate::sched::parker::Parker;
 
     type Job = Box<dyn FnOnce() + Send>;
 
@@ -561,12 +562,12 @@ mod tests {
         assert_eq!(lane.push(2), Order::StartWorker);
         lane.awake();
         assert_eq!(lane.pop(), (Some(1), Order::StartWorker));
-        assert!(lane.worker_failed_to_start(), "the first worker comes to the second job");
+        assert!(lane.worker_failed_to_start(), "the first worker takes the second job");
         assert_eq!(lane.pop(), (Some(2), Order::Nothing));
     }
 
     #[test]
-    fn jobs_that_are_pushed_ahead_are_taken_first_and_send_for_workers() {
+    fn jobs_that_are_pushed_ahead_are_taken_first_and_wake_workers() {
         let lane: Lane<u32> = Lane::new(2);
         assert_eq!(lane.push(1), Order::StartWorker);
         lane.awake();

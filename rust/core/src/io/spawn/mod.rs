@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::forks::{Ours, apart};
-use crate::process::{ProcessSpec, Sink, Source};
+use crate::io::process::{ProcessSpec, Sink, Source};
 pub(crate) use child::{Exit, Spawned};
 pub use posix::SignalMask;
 use posix::{Actions, Attributes, add_chdir};
@@ -36,7 +36,7 @@ pub(crate) fn spawn(spec: &ProcessSpec) -> Result<Spawned, SpawnError> {
         (OsString::new(), io::Error::new(io::ErrorKind::InvalidInput, "no program was named"))
     })?;
     if let Some(cwd) = &spec.cwd {
-        // The system says "no such file" of the program too: tell them apart before.
+        // The system says "no such file" of the program too: distinguish them before.
         if !cwd.is_dir() {
             let errno = if cwd.exists() { Errno::NOTDIR } else { Errno::NOENT };
             return Err((cwd.into(), errno.into()));
@@ -115,7 +115,7 @@ impl Files {
 }
 
 impl Standard {
-    /// A pipe; `sides` tells the program's end from ours.
+    /// A pipe; `sides` puts the program's end first or second.
     fn pipe(
         sides: impl FnOnce((OwnedFd, OwnedFd)) -> (OwnedFd, OwnedFd),
     ) -> Result<Self, SpawnError> {

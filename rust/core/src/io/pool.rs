@@ -3,7 +3,7 @@
 //! So many jobs run at a time as the pool has places. A job that is found to take long, for example
 //! because its file system does not answer, can be [replaced](Pool::replace): it keeps its thread
 //! and gives its place to others. A thread that the system refuses is an error only if the pool has
-//! no other that will come to the job.
+//! no other that will take the job.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -119,7 +119,7 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Sees to it that a thread comes to the last job, if one may.
+    /// Wakes or starts a thread for the last job, if one may be started.
     fn call_thread(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         if state.queue.len() <= state.idle {
             self.changed.notify_one();
