@@ -447,7 +447,7 @@ async def test_the_task_fails_by_name_when_its_body_returns_no_prompt(value: Any
     async with await WorkflowEngine.create(backend, cancel_on_exit=True) as flow:
         for function in (body, lambda: value):
             name = function.__name__
-            with pytest.raises(ValueError, match=f"prompt task '{name}' must return a prompt"):
+            with pytest.raises(ValueError, match=f"prompt task '{name}' must return a non"):
                 await flow.prompt_task(function)()
     assert not backend.tasks
 

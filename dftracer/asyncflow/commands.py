@@ -55,8 +55,8 @@ def to_argv(task: str, command: Any, shell: bool | None = None) -> list[str]:
         words = _words(task, command)  # pyright: ignore[reportUnknownArgumentType]
         return [SHELL, "-c", shlex.join(words)] if shell else words
     raise CommandError(
-        f"executable task '{task}' must return a command: a non-empty string or a list of words, "
-        f"not {_describe(command)}"
+        f"executable task '{task}' must return a non-empty command string or a list of words, not "
+        f"{_describe(command)}"
     )
 
 
@@ -78,14 +78,15 @@ def to_prompt(task: str, prompt: Any) -> str:
     if isinstance(prompt, str) and prompt.strip():
         return prompt
     raise CommandError(
-        f"prompt task '{task}' must return a prompt, a non-empty string, not {_describe(prompt)}"
+        f"prompt task '{task}' must return a non-empty string prompt, not {_describe(prompt)}"
     )
 
 
 def _split(task: str, command: str, shell: bool | None) -> list[str]:
     if not command.strip():
         raise CommandError(
-            f"executable task '{task}' must return a command, not {_describe(command)}"
+            f"executable task '{task}' must return a non-empty command string, not "
+            f"{_describe(command)}"
         )
     if "\0" in command:
         raise CommandError(f"executable task '{task}': a command cannot hold a null character")

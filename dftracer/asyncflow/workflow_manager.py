@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 from dftracer.asyncflow import environment
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.adapter import DictionaryReports, failure_in, result_in
-from dftracer.asyncflow.backends.noop import NoopExecutionBackend
+from dftracer.asyncflow.backends.local.backend import (
+    LocalExecutionBackend as LocalExecutionBackend,
+)
+from dftracer.asyncflow.backends.noop import NoopExecutionBackend as NoopExecutionBackend
+from dftracer.asyncflow.data.files import InputFile as InputFile
+from dftracer.asyncflow.data.files import OutputFile as OutputFile
 from dftracer.asyncflow.engine import signals
 from dftracer.asyncflow.engine.component import Component, number_of
 from dftracer.asyncflow.engine.decorators import (
@@ -30,11 +35,15 @@ from dftracer.asyncflow.engine.interfaces import Observer, Unsearched
 from dftracer.asyncflow.engine.scheduler import Scheduler
 from dftracer.asyncflow.engine.scope import Scope, owner_in
 from dftracer.asyncflow.engine.waiting.leaving import wait_for_calls
+from dftracer.asyncflow.errors import DependencyFailureError as DependencyFailureError
 from dftracer.asyncflow.errors import EngineShutdownError, text_of
 from dftracer.asyncflow.observe.graph.model import WorkflowGraph
 from dftracer.asyncflow.observe.graph.snapshot import graph_of
 from dftracer.asyncflow.observe.history import Components, Dependencies
 from dftracer.asyncflow.observe.trace import EngineTrace
+from dftracer.asyncflow.utils import NoProfiler, get_event_loop_or_raise
+from dftracer.asyncflow.utils import get_next_uid as get_next_uid
+from dftracer.asyncflow.utils import reset_uid_counter as reset_uid_counter
 from dftracer.utils.progress.display import show
 
 if TYPE_CHECKING:
@@ -44,6 +53,17 @@ if TYPE_CHECKING:
 
     from dftracer.asyncflow.backends.base import ExecutionBackend
     from dftracer.asyncflow.observe.telemetry import Telemetry
+
+TASK = "task"
+"""The ``type`` of a component that is a task, and what its identifier begins with."""
+BLOCK = "block"
+"""The same of a block."""
+FUNCTION = "function"
+"""The key of a task's description that holds its function; ``None`` for the other kinds."""
+EXECUTABLE = "executable"
+"""The key of a task's description that holds its program; ``None`` for the other kinds."""
+PROMPT = "prompt"
+"""The key of a task's description that holds its prompt; ``None`` for the other kinds."""
 
 
 class WorkflowEngine(Unsearched):
@@ -123,7 +143,7 @@ class WorkflowEngine(Unsearched):
         trace: str | os.PathLike[str] | None = None,
         cancel_on_exit: bool = False,
     ) -> None:
-        loop = _running_loop()
+        loop = get_event_loop_or_raise("WorkflowEngine")
         if backend is None:
             raise TypeError(
                 "backend is missing: use 'await WorkflowEngine.create()', which makes one"
@@ -138,6 +158,10 @@ class WorkflowEngine(Unsearched):
         self.loop = loop
         """The event loop that it lives in."""
         self.log = logging.getLogger("dftracer.asyncflow")
+        self.prof = NoProfiler()
+        """Records nothing. What a workflow does is written to a trace."""
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        """Nothing is put here: tasks that are ready go to their backends."""
         self.dry_run = dry_run
         self.implicit_data_mode = implicit_data
         self.work_dir = os.fspath(work_dir) if work_dir is not None else os.getcwd()
@@ -183,7 +207,7 @@ class WorkflowEngine(Unsearched):
     ) -> Self:
         """Make an engine in the running event loop, and its default backend if none is given."""
         _check_interpreter()
-        _running_loop()
+        get_event_loop_or_raise("WorkflowEngine")
         _check_arguments(dry_run, implicit_data, uid, work_dir, cancel_on_exit)
         dry_run = dry_run or environment.is_dry_run()
         backends = [environment.make_backend(dry_run)] if backend is None else _as_list(backend)
@@ -237,6 +261,11 @@ class WorkflowEngine(Unsearched):
     def backend(self) -> Any:
         """The backend of tasks that name none."""
         return self._default
+
+    @property
+    def task_states_map(self) -> Any:
+        """The names of the states that :attr:`backend` reports, and its ``terminal_states``."""
+        return self._default.get_task_states_map()
 
     @property
     def running(self) -> set[str]:
@@ -575,17 +604,6 @@ def _check_interpreter() -> None:
 _PATCHERS = {"gevent": "monkey", "eventlet": "patcher"}
 _ASKS = {"gevent": "is_module_patched", "eventlet": "is_monkey_patched"}
 """The functions that say whether a module was replaced."""
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        raise RuntimeError(
-            "a WorkflowEngine lives in an event loop and none is running: use "
-            "'await WorkflowEngine.create()' inside an async function, for example under "
-            "asyncio.run()"
-        ) from None
 
 
 def _as_list(backend: Any) -> list[Any]:

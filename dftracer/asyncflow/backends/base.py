@@ -34,7 +34,8 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dftracer.asyncflow.backends.submission import EMPTY as EMPTY
@@ -43,6 +44,7 @@ from dftracer.asyncflow.backends.submission import DescribedTask as DescribedTas
 from dftracer.asyncflow.backends.submission import Outcome as Outcome
 from dftracer.asyncflow.backends.submission import Report as Report
 from dftracer.asyncflow.backends.submission import State as State
+from dftracer.asyncflow.backends.submission import StateMapper as StateMapper
 from dftracer.asyncflow.backends.submission import Submission as Submission
 from dftracer.asyncflow.backends.submission import TaskDescription as TaskDescription
 from dftracer.asyncflow.backends.submission import add_outcome as add_outcome
@@ -166,6 +168,10 @@ class ExecutionBackend(ABC):
         self._callback_func = _ignore_task
         self._report = report
 
+    def held(self) -> Iterable[Submission]:
+        """Return the submissions whose ends it will report."""
+        return ()
+
     def withdraw(self) -> None:  # noqa: B027 - most have nothing to do
         """Begin nothing more of what was submitted: the engine is shut down."""
 
@@ -195,9 +201,40 @@ class ExecutionBackend(ABC):
         self.connect(_ReportToCallback(func, self))
         self._callback_func = func
 
-    def get_task_states_map(self) -> type[State]:
+    def get_task_states_map(self) -> StateMapper:
         """Return the names of the states."""
-        return State
+        return StateMapper()
+
+    @property
+    def tasks(self) -> Mapping[str, dict[str, Any]]:
+        """The descriptions of the tasks that it holds and has not reported the end of, by their
+        ``uid``: as they are at this moment, and not to be changed."""
+        return MappingProxyType({each.uid: each.as_dict() for each in self.held()})
+
+    def build_task(  # noqa: B027 - most have nothing to do
+        self, uid: Any = None, task_desc: Any = None, task_specific_kwargs: Any = None
+    ) -> None:
+        """Do nothing: a task needs no preparation here."""
+
+    def link_explicit_data_deps(  # noqa: B027 - most have nothing to do
+        self,
+        src_task: dict[str, Any] | None = None,
+        dst_task: dict[str, Any] | None = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> Any:
+        """Do nothing: this backend brings tasks no files, and an engine does not call this."""
+
+    def link_implicit_data_deps(  # noqa: B027 - most have nothing to do
+        self, src_task: dict[str, Any] | None = None, dst_task: dict[str, Any] | None = None
+    ) -> None:
+        """Do nothing: tasks get no files that they do not declare, and an engine does not call
+        this."""
+
+    def task_state_cb(  # noqa: B027 - most have nothing to do
+        self, task: Any = None, state: Any = None
+    ) -> None:
+        """Do nothing: states go to the registered callback."""
 
 
 class _ReportToCallback:

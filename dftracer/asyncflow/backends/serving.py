@@ -136,6 +136,9 @@ class LoopBackend(ExecutionBackend):
     def state(self) -> str:
         return "IDLE" if self.loop is None else "INITIALIZED"
 
+    def held(self) -> list[Submission]:
+        return list(self.unfinished)
+
     def connect(self, report: Report) -> None:
         self.late.update(self.unfinished)
         self.unfinished.clear()
@@ -154,17 +157,6 @@ class LoopBackend(ExecutionBackend):
         if submission.trace_note is not None:
             submission.describe(is_traced=False)  # the runtime was not given it
         self.loop.call_soon(self._report, [(submission, State.FAILED, error)])
-
-    # --- nothing to do --------------------------------------------------------------------------
-
-    def build_task(self, uid: Any = None, task_desc: Any = None, specific: Any = None) -> None:
-        """Do nothing: a task needs no preparation."""
-
-    def link_implicit_data_deps(self, src_task: Any = None, dst_task: Any = None) -> None:
-        """Do nothing: all tasks see the same files."""
-
-    def task_state_cb(self, task: Any = None, state: Any = None) -> None:
-        """Do nothing: states go to the registered callback."""
 
 
 class Reader(functools.partial[None]):

@@ -9,7 +9,11 @@ from typing import Any, Protocol, TypedDict
 
 
 class State(str, Enum):
-    """How far a task has come."""
+    """How far a task has come.
+
+    Programs for radical.asyncflow compare the state of a future with ``"CANCELLED"``, its backends
+    report ``"CANCELED"``. The member compares equal to both; in sets and as a key it is the second.
+    """
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -22,6 +26,33 @@ class State(str, Enum):
 
     def __repr__(self) -> str:
         return repr(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or (
+            self is State.CANCELED and isinstance(other, str) and str(other) == "CANCELLED"
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+class StateMapper:
+    """The names of the states that a backend reports, as ``get_task_states_map()`` returns them.
+
+    Every one is a member of :class:`State`, and so a text too: ``"DONE" in
+    mapper.terminal_states``. Backends of others may have such an object with names of their own.
+    """
+
+    PENDING = State.PENDING
+    RUNNING = State.RUNNING
+    DONE = State.DONE
+    FAILED = State.FAILED
+    CANCELED = State.CANCELED
+
+    terminal_states = frozenset({State.DONE, State.FAILED, State.CANCELED})
+    """Those in which a task has ended."""
 
 
 class TaskDescription(TypedDict, total=False):

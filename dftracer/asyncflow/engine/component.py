@@ -191,6 +191,10 @@ class Component(asyncio.Future[T], Generic[T]):
         """
         return self.engine.cancel(self, msg)
 
+    def original_cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call, even where somebody has put another ``cancel`` on this future."""
+        return type(self).cancel(self, msg)
+
     def set_result(self, result: T) -> None:
         """End the call with ``result``, whatever its body does; for a service that is ready.
 

@@ -26,11 +26,9 @@ C_co = TypeVar("C_co", covariant=True)
 if TYPE_CHECKING:
 
     class Options(TypedDict, total=False):
-        """What all four decorators take."""
+        """What all four decorators take besides ``service``, ``backend`` and ``capture_stdio``,
+        which may be given by position too."""
 
-        service: bool
-        backend: str | None
-        capture_stdio: bool
         retries: int
         retry_on: RetryOn
         backoff: Backoff
@@ -60,11 +58,35 @@ class FunctionDecorator(Protocol):
     """``@flow.function_task``: what a call gives is an awaitable of the body's result."""
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Task[R]]: ...
+    def __call__(
+        self,
+        function: Callable[P, Coroutine[Any, Any, R]],
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[FunctionOptions],
+    ) -> Call[P, Task[R]]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Call[P, Task[R]]: ...
+    def __call__(
+        self,
+        function: Callable[P, R],
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[FunctionOptions],
+    ) -> Call[P, Task[R]]: ...
     @overload
-    def __call__(self, **options: Unpack[FunctionOptions]) -> FunctionDecorator: ...
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[FunctionOptions],
+    ) -> FunctionDecorator: ...
 
 
 class ExecutableDecorator(Protocol):
@@ -72,18 +94,53 @@ class ExecutableDecorator(Protocol):
     the text that the program or the model writes."""
 
     @overload
-    def __call__(self, function: Callable[P, Any], /) -> Call[P, Task[str]]: ...
+    def __call__(
+        self,
+        function: Callable[P, Any],
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[Options],
+    ) -> Call[P, Task[str]]: ...
     @overload
-    def __call__(self, **options: Unpack[Options]) -> ExecutableDecorator: ...
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[Options],
+    ) -> ExecutableDecorator: ...
 
 
 class BlockDecorator(Protocol):
     """``@flow.block``: what a call gives is an awaitable of the body's result."""
 
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Call[P, Block[R]]: ...
+    def __call__(
+        self,
+        function: Callable[P, Coroutine[Any, Any, R]],
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[Options],
+    ) -> Call[P, Block[R]]: ...
     @overload
-    def __call__(self, **options: Unpack[Options]) -> BlockDecorator: ...
+    def __call__(
+        self,
+        function: None = None,
+        /,
+        service: bool = False,
+        backend: str | None = None,
+        capture_stdio: bool = False,
+        **options: Unpack[Options],
+    ) -> BlockDecorator: ...
+
+
+_NOT_GIVEN: Any = object()
 
 
 def make_decorator(
@@ -92,10 +149,12 @@ def make_decorator(
     """Return the decorator of one kind of component, for use with and without parentheses."""
 
     def decorator(
-        *functions: Any,
+        function: Any = _NOT_GIVEN,
+        /,
         service: bool = False,
         backend: str | None = None,
         capture_stdio: bool = False,
+        *,
         retries: int = 0,
         retry_on: RetryOn = Exception,
         backoff: Backoff = 0.1,
@@ -104,8 +163,6 @@ def make_decorator(
         interrupt: bool = False,
     ) -> Callable[..., Any]:
         attribute = _attribute(kind)
-        if len(functions) > 1:
-            raise TypeError(f"@flow.{attribute} takes one function, not {len(functions)}")
         flags = (
             ("service", service),
             ("capture_stdio", capture_stdio),
@@ -126,7 +183,10 @@ def make_decorator(
         target = backend_named(backend, f"@flow.{attribute}")
 
         _check_loop(kind, loop, backend)
-        if not functions:
+        # `None` stands for no function before options that are given by position.
+        has_options = service or capture_stdio or backend is not None
+        absent = (_NOT_GIVEN, None) if has_options else (_NOT_GIVEN,)
+        if any(function is each for each in absent):
             return functools.partial(
                 decorator,
                 service=service,
@@ -140,7 +200,6 @@ def make_decorator(
                 interrupt=interrupt,
             )
 
-        function = functions[0]
         name, is_async = _describe(kind, function)
         if loop is not None and not is_async:
             raise TypeError(
@@ -191,6 +250,7 @@ def make_decorator(
                 return register(definition, args, *_split_options(definition, kwargs))
             return register(definition, args)
 
+        vars(call)["__task_description__"] = dict(definition.options)
         return call
 
     decorator.__name__ = _attribute(kind)

@@ -65,7 +65,8 @@ def dependency_failure(
     if len(names) > _NAMED:
         shown += f" and {len(names) - _NAMED} more"
     error = DependencyFailureError(
-        f"cannot run '{component.name}': {shown} failed: {text_of_error(root)}",
+        f"Cannot execute '{component.name}' due to dependency failure: {shown} failed: "
+        f"{text_of_error(root)}",
         failed_dependencies=names,
         root_cause=root,
     )

@@ -277,14 +277,17 @@ class DaskExecutionBackend(ExecutionBackend):
         return True
 
     async def cancel_task(self, uid: str) -> bool:
-        for submission in [*self._sender.unsent, *self._sent]:
+        for submission in self.held():
             if submission.uid == uid:
                 return self.cancel(submission)
         return False
 
     async def cancel_all_tasks(self) -> int:
         """Stop all submissions; return how many."""
-        return sum([self.cancel(each) for each in [*self._sender.unsent, *self._sent]])
+        return sum([self.cancel(each) for each in self.held()])
+
+    def held(self) -> list[Submission]:
+        return [*self._sender.unsent, *self._sent]
 
     def connect(self, report: Report) -> None:
         # What still runs was another's: its identifiers may be used anew.

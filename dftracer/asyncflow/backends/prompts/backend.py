@@ -192,6 +192,9 @@ class OpenAIBackend(ExecutionBackend):
         found = [submission for submission in self._unfinished if submission.uid == uid]
         return bool(found) and self.cancel(found[-1])
 
+    def held(self) -> list[Submission]:
+        return list(self._unfinished)
+
     def connect(self, report: Report) -> None:
         self._unfinished.clear()
         self._begun.clear()
