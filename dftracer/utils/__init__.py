@@ -11,17 +11,29 @@ from dftracer.utils._native import ProcessResult, TaskHandle, available_cpus, sl
 from dftracer.utils.completion import as_completed
 from dftracer.utils.current import current_task
 from dftracer.utils.default import get_default_runtime, peek_default_runtime, set_default_runtime
-from dftracer.utils.errors import TaskTimeoutError
+from dftracer.utils.errors import (
+    ForkedRuntimeError,
+    RuntimeShutdownError,
+    SystemLimitError,
+    TaskTimeoutError,
+    TooManyBlockedError,
+    WaitRefusedError,
+)
 from dftracer.utils.handle import Cancellation
 from dftracer.utils.lifetime.ownership import warn_of_another_owner
 from dftracer.utils.runtime import Runtime
 
 __all__ = [
     "Cancellation",
+    "ForkedRuntimeError",
     "ProcessResult",
     "Runtime",
+    "RuntimeShutdownError",
+    "SystemLimitError",
     "TaskHandle",
     "TaskTimeoutError",
+    "TooManyBlockedError",
+    "WaitRefusedError",
     "as_completed",
     "available_cpus",
     "current_task",

@@ -41,13 +41,18 @@ class _Submission(Protocol):
 __all__ = [
     "Blocked",
     "CoroutineWorker",
+    "ForkedRuntimeError",
     "Graph",
     "Mailbox",
     "ProcessResult",
     "Results",
     "Runtime",
+    "RuntimeShutdownError",
+    "SystemLimitError",
     "TaskHandle",
+    "TooManyBlockedError",
     "Trace",
+    "WaitRefusedError",
     "Waiting",
     "__version__",
     "after_fork_in_child",
@@ -148,6 +153,34 @@ def after_fork_in_parent() -> None:
 def after_fork_in_child() -> None:
     """Mark every runtime made so far as a copy without threads. Run in the child of a fork."""
 
+class RuntimeShutdownError(RuntimeError):
+    """A task was submitted to a runtime that is shut down, or while the interpreter exits."""
+
+class ForkedRuntimeError(RuntimeError):
+    """A runtime that was made before a ``fork()`` was used in the child process.
+
+    It has no threads there. :func:`~dftracer.utils.get_default_runtime` makes a new one.
+    """
+
+class WaitRefusedError(RuntimeError):
+    """Waiting here could block for ever.
+
+    For example because the task that is waited for waits, itself or through others, for the one
+    that waits.
+    """
+
+class TooManyBlockedError(WaitRefusedError):
+    """So many tasks of a runtime wait for others that one more could block for ever.
+
+    Return futures, or use ``await``, instead of waiting inside so many tasks.
+    """
+
+class SystemLimitError(RuntimeError):
+    """The system has refused a thread that a runtime needs.
+
+    End other threads, or raise the limit.
+    """
+
 @final
 class TaskHandle(Generic[_T_co]):
     """One task and its outcome. Made by :meth:`Runtime.submit`.
@@ -210,9 +243,11 @@ class TaskHandle(Generic[_T_co]):
             If the task was cancelled.
         BaseException
             Whatever the body raised, with its traceback, each time anew.
-        RuntimeError
-            If waiting here could block for ever: too many tasks of the runtime wait already, the
-            task waits for the one that calls this, or the runtime was made before a ``fork()``.
+        WaitRefusedError
+            If waiting here could block for ever: the task waits for the one that calls this, or too
+            many tasks of the runtime wait already (:class:`~dftracer.utils.TooManyBlockedError`).
+        ForkedRuntimeError
+            If the runtime was made before a ``fork()``.
         """
 
     def wait(self, timeout: float | None = None) -> None:
@@ -227,9 +262,10 @@ class TaskHandle(Generic[_T_co]):
         ------
         TimeoutError
             If the task has not ended in time. It goes on.
-        RuntimeError
-            If waiting here could block for ever: too many tasks of the runtime wait already, or
-            the runtime was made before a ``fork()``.
+        WaitRefusedError
+            If waiting here could block for ever, as for :meth:`get`.
+        ForkedRuntimeError
+            If the runtime was made before a ``fork()``.
         """
 
     def done(self) -> bool:
@@ -361,8 +397,10 @@ class Runtime:
         ------
         TypeError
             If ``task_or_fn`` is neither callable nor a handle.
-        RuntimeError
-            If the runtime is shut down, or was made before a ``fork()``.
+        RuntimeShutdownError
+            If the runtime is shut down.
+        ForkedRuntimeError
+            If it was made before a ``fork()``.
         """
 
     def start_trace(self, trace: Trace) -> None:
@@ -372,7 +410,7 @@ class Runtime:
 
         Raises
         ------
-        RuntimeError
+        ForkedRuntimeError
             If the runtime was made before a ``fork()``.
         """
 
@@ -416,9 +454,10 @@ class Runtime:
         ------
         TypeError
             If one of them cannot be called; then none of them is.
-        RuntimeError
-            If the runtime takes no more tasks, or the system refuses the thread that keeps
-            timeouts; then none of the calls is run.
+        RuntimeShutdownError
+            If the runtime takes no more tasks; then none of the calls is run.
+        SystemLimitError
+            If the system refuses the thread that keeps timeouts; nor then.
         """
 
     def submit_io(
@@ -448,8 +487,10 @@ class Runtime:
         ------
         TypeError
             If ``function`` is not callable.
-        RuntimeError
-            If the runtime is shut down, or was made before a ``fork()``.
+        RuntimeShutdownError
+            If the runtime is shut down.
+        ForkedRuntimeError
+            If it was made before a ``fork()``.
         """
 
     def start_process(

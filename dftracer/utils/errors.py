@@ -1,11 +1,28 @@
-"""What can go wrong with a task, beyond what its own body raises."""
+"""What can go wrong with a task or a runtime, beyond what a body itself raises."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dftracer.utils._native import (
+    ForkedRuntimeError,
+    RuntimeShutdownError,
+    SystemLimitError,
+    TooManyBlockedError,
+    WaitRefusedError,
+)
+
 if TYPE_CHECKING:
     from dftracer.utils._native import ProcessResult
+
+__all__ = [
+    "ForkedRuntimeError",
+    "RuntimeShutdownError",
+    "SystemLimitError",
+    "TaskTimeoutError",
+    "TooManyBlockedError",
+    "WaitRefusedError",
+]
 
 
 class TaskTimeoutError(TimeoutError):

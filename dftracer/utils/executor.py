@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Executor, Future, InvalidStateErr
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from dftracer.utils._native import Blocked
+from dftracer.utils.errors import ForkedRuntimeError, RuntimeShutdownError
 
 if TYPE_CHECKING:
     from dftracer.utils import _native
@@ -48,19 +49,21 @@ class RuntimeExecutor(Executor):
 
         Raises
         ------
-        RuntimeError
-            If this executor or the runtime is shut down, or was made before a ``fork()``.
+        RuntimeShutdownError
+            If this executor or the runtime is shut down.
+        ForkedRuntimeError
+            If they were made before a ``fork()``.
         """
         self._check_process()
         call = _Call(self._here, fn, args, kwargs)
         future = call.future
         with self._lock:
             if not self._is_open:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+                raise RuntimeShutdownError("cannot schedule new futures after shutdown")
             try:
                 handle = self._runtime.submit(call, name=_name_of(fn))
             except RuntimeError as error:
-                raise RuntimeError(f"cannot schedule new futures: {error}") from error
+                raise type(error)(f"cannot schedule new futures: {error}") from error
             self._unfinished[handle] = future
         handle.add_done_callback(call.ended)
         handle.add_done_callback(self._forget)
@@ -94,7 +97,7 @@ class RuntimeExecutor(Executor):
     def _check_process(self) -> None:
         # First of all: the lock may have been held by another thread when the process forked.
         if self._process != os.getpid():
-            raise RuntimeError(
+            raise ForkedRuntimeError(
                 "this executor was made before a fork(): make a runtime in the child"
             )
 

@@ -215,9 +215,10 @@ class Runtime(_native.Runtime):
         ------
         TimeoutError
             If the task has not ended in time. It goes on.
-        RuntimeError
-            If waiting here could block for ever: too many tasks of the runtime wait already, or
-            the runtime was made before a ``fork()``.
+        WaitRefusedError
+            If waiting here could block for ever, as for :meth:`TaskHandle.get`.
+        ForkedRuntimeError
+            If the runtime was made before a ``fork()``.
         """
         handle.wait(timeout)
 

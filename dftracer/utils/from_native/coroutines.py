@@ -25,6 +25,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from dftracer.utils.current import coroutine_task
+from dftracer.utils.errors import WaitRefusedError
 from dftracer.utils.from_native.event_loop import EventLoop, start_now
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def check_may_block() -> None:
     current = asyncio.current_task(server.loop)
     others = [task for task in server.suspended if task is not current and not task.done()]
     if others:
-        raise RuntimeError(
+        raise WaitRefusedError(
             f"waiting here would block the event loop in which {len(others)} other task(s) are "
             "suspended, perhaps for ever: in a coroutine, use 'await handle'"
         )

@@ -57,7 +57,9 @@ mod _native {
         // Fails only if another extension has set a logger already; then that one is used.
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
-        crate::interp::once::make_early(module.py())?;
+        crate::interp::once::make_early(&module.py().get_type::<Runtime>())?;
+        crate::interp::fork::in_child(crate::task::waits::forked);
+        crate::interp::errors::add_to(module)?;
         crate::runtime::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

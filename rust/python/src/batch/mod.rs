@@ -26,9 +26,12 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
 use crate::interp::call::{Call, copy_context, copy_of};
+use crate::interp::clock::nanos_now;
+use crate::interp::names::derive_name;
+use crate::interp::slot::LaneKind;
+use crate::interp::slot::Slot;
 use crate::native::outcome::NativeOutcome;
-use crate::runtime::progress::{Slot, derive_name, nanos_now};
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::runtime::shared::Shared;
 use crate::task::origin::Origin;
 use crate::task::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, wake};
 pub(crate) use run::run;

@@ -34,7 +34,7 @@ impl Batch {
         if let Some(value) = self.take_value(index) {
             return Ok(value);
         }
-        self.shared.check_process()?;
+        self.shared.process.check()?;
         let Some(handle) = self.handle(py, index)? else {
             // It has ended meanwhile.
             if let Some(value) = self.take_value(index) {
@@ -71,7 +71,7 @@ impl Batch {
     /// Nobody will ask for the results of the items from `first` on: cancels those that have not
     /// begun.
     pub(crate) fn close(&self, py: Python<'_>, first: usize) -> PyResult<()> {
-        if self.shared.is_copy() {
+        if self.shared.process.is_copy() {
             return Ok(());
         }
         if self.shared.tracing().is_some() {

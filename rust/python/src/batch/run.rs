@@ -10,7 +10,8 @@ use super::{Batch, Next};
 use crate::interp::call::{
     Contexts, call_one, in_context, panic_error, panic_text, runs_code_when_dropped,
 };
-use crate::runtime::progress::{Slot, nanos_now};
+use crate::interp::clock::nanos_now;
+use crate::interp::slot::Slot;
 use crate::task::waits::Within;
 use crate::task::{Sleepers, wake};
 use crate::worker::stopping;
@@ -29,7 +30,7 @@ pub(crate) fn run(
     let _unless_done = PassOn { py, batch };
     let mut contexts = Contexts::of(batch.context.as_ref());
     loop {
-        worker::leave_if_copied(&batch.shared);
+        batch.shared.process.leave_if_copied();
         if !sleepers.is_empty() {
             wake(sleepers);
             last_end = None;

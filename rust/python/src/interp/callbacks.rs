@@ -6,7 +6,7 @@ use pyo3::types::PyTuple;
 
 use crate::interp::call::call_with;
 use crate::interp::guard;
-use crate::worker;
+use crate::interp::slot;
 
 /// Calls `callback` and logs what it raises.
 pub(crate) fn call<'py>(
@@ -23,7 +23,7 @@ fn call_and_log<'py>(
     args: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
 ) {
     let result = args.into_pyobject(py).and_then(|args| call_with(callback.bind(py), &args));
-    worker::leave_if_copy();
+    slot::leave_if_copied();
     let Err(error) = result else { return };
     let logged = py.import("dftracer.utils.from_native.logs").and_then(|module| {
         module.call_method1("log_failure", (callback.clone_ref(py), error.value(py)))

@@ -3,8 +3,13 @@
 
 pub(crate) mod call;
 pub(crate) mod callbacks;
+pub(crate) mod clock;
+pub(crate) mod errors;
+pub(crate) mod exit;
 pub(crate) mod fork;
 pub(crate) mod gc;
 pub(crate) mod guard;
+pub(crate) mod names;
 pub(crate) mod once;
 pub(crate) mod signals;
+pub(crate) mod slot;

@@ -11,8 +11,6 @@ use pyo3::PyTypeCheck;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyType};
 
-use crate::task::origin::Origin;
-
 /// A place for such an object.
 pub(crate) struct Lazy<T>(OnceLock<T>);
 
@@ -85,8 +83,8 @@ pub(crate) use intern;
 
 /// Has pyo3 make what it makes at first use under such a lock of its own, and we use. Called while
 /// this module is imported, when nothing of it is used by another thread.
-pub(crate) fn make_early(py: Python<'_>) -> PyResult<()> {
-    let class: Bound<'_, PyType> = py.get_type::<Origin>();
+pub(crate) fn make_early(class: &Bound<'_, PyType>) -> PyResult<()> {
+    let py = class.py();
     class.name()?;
     class.qualname()?;
     class.module()?;

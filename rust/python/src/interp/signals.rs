@@ -60,6 +60,13 @@ pub(crate) fn look<T: Send>(py: Python<'_>, look: impl FnOnce() -> T + Send) -> 
     })
 }
 
+/// Between two slices of long work: lets other threads have the interpreter, and signals be heard.
+pub(crate) fn share(py: Python<'_>) -> PyResult<()> {
+    // Who waits for the interpreter has asked for it; then this gives it away before it comes back.
+    py.detach(|| ());
+    py.check_signals()
+}
+
 /// Sleeps, as a worker without the interpreter, until notified.
 pub(crate) fn park_worker(parker: &Parker, patience: &mut Spinner) {
     if !look_as_worker(|| patience.spin(parker)) {

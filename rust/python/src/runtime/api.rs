@@ -17,10 +17,11 @@ use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::once::intern;
+use crate::interp::slot::LaneKind;
 use crate::native::files;
 use crate::native::process::{self, Request};
 use crate::runtime::progress;
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::runtime::shared::Shared;
 use crate::runtime::submit::Arguments;
 use crate::task::mailbox::Mailbox;
 use crate::task::origin::Origin;
@@ -278,8 +279,10 @@ impl Runtime {
     /// ------
     /// TypeError
     ///     If ``function`` is not callable.
-    /// RuntimeError
-    ///     If the runtime is shut down, or was made before a ``fork()``.
+    /// RuntimeShutdownError
+    ///     If the runtime is shut down.
+    /// ForkedRuntimeError
+    ///     If it was made before a ``fork()``.
     #[pyo3(signature = (function, /, *args, name=None, interrupt=false, **kwargs))]
     fn submit_io<'py>(
         &self,
@@ -305,10 +308,10 @@ impl Runtime {
     ///
     /// Raises
     /// ------
-    /// RuntimeError
+    /// ForkedRuntimeError
     ///     If the runtime was made before a ``fork()``.
     fn start_trace(&self, trace: Py<Trace>) -> PyResult<()> {
-        self.shared.check_process()?;
+        self.shared.process.check()?;
         self.shared.start_trace(trace);
         Ok(())
     }
@@ -347,9 +350,10 @@ impl Runtime {
     /// ------
     /// TypeError
     ///     If one of them cannot be called; then none of them is.
-    /// RuntimeError
-    ///     If the runtime takes no more tasks, or the system refuses the thread that keeps
-    ///     timeouts; then none of the calls is run.
+    /// RuntimeShutdownError
+    ///     If the runtime takes no more tasks; then none of the calls is run.
+    /// SystemLimitError
+    ///     If the system refuses the thread that keeps timeouts; nor then.
     #[pyo3(signature = (mailbox, submissions, report_running=false, timeouts=None, ahead=0))]
     fn submit_to<'py>(
         &self,
@@ -363,7 +367,7 @@ impl Runtime {
         let Some(calls) = self.parse(submissions, timeouts.is_none())? else { return Ok(None) };
         let count = calls.len();
         if timeouts.iter().flatten().any(Option::is_some) {
-            self.shared.check_process()?;
+            self.shared.process.check()?;
             self.shared.keep_deadlines()?;
         }
         self.shared.tasks_begin(count)?;
@@ -557,7 +561,7 @@ impl Runtime {
     /// All numbers are of one moment. What is made of them takes microseconds for each task, and
     /// lets other threads run meanwhile.
     fn get_progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        self.shared.check_process()?;
+        self.shared.process.check()?;
         progress::report(py, &self.shared)
     }
 
@@ -566,7 +570,7 @@ impl Runtime {
     /// False if in some lane tasks wait while all of its workers have been busy with the same
     /// tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
     fn is_responsive(&self) -> bool {
-        !self.shared.is_copy() && progress::is_responsive(&self.shared)
+        !self.shared.process.is_copy() && progress::is_responsive(&self.shared)
     }
 
     /// Call ``callback(handle, exception)`` for each task that fails; ``None`` ends that.
@@ -583,13 +587,13 @@ impl Runtime {
 
     /// Let every task that has not ended in ``millis`` milliseconds run out of time; 0: none.
     fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {
-        self.shared.check_process()?;
+        self.shared.process.check()?;
         self.shared.set_timeout_for_all(millis)
     }
 
     /// Limit how many milliseconds each task may run from now on; 0 takes the limit away.
     fn set_default_task_timeout_ms(&self, millis: u64) -> PyResult<()> {
-        self.shared.check_process()?;
+        self.shared.process.check()?;
         self.shared.set_task_timeout(millis)
     }
 
@@ -617,7 +621,7 @@ impl Runtime {
     /// Wait until no body goes on whose task was cancelled or has run out of time, for at most
     /// ``DFTRACER_EXIT_PATIENCE_S`` (3 s); return whether all have returned.
     fn wait_for_bodies(&self, py: Python<'_>) -> bool {
-        self.shared.is_copy() || self.shared.wait_for_bodies(py)
+        self.shared.process.is_copy() || self.shared.wait_for_bodies(py)
     }
 
     /// Take no more tasks; with ``wait``, return when all have ended and the threads are gone.

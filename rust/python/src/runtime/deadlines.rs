@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use dftracer_core::registry::Entry;
 use dftracer_core::sched::timer::{Timer as Watchdog, TimerKey as Alarm};
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::batch::OUT_OF_TIME;
+use crate::interp::errors::refused;
 use crate::interp::guard;
 use crate::native::process::{timeout_error, timeout_error_saying};
 use crate::runtime::shared::Shared;
@@ -76,12 +76,8 @@ impl Keeper {
         if self.watchdog.is_none() {
             let shared = Arc::downgrade(shared);
             let started = Watchdog::start(move |due| ring(&shared, &due));
-            self.watchdog = Some(started.map_err(|error| {
-                PyRuntimeError::new_err(format!(
-                    "the system refused to start the thread that keeps timeouts ({error}): end \
-                     other threads or raise its limit"
-                ))
-            })?);
+            self.watchdog =
+                Some(started.map_err(|error| refused("the thread that keeps timeouts", error))?);
         }
         Ok(self.watchdog.as_ref().expect("started above"))
     }
@@ -136,7 +132,7 @@ impl Shared {
     /// Sets the deadline of a task that begins.
     pub(crate) fn arm(self: &Arc<Self>, handle: &TaskHandle) {
         let (limit, default) = (handle.take_limit(), self.deadlines.task_timeout());
-        if (limit.is_none() && default.is_none()) || self.is_copy() {
+        if (limit.is_none() && default.is_none()) || self.process.is_copy() {
             return;
         }
         let (timeout, text) = match (limit, default) {
@@ -162,7 +158,7 @@ impl Shared {
 
     pub(crate) fn take_back(&self, alarm: Alarm) {
         // In a copy, the watchdog's lock may be held for ever by its thread, which was not copied.
-        if self.is_copy() {
+        if self.process.is_copy() {
             return;
         }
         if let Some(watchdog) = &self.deadlines.lock().watchdog {

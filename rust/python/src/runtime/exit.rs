@@ -1,21 +1,18 @@
 //! The end of the interpreter, and of the process's being one: exit and `fork`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dftracer_core::sizes;
 use pyo3::prelude::*;
 
+use crate::interp::exit;
 use crate::runtime::shared::{self, Shared};
 use crate::task::TaskHandle;
 use crate::trace;
 
 /// How long tasks have to end that were cancelled, and how long threads have to leave then.
 const LEAVE_GRACE: Duration = Duration::from_secs(1);
-
-/// Whether `shutdown_all` has been called in this process. Relaxed: only the main thread asks.
-static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
 
 /// At interpreter exit: finishes what can be finished, so that no thread of ours is left that could
 /// touch a dying interpreter. As long as tasks end, it waits; when none has ended for `patience`
@@ -29,11 +26,11 @@ static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
 /// nothing when it is called again.
 #[pyfunction]
 pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Option<PyErr>) {
-    if HAS_BEGUN.swap(true, Ordering::Relaxed) {
+    if !exit::begin() {
         return (Vec::new(), None);
     }
     let patience = Duration::try_from_secs_f64(patience.max(0.0)).unwrap_or(Duration::MAX);
-    let runtimes = shared::begin_exit();
+    let runtimes = shared::alive();
     let interruption = wait_for_tasks(py, &runtimes, patience).err();
     let mut given_up = Vec::new();
     for runtime in &runtimes {
@@ -52,11 +49,6 @@ pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Optio
     }
     trace::flush_all(py, Instant::now() + trace::GRACE);
     (given_up, interruption)
-}
-
-/// In the child of a `fork()`, which is not at its exit, even if its parent is.
-pub(crate) fn forked() {
-    HAS_BEGUN.store(false, Ordering::Relaxed);
 }
 
 /// Waits, as long as tasks end. An error is what a signal's handler has raised.

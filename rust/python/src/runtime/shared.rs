@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,16 +23,19 @@ use dftracer_core::sizes::Sizes;
 use dftracer_core::task_state::state;
 use once_cell::sync::OnceCell;
 use pyo3::PyTraverseError;
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::batch::Batch;
+use crate::interp::errors::{RuntimeShutdownError, refused};
+use crate::interp::exit;
+use crate::interp::fork::Process;
 use crate::interp::signals;
+use crate::interp::slot::{LaneKind, Slot};
 use crate::native::outcome::NativeOutcome;
 use crate::runtime::deadlines::Deadlines;
-use crate::runtime::progress::{HandleAddress, Slot};
+use crate::task::address::HandleAddress;
 use crate::task::kept::{Bounded, Failure, Failures, NewFailure, Spare};
 use crate::task::origin::Origins;
 use crate::task::waits::{self, Waiting};
@@ -50,36 +53,8 @@ const WORKER_STACK: usize = 8 << 20;
 /// one that takes long shall not hold up all others.
 const MIN_CALLBACK_THREADS: usize = 4;
 
-/// Rises in the child of each `fork()`. What was made under another number has no threads here,
-/// and its locks may be held for ever by threads that were not copied.
-static FORK_GENERATION: AtomicU64 = AtomicU64::new(0);
-
-/// Set at the exit of the interpreter: no more tasks.
-static EXITING: AtomicBool = AtomicBool::new(false);
-
 /// All runtimes of this process that may still have threads.
 static RUNTIMES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
-
-/// The lanes that run Python code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LaneKind {
-    Python,
-    Coroutine,
-    Io,
-    /// For the callbacks of tasks that have ended on threads which must not wait for them.
-    Callback,
-}
-
-impl LaneKind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Coroutine => "coroutine",
-            Self::Io => "io",
-            Self::Callback => "callback",
-        }
-    }
-}
 
 pub(crate) struct Shared {
     pub(crate) sizes: Sizes,
@@ -115,7 +90,7 @@ pub(crate) struct Shared {
     /// Who waits, at interpreter exit, for threads to leave.
     departures: Mutex<Option<Arc<Parker>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    generation: u64,
+    pub(crate) process: Process,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,7 +122,7 @@ impl Shared {
             tracing: OnceCell::new(),
             departures: Mutex::default(),
             threads: Mutex::default(),
-            generation: FORK_GENERATION.load(Ordering::Relaxed),
+            process: Process::current(),
         });
         let mut runtimes = lock(&RUNTIMES);
         runtimes.retain(|runtime| runtime.strong_count() > 0);
@@ -175,29 +150,14 @@ impl Shared {
         self.outstanding.is_open()
     }
 
-    /// Refuses the copy of a runtime that a `fork()` left without its threads.
-    pub(crate) fn check_process(&self) -> PyResult<()> {
-        if self.is_copy() {
-            return Err(PyRuntimeError::new_err(
-                "this Runtime was made before fork() and has no threads in the child process: \
-                 make a new Runtime here, or use get_default_runtime()",
-            ));
-        }
-        Ok(())
-    }
-
     /// The trace, if there is one and its writer is in this process.
     pub(crate) fn tracing(&self) -> Option<&Tracing> {
-        self.tracing.get().filter(|_| !self.is_copy())
+        self.tracing.get().filter(|_| !self.process.is_copy())
     }
 
     /// False if there is a trace already.
     pub(crate) fn set_tracing(&self, tracing: Tracing) -> bool {
         self.tracing.set(tracing).is_ok()
-    }
-
-    pub(crate) fn is_copy(&self) -> bool {
-        self.generation != FORK_GENERATION.load(Ordering::Relaxed)
     }
 
     // --- counting tasks -------------------------------------------------------------------------
@@ -209,18 +169,18 @@ impl Shared {
 
     /// Accepts so many tasks, or none.
     pub(crate) fn tasks_begin(&self, count: usize) -> PyResult<()> {
-        self.check_process()?;
+        self.process.check()?;
         let is_open = self.outstanding.accept(count);
         // After they are counted: who makes the interpreter exit waits for them, or we see that it does.
-        let exiting = EXITING.load(Ordering::SeqCst);
+        let exiting = exit::is_exiting();
         if is_open && !exiting {
             return Ok(());
         }
         self.tasks_refused(count);
         if exiting {
-            return Err(PyRuntimeError::new_err("cannot submit: the interpreter is exiting"));
+            return Err(RuntimeShutdownError::new_err("cannot submit: the interpreter is exiting"));
         }
-        Err(PyRuntimeError::new_err(
+        Err(RuntimeShutdownError::new_err(
             "cannot submit after shutdown: this Runtime is shut down; make a new one",
         ))
     }
@@ -270,7 +230,7 @@ impl Shared {
         timeout: Option<Duration>,
         on_signal: impl Fn() -> PyResult<()>,
     ) -> PyResult<bool> {
-        self.check_process()?;
+        self.process.check()?;
         let _blocked = worker::enter_blocked(py)?;
         let waiting = Waiting::for_all(py, self);
         let unnamed = !waiting.is_inside() && worker::is_to_end_task_of(self);
@@ -337,7 +297,7 @@ impl Shared {
 
     pub(crate) fn leave_batch(&self, first_id: i64) {
         // In a copy, the lock may be held for ever by a thread that was not copied.
-        if !self.is_copy() {
+        if !self.process.is_copy() {
             lock(&self.batches).remove(&first_id);
         }
     }
@@ -388,7 +348,7 @@ impl Shared {
 
     pub(crate) fn leave_ledger(&self, entry: Entry) {
         // In a copy, the lock may be held for ever by a thread that was not copied.
-        if !self.is_copy() {
+        if !self.process.is_copy() {
             self.ledger.remove(entry);
         }
     }
@@ -474,7 +434,7 @@ impl Shared {
     ///
     /// Any thread adds failures; only attached ones take them or the callback away.
     pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if self.is_copy() {
+        if self.process.is_copy() {
             return Ok(()); // its locks may be held for ever by threads that were not copied
         }
         visit.call(&*lock(&self.error_callback))?;
@@ -571,10 +531,7 @@ impl Shared {
                 if self.lane(kind).worker_failed_to_start() {
                     return Ok(()); // the workers that there are will come to it
                 }
-                Err(PyRuntimeError::new_err(format!(
-                    "the system refused to start a worker thread ({error}): \
-                     end other threads or raise its limit"
-                )))
+                Err(refused("a worker thread", error))
             }
         }
     }
@@ -583,12 +540,8 @@ impl Shared {
     pub(crate) fn with_io_lane(&self, act: impl FnOnce(&IoLane)) -> PyResult<()> {
         let io = lock(&self.io);
         act(io.get_or_try_init(|| {
-            IoLane::start(self.sizes.io_threads).map_err(|error| {
-                PyRuntimeError::new_err(format!(
-                    "the system refused to start the thread for I/O ({error}): end other threads \
-                     or raise its limit"
-                ))
-            })
+            IoLane::start(self.sizes.io_threads)
+                .map_err(|error| refused("the thread for I/O", error))
         })?);
         Ok(())
     }
@@ -597,9 +550,8 @@ impl Shared {
     pub(crate) fn with_compute_lane(&self, act: impl FnOnce(&ComputeLane)) -> PyResult<()> {
         let compute = lock(&self.compute);
         act(compute.get_or_try_init(|| {
-            ComputeLane::start(self.sizes.threads).map_err(|error| {
-                PyRuntimeError::new_err(format!("cannot start the compute threads: {error}"))
-            })
+            ComputeLane::start(self.sizes.threads)
+                .map_err(|error| refused("the compute threads", error))
         })?);
         Ok(())
     }
@@ -639,7 +591,7 @@ impl Shared {
 
     /// No task is accepted from now on; workers leave when their lane is empty.
     pub(crate) fn close(&self) {
-        if self.is_copy() {
+        if self.process.is_copy() {
             return;
         }
         self.outstanding.close();
@@ -654,7 +606,7 @@ impl Shared {
 
     /// Nobody can ask for failures or be told of them any more. They hold this in turn.
     pub(crate) fn forget_failures(&self) {
-        if !self.is_copy() {
+        if !self.process.is_copy() {
             let cleared = lock(&self.failures).close();
             drop(cleared);
             self.set_error_callback(None);
@@ -663,7 +615,7 @@ impl Shared {
     }
 
     pub(crate) fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
-        if self.is_copy() {
+        if self.process.is_copy() {
             return Ok(());
         }
         let first = self.outstanding.close();
@@ -723,7 +675,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if self.is_copy() {
+        if self.process.is_copy() {
             // Their locks may be held by threads that the fork did not copy.
             std::mem::forget(std::mem::take(&mut self.io));
             std::mem::forget(std::mem::take(&mut self.compute));
@@ -755,34 +707,14 @@ impl Drop for InsideWaitAll<'_> {
     }
 }
 
-/// Whether the interpreter is about to go.
-pub(crate) fn is_exiting() -> bool {
-    EXITING.load(Ordering::Relaxed)
-}
-
-/// From here on no runtime takes tasks. Returns those that are alive.
-pub(crate) fn begin_exit() -> Vec<Arc<Shared>> {
-    EXITING.store(true, Ordering::SeqCst);
+/// Those of this process that are alive.
+pub(crate) fn alive() -> Vec<Arc<Shared>> {
+    // Not under the lock: what is dropped here may be the last reference to one.
     let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
-    runtimes.into_iter().filter(|runtime| !runtime.is_copy()).collect()
+    runtimes.into_iter().filter(|runtime| !runtime.process.is_copy()).collect()
 }
 
 /// Has all who stand in `wait_all`, of any runtime, look again.
 pub(crate) fn wake_idle_waiters() {
-    // Not under the lock: what is dropped here may be the last reference to one.
-    let runtimes: Vec<_> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
-    for runtime in runtimes.iter().filter(|runtime| !runtime.is_copy()) {
-        runtime.wake_idle_waiters();
-    }
-}
-
-/// Rises in the child of each `fork()`.
-pub(crate) fn process_generation() -> u64 {
-    FORK_GENERATION.load(Ordering::Relaxed)
-}
-
-/// In the child of a `fork()`: all that was made before it is a copy without threads.
-pub(crate) fn forked() {
-    FORK_GENERATION.fetch_add(1, Ordering::Relaxed);
-    EXITING.store(false, Ordering::SeqCst);
+    alive().iter().for_each(|runtime| runtime.wake_idle_waiters());
 }

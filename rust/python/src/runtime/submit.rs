@@ -106,8 +106,10 @@ Raises
 ------
 TypeError
     If ``task_or_fn`` is neither callable nor a handle.
-RuntimeError
-    If the runtime is shut down, or was made before a ``fork()``.";
+RuntimeShutdownError
+    If the runtime is shut down.
+ForkedRuntimeError
+    If it was made before a ``fork()``.";
 
 /// Gives the class its method.
 pub(crate) fn install(class: &Bound<'_, PyType>) -> PyResult<()> {

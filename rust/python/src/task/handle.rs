@@ -11,22 +11,27 @@ use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
 use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
 use dftracer_core::sched::timer::TimerKey as Alarm;
 use dftracer_core::task_state::TaskState;
-use pyo3::exceptions::{PyBaseException, PyRuntimeError};
+use pyo3::exceptions::PyBaseException;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
+use super::address::HandleAddress;
 use super::content::{Content, cancelled_error, restore_traceback};
+use super::family::Family;
 use super::settle::Left;
 use super::waiter::{Waiter, Waiters, wake};
 use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::callbacks;
+use crate::interp::clock::nanos_now;
+use crate::interp::errors::WaitRefusedError;
 use crate::interp::gc;
+use crate::interp::names::{derive_name, exact};
 use crate::interp::signals;
+use crate::interp::slot::LaneKind;
 use crate::native::outcome::NativeOutcome;
-use crate::runtime::progress::{Family, HandleAddress, derive_name, nanos_now};
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::runtime::shared::Shared;
 use crate::task::mailbox::{Delivery, News};
 use crate::task::origin::Origin;
 use crate::task::waits::Waiting;
@@ -608,7 +613,7 @@ impl TaskHandle {
             return Ok(true);
         }
         if let Some(shared) = &this.shared {
-            shared.check_process()?;
+            shared.process.check()?;
         }
         if timeout.is_none() && worker::run_inline(self_) && this.is_settled() {
             return Ok(true);
@@ -643,7 +648,7 @@ impl TaskHandle {
                     next_look = Instant::now() + LOOK_FOR_CIRCLES;
                     if waiting.is_circle() {
                         this.remove_waiter(&parker);
-                        return Err(PyRuntimeError::new_err(format!(
+                        return Err(WaitRefusedError::new_err(format!(
                             "task {} '{}' waits for the task that waits for it here, itself or \
                              through others: none of them could ever go on",
                             this.task_id,
@@ -763,22 +768,6 @@ impl Drop for TaskHandle {
             shared.leave_ledger(entry);
         }
     }
-}
-
-/// The text as a string of the built-in class, which refers to nothing.
-pub(crate) fn exact(py: Python<'_>, text: Py<PyString>) -> Py<PyString> {
-    let bound = text.bind(py);
-    if bound.is_exact_instance_of::<PyString>() {
-        return text;
-    }
-    // SAFETY: attached, an instance of a class derived from `str`; a new reference, or null with an
-    // exception set.
-    let copy = unsafe {
-        Bound::from_owned_ptr_or_err(py, ffi::PyUnicode_FromObject(bound.as_ptr()))
-            .map(|copy| copy.cast_into_unchecked::<PyString>())
-    };
-    // Only if there is no memory for it.
-    copy.unwrap_or_else(|_| PyString::new(py, "task")).unbind()
 }
 
 /// Whether an object could refer to others, now or later. A tuple could not if the collector has

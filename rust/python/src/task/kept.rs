@@ -16,9 +16,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCode, PyDict, PyString, PyTraceback, PyTuple};
 
 use crate::interp::call::call_one;
+use crate::interp::names;
 use crate::interp::once::{Lazy, intern};
 use crate::native::outcome::NativeOutcome;
-use crate::runtime::progress;
 use crate::runtime::shared::Shared;
 use crate::task::{Content, TaskHandle};
 use crate::trace::failure::describe;
@@ -118,9 +118,9 @@ impl Failure {
     /// The class and text of its exception.
     pub(crate) fn text(&self, py: Python<'_>, shared: &Shared) -> PyResult<String> {
         Ok(match &self.end {
-            End::Error(exception) => progress::describe(exception.bind(py)),
+            End::Error(exception) => names::describe(exception.bind(py)),
             End::Whole(_) | End::Native(_) => {
-                progress::describe(&self.handle(py, shared)?.getattr("exception")?)
+                names::describe(&self.handle(py, shared)?.getattr("exception")?)
             }
         })
     }

@@ -10,9 +10,9 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use crate::interp::fork::Process;
 use crate::interp::once::intern;
 use crate::interp::signals;
-use crate::runtime::shared;
 use crate::task::TaskHandle;
 
 /// One task, by the object that its submitter gave to recognise it by, and what is new of it.
@@ -50,8 +50,8 @@ pub(crate) struct Mailbox {
     pub(crate) core: Arc<CoreMailbox<Delivery>>,
     /// What the reader calls the states of a task, from `RUNNING` on.
     states: [Py<PyAny>; 4],
-    /// In which process it was made, as forks are counted.
-    process: u64,
+    /// In which it was made: in a copy, the lock of what waits may be held for ever.
+    process: Process,
 }
 
 #[pymethods]
@@ -69,7 +69,7 @@ impl Mailbox {
             names.map(|name| name.clone().into_any().unbind())
         });
         let core = Arc::new(CoreMailbox::new()?);
-        Ok(Self { core, states, process: shared::process_generation() })
+        Ok(Self { core, states, process: Process::current() })
     }
 
     /// Return the descriptor that is readable while something waits.
@@ -123,7 +123,7 @@ impl Mailbox {
     /// is taken away by attached threads only, see [`gc`](crate::interp::gc).
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let mut shown = self.states.iter().try_for_each(|state| visit.call(state));
-        if !self.is_copy() {
+        if !self.process.is_copy() {
             self.core.for_each(|delivery| {
                 if shown.is_ok() {
                     shown = delivery.traverse(&visit);
@@ -134,7 +134,7 @@ impl Mailbox {
     }
 
     fn __clear__(&self) {
-        if !self.is_copy() {
+        if !self.process.is_copy() {
             let unread = self.core.take_all();
             drop(unread);
         }
@@ -145,11 +145,5 @@ impl Mailbox {
     /// What the reader calls a state.
     fn name<'py>(&self, py: Python<'py>, state: u8) -> &Bound<'py, PyAny> {
         self.states[usize::from(state - state::RUNNING)].bind(py)
-    }
-
-    /// Whether a `fork()` has made a copy of this, whose lock may be held for ever by a thread that
-    /// was not copied.
-    fn is_copy(&self) -> bool {
-        self.process != shared::process_generation()
     }
 }

@@ -14,9 +14,10 @@ use pyo3::types::{PyString, PyType};
 
 use super::waiter::Waiter;
 use super::{Content, Job, Outcome, TaskHandle};
+use crate::interp::clock::nanos_now;
+use crate::interp::names::exact;
 use crate::interp::once::{Lazy, intern};
-use crate::runtime::progress::nanos_now;
-use crate::runtime::shared::LaneKind;
+use crate::interp::slot::LaneKind;
 use crate::worker::stopping;
 
 /// How a cancellation went; `dftracer.utils.Cancellation` gives these numbers their names.
@@ -76,7 +77,7 @@ impl TaskHandle {
             (None, None) => (name, task_id, None),
         };
         let cancel = source.map(|source| source.getattr("cancel")).transpose()?;
-        let name = super::exact(py, name.unbind());
+        let name = exact(py, name.unbind());
         let handle = Self::foreign(name, task_id, cancel.map(Bound::unbind));
         let handle = Py::new(py, handle)?;
         match source {
@@ -123,9 +124,11 @@ impl TaskHandle {
     ///     If the task was cancelled.
     /// BaseException
     ///     Whatever the body raised, with its traceback, each time anew.
-    /// RuntimeError
-    ///     If waiting here could block for ever: too many tasks of the runtime wait already, the
-    ///     task waits for the one that calls this, or the runtime was made before a ``fork()``.
+    /// WaitRefusedError
+    ///     If waiting here could block for ever: the task waits for the one that calls this, or too
+    ///     many tasks of the runtime wait already (:class:`~dftracer.utils.TooManyBlockedError`).
+    /// ForkedRuntimeError
+    ///     If the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     pub(crate) fn get(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
         // Of a task that has ended, too, so that the answer does not depend on how fast it was.
@@ -148,9 +151,10 @@ impl TaskHandle {
     /// ------
     /// TimeoutError
     ///     If the task has not ended in time. It goes on.
-    /// RuntimeError
-    ///     If waiting here could block for ever: too many tasks of the runtime wait already, or
-    ///     the runtime was made before a ``fork()``.
+    /// WaitRefusedError
+    ///     If waiting here could block for ever, as for :meth:`get`.
+    /// ForkedRuntimeError
+    ///     If the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     fn wait(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<()> {
         if Self::wait_settled(self_, seconds(timeout, "timeout")?)? {
@@ -260,7 +264,7 @@ impl TaskHandle {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if self.shared.as_ref().is_some_and(|shared| shared.is_copy()) {
+        if self.shared.as_ref().is_some_and(|shared| shared.process.is_copy()) {
             return Ok(()); // its lock may be held for ever by a thread that was not copied
         }
         visit.call(&self.origin)?;
@@ -285,7 +289,7 @@ impl TaskHandle {
     }
 
     fn __clear__(&self) {
-        if self.shared.as_ref().is_some_and(|shared| shared.is_copy()) {
+        if self.shared.as_ref().is_some_and(|shared| shared.process.is_copy()) {
             return;
         }
         let mut cell = self.lock();

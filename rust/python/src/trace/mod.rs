@@ -16,9 +16,12 @@ use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
+use crate::interp::clock::nanos_now;
+use crate::interp::names::derive_name;
+use crate::interp::slot::LaneKind;
+use crate::interp::slot::Slot;
 use crate::native::outcome::os_error;
-use crate::runtime::progress::{Slot, derive_name, nanos_now};
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::runtime::shared::Shared;
 use crate::task::origin::UNLABELLED;
 use crate::task::{Content, Job, TaskHandle};
 use crate::trace::failure::{describe, failure_of};

@@ -14,10 +14,11 @@ use pyo3::prelude::*;
 use pyo3::types::PyTraceback;
 
 use crate::interp::call::{Call, Step, begin_coroutine, call_for_life, in_context};
+use crate::interp::clock::nanos_now;
 use crate::interp::once::{Lazy, intern};
 use crate::interp::signals;
-use crate::runtime::progress::{Slot, nanos_now};
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::interp::slot::{self, LaneKind, Slot};
+use crate::runtime::shared::Shared;
 use crate::task::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
 use crate::worker;
 
@@ -84,7 +85,7 @@ impl CoroutineWorker {
             sleepers: Mutex::default(),
             taking: AtomicBool::new(false),
             has_looked: AtomicBool::new(false),
-            slot: worker::current_slot(),
+            slot: slot::current(),
             cancellation,
         })
     }
@@ -112,7 +113,7 @@ impl CoroutineWorker {
 
     /// A body has forked, and the loop has its turn in the child: ends the child, which is no worker.
     fn leave(&self) {
-        worker::leave_if_copied(&self.shared);
+        self.shared.process.leave_if_copied();
     }
 
     /// Called when something else than the descriptor has ended the sleep.
@@ -275,7 +276,7 @@ impl CoroutineWorker {
     /// The next task for this worker, claimed.
     fn next(&self) -> Option<Py<TaskHandle>> {
         loop {
-            worker::leave_if_copied(&self.shared);
+            self.shared.process.leave_if_copied();
             let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
             let _ = self.shared.obey(LaneKind::Coroutine, order);
             let handle = job?;
@@ -340,7 +341,7 @@ impl CoroutineWorker {
         });
         let outcome = match step {
             Ok((coroutine, Step::Suspended(awaited))) => {
-                worker::leave_if_copied(&self.shared);
+                self.shared.process.leave_if_copied();
                 let context = context.clone().unbind();
                 return Some((handle, coroutine.unbind(), context, awaited.unbind()));
             }
@@ -361,7 +362,7 @@ impl CoroutineWorker {
     }
 
     fn settle(&self, handle: &Bound<'_, TaskHandle>, outcome: Outcome) {
-        worker::leave_if_copied(&self.shared);
+        self.shared.process.leave_if_copied();
         let mut ended = Sleepers::new();
         TaskHandle::settle_quietly(handle.as_unbound(), outcome, handle.py(), &mut ended);
         if self.taking.load(Ordering::Relaxed) {

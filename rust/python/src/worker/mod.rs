@@ -21,11 +21,14 @@ use pyo3::prelude::*;
 
 use crate::batch::{self, Batch};
 use crate::interp::call::{Call, in_context, panic_error, panic_text};
+use crate::interp::clock::nanos_now;
+use crate::interp::errors::TooManyBlockedError;
 use crate::interp::guard;
 use crate::interp::once::{Lazy, intern};
 use crate::interp::signals;
-use crate::runtime::progress::{Family, Slot, nanos_now};
-use crate::runtime::shared::{LaneKind, Shared};
+use crate::interp::slot::{self, LaneKind, Slot};
+use crate::runtime::shared::Shared;
+use crate::task::family::Family;
 use crate::task::waits::Within;
 use crate::task::{Content, End, Outcome, Sleepers, TaskHandle, wake};
 
@@ -60,7 +63,8 @@ thread_local! {
 /// Looks at what this thread knows of itself as a worker: nothing if it is none, or is the copy of
 /// one in the child of a `fork()` that its body made.
 fn with_current<T>(look: impl FnOnce(Option<&mut Current>) -> T) -> T {
-    CURRENT.with_borrow_mut(|current| look(current.as_mut().filter(|c| !c.shared.is_copy())))
+    CURRENT
+        .with_borrow_mut(|current| look(current.as_mut().filter(|c| !c.shared.process.is_copy())))
 }
 
 /// How often a worker asks whether others wait for the interpreter.
@@ -98,7 +102,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let wakeup: Arc<dyn Unpark> = parker.clone();
         let lane = owner.lane(kind);
         let mut patience = Spinner::NEW;
-        let Some(slot) = current_slot() else { return false };
+        let Some(slot) = slot::current() else { return false };
         lane.awake();
         // Who waits for the last task: woken before the next body, which may take long, or after
         // this thread has let go of the interpreter.
@@ -107,7 +111,7 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let mut last_end = None;
         let mut turn = Turn::default();
         loop {
-            leave_if_copied(&owner);
+            owner.process.leave_if_copied();
             let (job, order) = lane.pop();
             // A spare that cannot be started is missed only if nobody else comes to the jobs.
             let _ = owner.obey(kind, order);
@@ -163,22 +167,6 @@ pub(crate) fn mourn(shared: &Arc<Shared>, kind: LaneKind, served: Option<Option<
     }
 }
 
-/// A body has forked and returned in the child: that was all there is to do here.
-pub(crate) fn leave_if_copied(owner: &Shared) {
-    if owner.is_copy() {
-        std::process::exit(0);
-    }
-}
-
-/// A callback has forked, and has returned in the child: if it was one of our workers that called it,
-/// that was all there is to do here.
-pub(crate) fn leave_if_copy() {
-    let is_copy = CURRENT.with_borrow(|c| c.as_ref().is_some_and(|c| c.shared.is_copy()));
-    if is_copy {
-        std::process::exit(0);
-    }
-}
-
 /// Runs the items of a batch. Tells when it ended, if nothing has happened since.
 #[inline(never)] // the loop around it is that of single tasks
 fn run_batch(
@@ -216,6 +204,7 @@ pub(crate) fn as_worker<T>(
         if kind != LaneKind::Coroutine {
             THREAD.set(slot.thread);
         }
+        slot::set_current(Some(slot.clone()));
         CURRENT.set(Some(Current {
             shared: shared.clone(),
             slot: slot.clone(),
@@ -225,6 +214,7 @@ pub(crate) fn as_worker<T>(
         }));
         let result = catch_unwind(AssertUnwindSafe(|| work(py)));
         CURRENT.set(None);
+        slot::set_current(None);
         shared.remove_slot(&slot);
         take_leave(py);
         result.ok()
@@ -569,11 +559,6 @@ pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
     task.or_else(|| batch?.handle_of(py, id))
 }
 
-/// The slot of the worker that this thread is.
-pub(crate) fn current_slot() -> Option<Arc<Slot>> {
-    with_current(|current| Some(current.as_ref()?.slot.clone()))
-}
-
 /// The family of the task that is submitting, if a task is. A coroutine worker runs many bodies by
 /// turns: there the context knows whose turn it is.
 pub(crate) fn current_family(py: Python<'_>, shared: &Arc<Shared>) -> Option<Arc<Family>> {
@@ -605,7 +590,7 @@ pub(crate) fn enter_blocked(py: Python<'_>) -> PyResult<Option<Blocked>> {
         batch.pass_on(py)?;
     }
     let order = shared.lane(kind).enter_blocked().map_err(|_| {
-        PyRuntimeError::new_err(
+        TooManyBlockedError::new_err(
             "too many tasks of this Runtime wait for other tasks: waiting here could block for \
              ever; return futures instead of waiting inside so many tasks",
         )

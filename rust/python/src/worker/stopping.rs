@@ -17,11 +17,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyType;
 
 use crate::interp::call::call_for_life;
+use crate::interp::exit;
 use crate::interp::guard;
 use crate::interp::once::Lazy;
 use crate::interp::signals;
-use crate::runtime::progress::Slot;
-use crate::runtime::shared::{self, LaneKind, Shared};
+use crate::interp::slot::{LaneKind, Slot, Wait};
+use crate::runtime::shared::Shared;
 use crate::task::{TaskHandle, seconds};
 use crate::worker;
 
@@ -38,7 +39,7 @@ pub(crate) fn stop_body(handle: &TaskHandle, py: Python<'_>) {
 /// Lets another worker stand in for the one that runs the body, until that has returned.
 fn give_up(shared: &Arc<Shared>, handle: &TaskHandle, py: Python<'_>) {
     let task = handle.task_id;
-    if shared::is_exiting() {
+    if exit::is_exiting() {
         // What is queued is not to begin any more.
         end_wait(shared, task);
         return;
@@ -144,13 +145,7 @@ fn end_wait(shared: &Shared, task: i64) -> bool {
     })
 }
 
-/// A body that waits in a call of ours.
-pub(crate) struct Waiting {
-    task: i64,
-    parker: Arc<Parker>,
-}
-
-fn lock(slot: &Slot) -> MutexGuard<'_, Option<Waiting>> {
+fn lock(slot: &Slot) -> MutexGuard<'_, Option<Wait>> {
     slot.waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -163,7 +158,7 @@ impl BodyWait {
         let body = worker::current_body();
         if let Some((slot, task)) = &body {
             let parker = parker.clone();
-            *lock(slot) = Some(Waiting { task: *task, parker });
+            *lock(slot) = Some(Wait { task: *task, parker });
         }
         Self(body)
     }

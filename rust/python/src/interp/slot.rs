@@ -1,0 +1,103 @@
+//! A worker: its lane, its thread, and what it is busy with, for others to see and to reach.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::thread::ThreadId;
+
+use dftracer_core::interrupt_slot::InterruptSlot;
+use dftracer_core::sched::parker::Parker;
+
+use super::fork::Process;
+
+/// The lanes that run Python code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneKind {
+    Python,
+    Coroutine,
+    Io,
+    /// For the callbacks of tasks that have ended on threads which must not wait for them.
+    Callback,
+}
+
+impl LaneKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Coroutine => "coroutine",
+            Self::Io => "io",
+            Self::Callback => "callback",
+        }
+    }
+}
+
+/// What a worker is busy with.
+pub(crate) struct Slot {
+    /// Whose threads its own is one of.
+    process: Process,
+    pub(crate) lane: LaneKind,
+    pub(crate) number: usize,
+    /// The system's number of the thread.
+    pub(crate) thread: u32,
+    /// The thread's identity in Python, or 0 before it is known.
+    pub(crate) ident: AtomicU64,
+    /// The innermost body that runs here, for others to reach.
+    pub(crate) running: InterruptSlot,
+    /// The wait of ours in which the innermost body stands. No Python code runs while it is locked.
+    pub(crate) waiting: Mutex<Option<Wait>>,
+    /// Whether it drops what is left of its last task. Relaxed: of its own thread alone.
+    pub(crate) owes_nothing: AtomicBool,
+    /// How many of the bodies on its stack were given up. Relaxed: each returns in its own time.
+    pub(crate) given_up: AtomicU32,
+    pub(crate) id: ThreadId,
+    /// Since when, as `nanos_now`. Relaxed: only shown.
+    pub(crate) since: AtomicU64,
+}
+
+impl Slot {
+    /// The slot of the calling thread.
+    pub(crate) fn new(lane: LaneKind, number: usize) -> Self {
+        Self {
+            process: Process::current(),
+            lane,
+            number,
+            thread: dftracer_core::thread::number(),
+            ident: Default::default(),
+            running: InterruptSlot::default(),
+            waiting: Mutex::default(),
+            owes_nothing: AtomicBool::new(false),
+            given_up: AtomicU32::new(0),
+            id: std::thread::current().id(),
+            since: Default::default(),
+        }
+    }
+}
+
+/// A wait of ours that a body stands in.
+pub(crate) struct Wait {
+    pub(crate) task: i64,
+    pub(crate) parker: Arc<Parker>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+}
+
+/// That of the worker that this thread is; `None` if it is none, or the copy of one in the child of
+/// a `fork()` that its body made.
+pub(crate) fn current() -> Option<Arc<Slot>> {
+    CURRENT.with_borrow(|slot| slot.clone().filter(|slot| !slot.process.is_copy()))
+}
+
+/// Makes this thread a worker, or none any more.
+pub(crate) fn set_current(slot: Option<Arc<Slot>>) {
+    CURRENT.set(slot);
+}
+
+/// A callback has forked, and has returned in the child: if it was one of our workers that called it,
+/// that was all there is to do here.
+pub(crate) fn leave_if_copied() {
+    if let Some(process) = CURRENT.with_borrow(|slot| slot.as_ref().map(|slot| slot.process)) {
+        process.leave_if_copied();
+    }
+}
