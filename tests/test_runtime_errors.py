@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures
 import os
 import pickle
-import threading
 from collections.abc import Callable
 from typing import Any
 

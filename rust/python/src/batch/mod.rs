@@ -28,11 +28,11 @@ use pyo3::types::{PyString, PyTuple};
 use crate::interp::call::{Call, copy_context, copy_of};
 use crate::interp::clock::nanos_now;
 use crate::interp::names::derive_name;
+use crate::interp::origin::Origin;
 use crate::interp::slot::LaneKind;
 use crate::interp::slot::Slot;
-use crate::native::outcome::NativeOutcome;
 use crate::runtime::shared::Shared;
-use crate::task::origin::Origin;
+use crate::task::job::{NativeOutcome, OutOfTime};
 use crate::task::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, wake};
 pub(crate) use run::run;
 
@@ -242,9 +242,9 @@ impl Batch {
     }
 
     /// How items end that a deadline finds without a handle.
-    fn out_of_time(&self) -> Arc<NativeOutcome> {
-        static OUTCOME: OnceLock<Arc<NativeOutcome>> = OnceLock::new();
-        OUTCOME.get_or_init(|| Arc::new(NativeOutcome::OutOfTime(OUT_OF_TIME))).clone()
+    fn out_of_time(&self) -> Arc<dyn NativeOutcome> {
+        static OUTCOME: OnceLock<Arc<dyn NativeOutcome>> = OnceLock::new();
+        OUTCOME.get_or_init(|| Arc::new(OutOfTime(OUT_OF_TIME))).clone()
     }
 
     /// Ends every item that has not begun, as failed, and shows those that are being called. No

@@ -8,8 +8,11 @@
 use std::fmt::Display;
 
 use pyo3::create_exception;
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
+use pyo3::types::{PyString, PyType};
+
+use super::once::Lazy;
 
 create_exception!(
     dftracer.utils.errors,
@@ -67,4 +70,38 @@ pub(crate) fn add_to(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("WaitRefusedError", py.get_type::<WaitRefusedError>())?;
     module.add("TooManyBlockedError", py.get_type::<TooManyBlockedError>())?;
     module.add("SystemLimitError", py.get_type::<SystemLimitError>())
+}
+
+/// A `TaskTimeoutError` for a task that was stopped at its deadline.
+pub(crate) fn timeout_error(
+    name: &Bound<'_, PyString>,
+    task_id: i64,
+    what: &str,
+) -> PyResult<PyErr> {
+    let text = format!("task {task_id} '{name}' has run out of time: {what}");
+    timeout_error_saying(name.py(), text)
+}
+
+/// The same with a text that says it all.
+pub(crate) fn timeout_error_saying(py: Python<'_>, text: String) -> PyResult<PyErr> {
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
+    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
+    Ok(PyErr::from_type(class.clone(), (text,)))
+}
+
+/// The exception that Python itself would raise: with an errno, `OSError` becomes
+/// `FileNotFoundError`, `PermissionError` and so on.
+pub(crate) fn os_error(py: Python<'_>, error: &std::io::Error, about: &std::ffi::OsStr) -> PyErr {
+    let Some(errno) = error.raw_os_error() else {
+        if error.kind() == std::io::ErrorKind::OutOfMemory {
+            return PyMemoryError::new_err(format!("{}: {error}", about.to_string_lossy()));
+        }
+        return PyOSError::new_err(format!("{}: {error}", about.to_string_lossy()));
+    };
+    let text = py
+        .import("os")
+        .and_then(|os| os.call_method1("strerror", (errno,)))
+        .and_then(|text| text.extract::<String>())
+        .unwrap_or_else(|_| error.to_string());
+    PyOSError::new_err((errno, text, about.to_owned()))
 }

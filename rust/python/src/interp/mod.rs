@@ -11,5 +11,6 @@ pub(crate) mod gc;
 pub(crate) mod guard;
 pub(crate) mod names;
 pub(crate) mod once;
+pub(crate) mod origin;
 pub(crate) mod signals;
 pub(crate) mod slot;

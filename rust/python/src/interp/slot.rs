@@ -1,11 +1,11 @@
 //! A worker: its lane, its thread, and what it is busy with, for others to see and to reach.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 
-use dftracer_core::interrupt_slot::InterruptSlot;
+use dftracer_core::interrupt_slot::{IDLE, InterruptSlot};
 use dftracer_core::sched::parker::Parker;
 
 use super::fork::Process;
@@ -81,6 +81,10 @@ pub(crate) struct Wait {
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
+    /// The task whose plain body has ended here last.
+    static RAN_LAST: Cell<i64> = const { Cell::new(IDLE) };
+    /// The system's number of this worker's thread; 0 if it is no worker, or one with an event loop.
+    static THREAD: Cell<u32> = const { Cell::new(0) };
 }
 
 /// That of the worker that this thread is; `None` if it is none, or the copy of one in the child of
@@ -91,7 +95,33 @@ pub(crate) fn current() -> Option<Arc<Slot>> {
 
 /// Makes this thread a worker, or none any more.
 pub(crate) fn set_current(slot: Option<Arc<Slot>>) {
+    let plain = slot.as_ref().filter(|slot| slot.lane != LaneKind::Coroutine);
+    THREAD.set(plain.map_or(0, |slot| slot.thread));
     CURRENT.set(slot);
+}
+
+/// The plain body of this task has ended here.
+pub(crate) fn set_ran_last(task: i64) {
+    RAN_LAST.set(task);
+}
+
+/// Where a task of a lane has run that has just ended.
+pub(crate) enum Ran {
+    /// On this thread, whose number this is, with nothing else between.
+    Here(u32),
+    /// In this thread's event loop.
+    AmongOthers,
+    Elsewhere,
+}
+
+/// Asked by the thread that ends a task.
+pub(crate) fn ran(task: i64) -> Ran {
+    match THREAD.get() {
+        0 if current().is_some() => Ran::AmongOthers,
+        0 => Ran::Elsewhere,
+        thread if RAN_LAST.get() == task => Ran::Here(thread),
+        _ => Ran::Elsewhere,
+    }
 }
 
 /// A callback has forked, and has returned in the child: if it was one of our workers that called it,

@@ -8,15 +8,19 @@ use std::sync::atomic::AtomicBool;
 use dftracer_core::forks::DroppedApart;
 use dftracer_core::io::process::Kill;
 use dftracer_core::native::files::{self, Staging};
+use dftracer_core::task_state::state;
+use dftracer_core::trace::Failure;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyList, PyString};
 
 use crate::interp::call::panic_text;
+use crate::interp::errors::os_error;
 use crate::interp::fork::apart_from_forks;
-use crate::native::outcome::NativeOutcome;
+use crate::native::outcome::{Panicked, Stopped, because};
 use crate::runtime::shared::Shared;
-use crate::task::{Content, Job, NativeRun, Outcome, TaskHandle};
+use crate::task::job::{Named, NativeJob, NativeOutcome};
+use crate::task::{Content, NativeRun, Outcome, TaskHandle};
 
 pub(crate) fn hash<'py>(
     py: Python<'py>,
@@ -27,11 +31,13 @@ pub(crate) fn hash<'py>(
     let name = name.unwrap_or_else(|| PyString::new(py, "hash_files"));
     let unwanted = Arc::new(AtomicBool::new(false));
     let (handle, FileWork { beginner, run }) =
-        prepare(py, shared, name, Job::Hashing(unwanted.clone()))?;
+        prepare(py, shared, name, NativeJob::Hashing(unwanted.clone()))?;
     let job = move || {
         if begin(&beginner) {
-            let outcome = outcome_of(|| NativeOutcome::Digests(files::hash(&paths, &unwanted)));
-            run.take().settle(outcome, None);
+            match caught(|| files::hash(&paths, &unwanted)) {
+                Ok(digests) => run.take().settle(Digests(digests), None),
+                Err(panicked) => run.take().settle(panicked, None),
+            }
         }
     };
     finish(handle, shared.with_compute_lane(|lane| lane.spawn(job)))
@@ -58,18 +64,19 @@ pub(crate) fn stage<'py>(
     let name = name.unwrap_or_else(|| PyString::new(py, "stage_file"));
     let kill = Kill::default();
     let (handle, FileWork { beginner, run }) =
-        prepare(py, shared, name, Job::Staging(kill.clone()))?;
+        prepare(py, shared, name, NativeJob::Staging(kill.clone()))?;
     let staged = shared.with_io_lane(|lane| {
         let stage = move |unwanted: &AtomicBool| {
-            let stage = || NativeOutcome::Staged(files::stage(&source, &target, staging, unwanted));
-            begin(&beginner).then(|| outcome_of(stage))
+            let stage = || files::stage(&source, &target, staging, unwanted);
+            begin(&beginner).then(|| caught(stage))
         };
-        lane.spawn_staging(stage, kill, move |staged| {
-            let outcome = match staged {
-                Ok(outcome) => outcome.unwrap_or(NativeOutcome::Stopped),
-                Err(error) => NativeOutcome::Staged(Err((PathBuf::from("a thread"), error))),
-            };
-            run.take().settle(outcome, None);
+        lane.spawn_staging(stage, kill, move |staged| match staged {
+            Ok(Some(Ok(staged))) => run.take().settle(Staged(staged), None),
+            Ok(Some(Err(panicked))) => run.take().settle(panicked, None),
+            Ok(None) => run.take().settle(Stopped, None),
+            Err(error) => {
+                run.take().settle(Staged(Err((PathBuf::from("a thread"), error))), None);
+            }
         });
     });
     finish(handle, staged)
@@ -95,9 +102,57 @@ fn begin(beginner: &Beginner) -> bool {
     })
 }
 
-fn outcome_of(work: impl FnOnce() -> NativeOutcome) -> NativeOutcome {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| NativeOutcome::Panicked(panic_text(panic.as_ref())))
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| Panicked(panic_text(panic.as_ref())))
+}
+
+/// The first error, and the file that it is about.
+type FileError = (PathBuf, std::io::Error);
+
+/// Hexadecimal digests, one for each file.
+struct Digests(Result<Vec<String>, FileError>);
+
+impl NativeOutcome for Digests {
+    fn terminal_state(&self) -> u8 {
+        if self.0.is_ok() { state::DONE } else { state::FAILED }
+    }
+
+    fn decode(&self, task: &Named<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let py = task.name.py();
+        let digests = self.0.as_ref().map_err(|error| raised(py, error))?;
+        Ok(Some(PyList::new(py, digests)?.into_any().unbind()))
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.0.as_ref().err().map(told)
+    }
+}
+
+/// Where a file was staged to.
+struct Staged(Result<PathBuf, FileError>);
+
+impl NativeOutcome for Staged {
+    fn terminal_state(&self) -> u8 {
+        if self.0.is_ok() { state::DONE } else { state::FAILED }
+    }
+
+    fn decode(&self, task: &Named<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let py = task.name.py();
+        let path = self.0.as_ref().map_err(|error| raised(py, error))?;
+        Ok(Some(path.into_pyobject(py)?.into_any().unbind()))
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.0.as_ref().err().map(told)
+    }
+}
+
+fn raised(py: Python<'_>, (path, error): &FileError) -> PyErr {
+    os_error(py, error, path.as_os_str())
+}
+
+fn told((path, error): &FileError) -> Failure {
+    because("OSError", format!("{}: {error}", path.display()))
 }
 
 /// Makes a task and the job that runs it, on whichever thread.
@@ -105,7 +160,7 @@ fn prepare<'py>(
     py: Python<'py>,
     shared: &Arc<Shared>,
     name: Bound<'py, PyString>,
-    job: Job,
+    job: NativeJob,
 ) -> PyResult<(Bound<'py, TaskHandle>, FileWork)> {
     shared.task_begins()?;
     let content = Content::Native(job);

@@ -10,15 +10,18 @@ use dftracer_core::io::process::{
 };
 use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
 use dftracer_core::task_state::state;
+use dftracer_core::trace::Failure;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString, PyType};
+use pyo3::types::{PyBytes, PyString};
 
+use crate::interp::errors::{os_error, timeout_error};
 use crate::interp::fork::apart_from_forks;
-use crate::interp::once::Lazy;
-use crate::native::outcome::{NativeOutcome, os_error};
+use crate::native::outcome::because;
 use crate::runtime::shared::Shared;
+use crate::task::job::{Named, NativeJob, NativeOutcome};
 use crate::task::mailbox::Delivery;
-use crate::task::{Content, Job, NativeRun, Outcome, TaskHandle, seconds};
+use crate::task::{Content, NativeRun, Outcome, TaskHandle, seconds};
+use crate::trace::failure::end_of;
 
 /// How a child process ended.
 #[pyclass(frozen, get_all, module = "dftracer.utils._native")]
@@ -98,7 +101,7 @@ pub(crate) fn submit<'py>(
     let begun = request.begun;
     let kill = Kill::default();
     shared.task_begins()?;
-    let content = Content::Native(Job::Program(kill.clone()));
+    let content = Content::Native(NativeJob::Program(kill.clone()));
     let handle =
         TaskHandle::new(py, shared.clone(), Some(name), content, None, None, request.tracked);
     let handle = Bound::new(py, handle).inspect_err(|_| shared.task_refused())?;
@@ -119,7 +122,7 @@ pub(crate) fn submit<'py>(
             })
         };
         lane.spawn_process(spec, kill, begin, move |outcome| {
-            run.take().settle(NativeOutcome::Process(outcome), None);
+            run.take().settle(ProgramEnded(outcome), None);
         });
     });
     if let Err(error) = started {
@@ -139,49 +142,58 @@ fn environment() -> Environment {
     }
 }
 
-/// The state of a task that ended so.
-pub(crate) fn terminal_state(outcome: &ProcessOutcome) -> u8 {
-    match outcome {
-        ProcessOutcome::Exited(_) => state::DONE,
-        ProcessOutcome::NotStarted { .. } | ProcessOutcome::TimedOut(_) => state::FAILED,
-        ProcessOutcome::Killed(_) => state::CANCELLED,
+/// How a program has ended.
+struct ProgramEnded(ProcessOutcome);
+
+impl NativeOutcome for ProgramEnded {
+    fn terminal_state(&self) -> u8 {
+        match &self.0 {
+            ProcessOutcome::Exited(_) => state::DONE,
+            ProcessOutcome::NotStarted { .. } | ProcessOutcome::TimedOut(_) => state::FAILED,
+            ProcessOutcome::Killed(_) => state::CANCELLED,
+        }
+    }
+
+    fn decode(&self, task: &Named<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let py = task.name.py();
+        match &self.0 {
+            ProcessOutcome::Exited(output) => {
+                Ok(Some(Py::new(py, ProcessResult::of(py, output)?)?.into_any()))
+            }
+            ProcessOutcome::Killed(_) => Ok(None),
+            ProcessOutcome::NotStarted { program, error } => Err(os_error(py, error, program)),
+            ProcessOutcome::TimedOut(output) => {
+                let error = timeout_error(&task.name, task.task_id, GROUP_KILLED)?;
+                let result = ProcessResult::of(py, output)?;
+                error.value(py).setattr("result", result)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        match &self.0 {
+            ProcessOutcome::Exited(output) if output.exit_code == Some(0) => None,
+            ProcessOutcome::Exited(output) => {
+                let message = match output.signal {
+                    Some(signal) => format!("killed by signal {signal}"),
+                    None => end_of(&output.stderr),
+                };
+                let exit_code = output.exit_code.or(output.signal.map(|signal| -signal));
+                Some(Failure { exit_code, ..because("exit code", message) })
+            }
+            ProcessOutcome::NotStarted { program, error } => {
+                Some(because("OSError", format!("{}: {error}", program.to_string_lossy())))
+            }
+            ProcessOutcome::TimedOut(_) => {
+                Some(because("TaskTimeoutError", GROUP_KILLED.to_owned()))
+            }
+            ProcessOutcome::Killed(_) => None,
+        }
     }
 }
 
-/// The Python form: a result, `None` if it was cancelled, or the error.
-pub(crate) fn decode(
-    py: Python<'_>,
-    outcome: &ProcessOutcome,
-    handle: &TaskHandle,
-) -> PyResult<Option<Py<PyAny>>> {
-    match outcome {
-        ProcessOutcome::Exited(output) => {
-            Ok(Some(Py::new(py, ProcessResult::of(py, output)?)?.into_any()))
-        }
-        ProcessOutcome::Killed(_) => Ok(None),
-        ProcessOutcome::NotStarted { program, error } => Err(os_error(py, error, program)),
-        ProcessOutcome::TimedOut(output) => {
-            let error = timeout_error(py, handle, "its process group was killed")?;
-            let result = Py::new(py, ProcessResult::of(py, output)?)?;
-            error.value(py).setattr("result", result)?;
-            Err(error)
-        }
-    }
-}
-
-/// A `TaskTimeoutError` for a task that was stopped at its deadline.
-pub(crate) fn timeout_error(py: Python<'_>, handle: &TaskHandle, what: &str) -> PyResult<PyErr> {
-    let name = handle.name_now(py);
-    let text = format!("task {} '{name}' has run out of time: {what}", handle.task_id);
-    timeout_error_saying(py, text)
-}
-
-/// The same with a text that says it all.
-pub(crate) fn timeout_error_saying(py: Python<'_>, text: String) -> PyResult<PyErr> {
-    static CLASS: Lazy<Py<PyType>> = Lazy::new();
-    let class = CLASS.import(py, "dftracer.utils.errors", "TaskTimeoutError")?;
-    Ok(PyErr::from_type(class.clone(), (text,)))
-}
+const GROUP_KILLED: &str = "its process group was killed";
 
 impl ProcessResult {
     fn of(py: Python<'_>, output: &ProcessOutput) -> PyResult<Self> {

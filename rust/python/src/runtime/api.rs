@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::once::intern;
+use crate::interp::origin::Origin;
 use crate::interp::slot::LaneKind;
 use crate::native::files;
 use crate::native::process::{self, Request};
@@ -24,7 +25,6 @@ use crate::runtime::progress;
 use crate::runtime::shared::Shared;
 use crate::runtime::submit::Arguments;
 use crate::task::mailbox::Mailbox;
-use crate::task::origin::Origin;
 use crate::task::{Birth, Content, Limit, Outcome, TaskHandle};
 use crate::trace::{self, Note, Trace};
 
@@ -400,7 +400,7 @@ impl Runtime {
             })?;
             TaskHandle::untrack(&handle);
             if let (Some(note), Some(tracing)) = (note, self.shared.tracing()) {
-                tracing.note(handle.get(), &note);
+                tracing.note(handle.get().task_id, &note);
             }
             if interrupt {
                 handle.get().allow_interrupt();
@@ -470,7 +470,7 @@ impl Runtime {
         };
         process::submit(py, &self.shared, request, |handle| {
             if let (Some(tracing), Some(note)) = (self.shared.tracing(), note) {
-                tracing.note(handle.get(), &note);
+                tracing.note(handle.get().task_id, &note);
             }
             if let Some(mailbox) = mailbox {
                 TaskHandle::deliver_to(handle, &mailbox.core, token);

@@ -9,9 +9,8 @@ use dftracer_core::sched::timer::{Timer as Watchdog, TimerKey as Alarm};
 use pyo3::prelude::*;
 
 use crate::batch::OUT_OF_TIME;
-use crate::interp::errors::refused;
+use crate::interp::errors::{refused, timeout_error, timeout_error_saying};
 use crate::interp::guard;
-use crate::native::process::{timeout_error, timeout_error_saying};
 use crate::runtime::shared::Shared;
 use crate::task::{Outcome, TaskHandle};
 
@@ -183,7 +182,11 @@ fn ring(shared: &Weak<Shared>, due: &[Due]) {
                     if let Some(handle) = handle {
                         run_out(py, &handle, |handle| match text {
                             Some(text) => timeout_error_saying(py, text.clone()),
-                            None => timeout_error(py, handle, "it was asked to stop"),
+                            None => timeout_error(
+                                &handle.name_now(py),
+                                handle.task_id,
+                                "it was asked to stop",
+                            ),
                         });
                     }
                 }
@@ -219,7 +222,9 @@ fn run_out_all(py: Python<'_>, shared: &Shared) {
     let (running, queued): (Vec<_>, Vec<_>) =
         handles.into_iter().partition(|handle| handle.get().has_begun());
     for (index, handle) in queued.iter().chain(&running).enumerate() {
-        run_out(py, handle, |handle| timeout_error(py, handle, OUT_OF_TIME));
+        run_out(py, handle, |handle| {
+            timeout_error(&handle.name_now(py), handle.task_id, OUT_OF_TIME)
+        });
         if index % SLICE == SLICE - 1 {
             py.detach(|| ());
         }

@@ -12,10 +12,10 @@ use pyo3::types::{PyDict, PyList, PyString};
 use crate::batch::Shown;
 use crate::interp::clock::nanos_now;
 use crate::interp::once::intern;
+use crate::interp::origin::Origin;
 use crate::interp::signals::share;
 use crate::interp::slot::{LaneKind, Slot};
 use crate::runtime::shared::Shared;
-use crate::task::origin::Origin;
 use crate::task::{Look, TaskHandle};
 
 /// `file.py:12`, where a code object is defined; empty if it does not say.

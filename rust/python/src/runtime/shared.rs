@@ -31,16 +31,16 @@ use crate::batch::Batch;
 use crate::interp::errors::{RuntimeShutdownError, refused};
 use crate::interp::exit;
 use crate::interp::fork::Process;
+use crate::interp::origin::Origins;
 use crate::interp::signals;
 use crate::interp::slot::{LaneKind, Slot};
-use crate::native::outcome::NativeOutcome;
 use crate::runtime::deadlines::Deadlines;
 use crate::task::address::HandleAddress;
+use crate::task::job::NativeOutcome;
 use crate::task::kept::{Bounded, Failure, Failures, NewFailure, Spare};
-use crate::task::origin::Origins;
 use crate::task::waits::{self, Waiting};
 use crate::task::{Content, Outcome, Sleepers, TaskHandle, wake};
-use crate::trace::Tracing;
+use crate::trace::{Trace, Tracing};
 use crate::worker;
 use crate::worker::coroutine;
 use crate::worker::stopping::{BodyWait, Stopping};
@@ -155,9 +155,13 @@ impl Shared {
         self.tracing.get().filter(|_| !self.process.is_copy())
     }
 
-    /// False if there is a trace already.
-    pub(crate) fn set_tracing(&self, tracing: Tracing) -> bool {
-        self.tracing.set(tracing).is_ok()
+    /// Writes the tasks that are submitted from now on to a trace. Once: later calls do nothing.
+    pub(crate) fn start_trace(&self, trace: Py<Trace>) {
+        if self.tracing.set(Tracing::new(trace)).is_ok()
+            && let Some(tracing) = self.tracing()
+        {
+            self.slots().iter().for_each(|slot| tracing.introduce(slot));
+        }
     }
 
     // --- counting tasks -------------------------------------------------------------------------
@@ -371,7 +375,7 @@ impl Shared {
         &self,
         task: &TaskHandle,
         spare: [Spare; 2],
-        outcome: &Arc<NativeOutcome>,
+        outcome: &Arc<dyn NativeOutcome>,
     ) -> NewFailure {
         let has_room = lock(&self.failures).has_room();
         NewFailure::of_native(task, spare, outcome, has_room, self.keeps_frames)
@@ -387,7 +391,7 @@ impl Shared {
         &self,
         ids: &[i64],
         name: &Bound<'_, PyString>,
-        outcome: &Arc<NativeOutcome>,
+        outcome: &Arc<dyn NativeOutcome>,
     ) {
         for id in ids {
             let has_room = lock(&self.failures).has_room();

@@ -1,25 +1,23 @@
 //! What a task holds: first what it needs in order to run, later how it ended.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use dftracer_core::io::process::Kill;
 use dftracer_core::task_state::state;
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::{PyTraceback, PyType};
 
+use super::job::{NativeJob, NativeOutcome};
 use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::once::Lazy;
-use crate::native::outcome::NativeOutcome;
 
 /// The one slot of a task. It goes down this list, never up.
 pub(crate) enum Content {
     /// A call, not begun.
     Call(Call),
     /// A native job, not begun or begun.
-    Native(Job),
+    Native(NativeJob),
     /// A plain body that runs.
     Running,
     /// A coroutine that a callable returned, not begun.
@@ -44,17 +42,7 @@ pub(crate) enum Content {
     Cancelled,
     /// Ended, on a thread without the interpreter. Becomes one of the three above when it is first
     /// looked at.
-    Undecoded(Arc<NativeOutcome>),
-}
-
-/// What a native job is, and how it is stopped.
-#[derive(Clone)]
-pub(crate) enum Job {
-    Program(Kill),
-    /// Ends at once when it is stopped.
-    Staging(Kill),
-    /// Looks whether it is unwanted. Its task ends without it: what it reads may not answer.
-    Hashing(Arc<AtomicBool>),
+    Undecoded(Arc<dyn NativeOutcome>),
 }
 
 /// How a task ended, as whoever ran it tells.

@@ -19,6 +19,7 @@ use pyo3::types::{PyString, PyTraceback};
 use super::address::HandleAddress;
 use super::content::{Content, cancelled_error, restore_traceback};
 use super::family::Family;
+use super::job::{Named, NativeOutcome};
 use super::settle::Left;
 use super::waiter::{Waiter, Waiters, wake};
 use crate::batch::Batch;
@@ -28,12 +29,11 @@ use crate::interp::clock::nanos_now;
 use crate::interp::errors::WaitRefusedError;
 use crate::interp::gc;
 use crate::interp::names::{derive_name, exact};
+use crate::interp::origin::Origin;
 use crate::interp::signals;
 use crate::interp::slot::LaneKind;
-use crate::native::outcome::NativeOutcome;
 use crate::runtime::shared::Shared;
 use crate::task::mailbox::{Delivery, News};
-use crate::task::origin::Origin;
 use crate::task::waits::Waiting;
 use crate::worker;
 use crate::worker::stopping::BodyWait;
@@ -710,7 +710,7 @@ impl TaskHandle {
     }
 
     /// The outcome of a native job, as long as nobody has looked at it.
-    pub(crate) fn native_outcome(&self) -> Option<Arc<NativeOutcome>> {
+    pub(crate) fn native_outcome(&self) -> Option<Arc<dyn NativeOutcome>> {
         match &self.lock().content {
             Content::Undecoded(outcome) => Some(outcome.clone()),
             _ => None,
@@ -737,7 +737,8 @@ impl TaskHandle {
             _ => return,
         };
         // Unlocked, because making objects can run the garbage collector, and so anything.
-        let decoded = match native.decode(py, self) {
+        let task = Named { task_id: self.task_id, name: self.name_now(py) };
+        let decoded = match native.decode(&task) {
             Ok(Some(value)) => Content::Value(value),
             Ok(None) => Content::Cancelled,
             Err(error) => Content::of_error(py, &error),

@@ -18,8 +18,8 @@ use pyo3::types::{PyCode, PyDict, PyString, PyTraceback, PyTuple};
 use crate::interp::call::call_one;
 use crate::interp::names;
 use crate::interp::once::{Lazy, intern};
-use crate::native::outcome::NativeOutcome;
 use crate::runtime::shared::Shared;
+use crate::task::job::NativeOutcome;
 use crate::task::{Content, TaskHandle};
 use crate::trace::failure::describe;
 
@@ -41,7 +41,7 @@ enum End {
     /// A copy of the exception that nobody else has.
     Error(Py<PyBaseException>),
     /// Without the interpreter.
-    Native(Arc<NativeOutcome>),
+    Native(Arc<dyn NativeOutcome>),
 }
 
 /// What the record of a native task's failure will need of Python: made while there is an interpreter.
@@ -175,7 +175,7 @@ impl NewFailure {
     pub(crate) fn of_native(
         task: &TaskHandle,
         spare: [Spare; 2],
-        outcome: &Arc<NativeOutcome>,
+        outcome: &Arc<dyn NativeOutcome>,
         has_room: bool,
         with_frames: bool,
     ) -> Self {
@@ -193,7 +193,7 @@ impl NewFailure {
     pub(crate) fn of_item(
         id: i64,
         name: &Bound<'_, PyString>,
-        outcome: &Arc<NativeOutcome>,
+        outcome: &Arc<dyn NativeOutcome>,
         has_room: bool,
     ) -> Self {
         let failure = || {

@@ -1,10 +1,8 @@
 //! What Python sees of a task.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dftracer_core::io::process::Kill;
 use dftracer_core::task_state::state;
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
@@ -12,8 +10,9 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
+use super::job::NativeJob;
 use super::waiter::Waiter;
-use super::{Content, Job, Outcome, TaskHandle};
+use super::{Content, Outcome, TaskHandle};
 use crate::interp::clock::nanos_now;
 use crate::interp::names::exact;
 use crate::interp::once::{Lazy, intern};
@@ -318,9 +317,7 @@ pub(crate) enum Stopper {
     },
     /// A function that says whether it could.
     Foreign(Py<PyAny>),
-    Process(Kill),
-    /// A native job that looks at this from time to time.
-    Hashing(Arc<AtomicBool>),
+    Native(NativeJob),
     /// A plain body, see `stopping.rs`.
     Body,
     /// Nothing but `cancel_requested`, which is looked at when the coroutine suspends.
@@ -346,7 +343,7 @@ impl TaskHandle {
         // The task ends for everybody, whatever a plain body does, or a file that does not answer.
         let ends_now = match stopper {
             Stopper::Body => !this.may_interrupt(),
-            Stopper::Hashing(_) => true,
+            Stopper::Native(ref job) => job.is_left_behind(),
             _ => false,
         };
         let mut told = Ok(false);
@@ -372,10 +369,7 @@ impl TaskHandle {
                 event_loop: event_loop.clone_ref(py),
             },
             Content::Foreign { cancel } => Stopper::Foreign(cancel.clone_ref(py)),
-            Content::Native(Job::Program(kill) | Job::Staging(kill)) => {
-                Stopper::Process(kill.clone())
-            }
-            Content::Native(Job::Hashing(unwanted)) => Stopper::Hashing(unwanted.clone()),
+            Content::Native(job) => Stopper::Native(job.clone()),
             Content::Coroutine { .. } => Stopper::Coroutine,
             _ if self.lane == Some(LaneKind::Coroutine) => Stopper::Coroutine,
             _ => Stopper::Body,
@@ -392,18 +386,13 @@ impl TaskHandle {
                 Ok(true)
             }
             Stopper::Foreign(cancel) => cancel.call0(py)?.is_truthy(py),
-            Stopper::Process(kill) => {
-                kill.kill();
+            Stopper::Native(job) => {
+                job.stop();
                 Ok(true)
             }
             Stopper::Body => {
                 // In any case the body can look at `cancel_requested`.
                 stopping::stop_body(self, py);
-                Ok(true)
-            }
-            Stopper::Hashing(unwanted) => {
-                // Relaxed: only the flag itself counts.
-                unwanted.store(true, Ordering::Relaxed);
                 Ok(true)
             }
             Stopper::Coroutine => Ok(true),

@@ -4,15 +4,16 @@ pub(crate) mod address;
 mod content;
 pub(crate) mod family;
 mod handle;
+pub(crate) mod job;
 pub(crate) mod kept;
 pub(crate) mod mailbox;
 mod methods;
-pub(crate) mod origin;
 mod settle;
+mod traced;
 mod waiter;
 pub(crate) mod waits;
 
-pub(crate) use content::{Content, Job, Outcome, cancelled_error, restore_traceback};
+pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
 pub(crate) use handle::{Birth, End, Limit, Look, TaskHandle};
 pub(crate) use methods::seconds;
 pub(crate) use settle::NativeRun;

@@ -20,8 +20,8 @@ use crate::interp::callbacks;
 use crate::interp::clock::nanos_now;
 use crate::interp::fork::apart_from_forks;
 use crate::interp::guard;
-use crate::native::outcome::NativeOutcome;
 use crate::runtime::shared::Shared;
+use crate::task::job::NativeOutcome;
 use crate::task::kept::{NewFailure, Spare};
 use crate::task::waits::Within;
 use dftracer_core::task_state::state::FAILED;
@@ -216,7 +216,7 @@ impl TaskHandle {
         // Before anybody wakes who may shut the runtime down, and so close the trace.
         if let Some(tracing) = tracing {
             let parent = parent.as_ref().map_or(-1, |family| family.parent);
-            tracing.ended(this, name, &left_over, parent, py);
+            this.trace_end(tracing, name, &left_over, parent, py);
         }
         let left_over = match left_over {
             Content::Native(_) | Content::Running | Content::Batch(_) => None,
@@ -343,11 +343,11 @@ impl NativeRun {
     }
 
     /// Ends the task; `owned` is dropped with what is held of it.
-    pub(crate) fn settle(self, outcome: NativeOutcome, owned: Option<Arc<Shared>>) {
+    pub(crate) fn settle(self, outcome: impl NativeOutcome + 'static, owned: Option<Arc<Shared>>) {
         let untold = apart_from_forks(|| {
             let Self { handle, spare } = self;
             let state = outcome.terminal_state();
-            let outcome = Arc::new(outcome);
+            let outcome: Arc<dyn NativeOutcome> = Arc::new(outcome);
             let (failure, spare) = match handle.get().who_hears_of_failure(state) {
                 Some(shared) => {
                     (Some(shared.prepare_native_failure(handle.get(), spare, &outcome)), None)

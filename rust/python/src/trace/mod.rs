@@ -10,22 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dftracer_core::task_state::state;
 use dftracer_core::trace::{self, End, Kind, Record, Setup, Writer};
 use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
 use crate::interp::clock::nanos_now;
-use crate::interp::names::derive_name;
-use crate::interp::slot::LaneKind;
+use crate::interp::errors::os_error;
 use crate::interp::slot::Slot;
-use crate::native::outcome::os_error;
-use crate::runtime::shared::Shared;
-use crate::task::origin::UNLABELLED;
-use crate::task::{Content, Job, TaskHandle};
-use crate::trace::failure::{describe, failure_of};
-use crate::worker::{self, Ran};
+use crate::trace::failure::describe;
 
 /// How long traces may take to reach their files where somebody waits for that.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -192,6 +185,20 @@ fn flush(core: &trace::Trace) {
     }
 }
 
+/// A task that has ended.
+pub(crate) struct Ended {
+    pub(crate) task: i64,
+    pub(crate) parent: i64,
+    /// When it was submitted, when it was started and when it ended.
+    pub(crate) times: (u64, u64, u64),
+    /// The number of its name.
+    pub(crate) name: u32,
+    pub(crate) thread: u32,
+    pub(crate) failure: Option<trace::Failure>,
+    pub(crate) kind: Kind,
+    pub(crate) end: End,
+}
+
 /// The trace that a runtime writes to.
 pub(crate) struct Tracing {
     core: Arc<trace::Trace>,
@@ -235,8 +242,8 @@ impl Tracing {
     }
 
     /// Says more of a task that was accepted and is not queued yet.
-    pub(crate) fn note(&self, handle: &TaskHandle, (created, members): &Note) {
-        self.core.note(self.source, handle.task_id, *created, members);
+    pub(crate) fn note(&self, task: i64, (created, members): &Note) {
+        self.core.note(self.source, task, *created, members);
     }
 
     /// Called without the interpreter, which others may need meanwhile.
@@ -249,39 +256,13 @@ impl Tracing {
         self.core.note_name(self.source, task_id, &name.to_string_lossy());
     }
 
-    /// The number of the name of a task that has ended.
-    fn label(
-        &self,
-        py: Python<'_>,
-        handle: &TaskHandle,
-        name: Option<Py<PyString>>,
-        left_over: &Content,
-    ) -> u32 {
-        let number = |text: &Bound<'_, PyString>| {
-            self.core.name_for(self.source, handle.task_id, &text.to_string_lossy())
-        };
-        if let Some(name) = name {
-            let name = name.into_bound(py);
-            return self.label_of_name(&name).unwrap_or_else(|| number(&name));
-        }
-        if let Some(origin) = &handle.origin {
-            let origin = origin.get();
-            if origin.label() != UNLABELLED {
-                return origin.label();
-            }
-            if let Some(name) = origin.name(py) {
-                origin.set_label(number(&name));
-                return origin.label();
-            }
-        }
-        match left_over {
-            Content::Call(call) => number(&derive_name(call.callable().bind(py))),
-            _ => number(&PyString::new(py, "task")),
-        }
+    /// The number of a task's name.
+    pub(crate) fn number(&self, task: i64, text: &Bound<'_, PyString>) -> u32 {
+        self.core.name_for(self.source, task, &text.to_string_lossy())
     }
 
-    /// The number of a name that was given; `None` if there are too many.
-    fn label_of_name(&self, name: &Bound<'_, PyString>) -> Option<u32> {
+    /// That of a name that was given, perhaps to many tasks; `None` if there are too many.
+    pub(crate) fn number_of_given(&self, name: &Bound<'_, PyString>) -> Option<u32> {
         let key = name.as_ptr() as usize;
         let (owner, last, number) = LAST.get();
         if owner == self.number && last == key {
@@ -303,53 +284,21 @@ impl Tracing {
         Some(number)
     }
 
-    /// Takes down that a task has ended, however that was, with its name if it has one of its own,
-    /// and what was left of what it needed.
-    pub(crate) fn ended(
-        &self,
-        handle: &TaskHandle,
-        name: Option<Py<PyString>>,
-        left_over: &Content,
-        parent: i64,
-        py: Option<Python<'_>>,
-    ) {
-        let (kind, thread) = match (handle.lane, left_over) {
-            (None, Content::Native(Job::Program(_))) => (Kind::Process, 0),
-            (None, _) => (Kind::Files, 0),
-            (Some(LaneKind::Coroutine), _) | (_, Content::Suspended { .. }) => (Kind::Coroutine, 0),
-            (Some(lane), _) => match worker::ran(handle.task_id) {
-                Ran::Here(thread) => (kind_of(lane), thread),
-                Ran::AmongOthers => (Kind::Coroutine, 0),
-                Ran::Elsewhere => (kind_of(lane), self.thread_that_runs(handle)),
-            },
-        };
-        let name = match py {
-            Some(py) if handle.lane.is_some() => self.label(py, handle, name, left_over),
-            _ => trace::OWN_NAME,
-        };
-        let end = handle.state();
-        let failure = match end {
-            state::FAILED => failure_of(handle, py),
-            state::DONE if kind == Kind::Process => failure_of(handle, py),
-            _ => None,
-        };
-        let (submitted, started, ended) = handle.times.all();
+    /// Takes down that a task has ended.
+    pub(crate) fn ended(&self, ended: Ended, py: Option<Python<'_>>) {
+        let (submitted, started, end_time) = ended.times;
         let record = Record {
-            task: handle.task_id,
-            parent,
+            task: ended.task,
+            parent: ended.parent,
             submitted,
             started,
-            ended,
-            name,
-            thread,
-            failure: failure.map(Box::new),
+            ended: end_time,
+            name: ended.name,
+            thread: ended.thread,
+            failure: ended.failure.map(Box::new),
             source: self.source,
-            kind,
-            end: match end {
-                state::DONE => End::Done,
-                state::FAILED => End::Failed,
-                _ => End::Cancelled,
-            },
+            kind: ended.kind,
+            end: ended.end,
         };
         match py {
             // SAFETY: attached threads hold the interpreter's lock in turn, and nothing in there
@@ -357,34 +306,6 @@ impl Tracing {
             #[cfg(not(Py_GIL_DISABLED))]
             Some(_) => unsafe { self.core.record_alone(record) },
             _ => self.core.record(record),
-        }
-    }
-}
-
-impl Tracing {
-    /// The thread that is in the middle of a task that somebody else has ended; 0 if none is.
-    fn thread_that_runs(&self, handle: &TaskHandle) -> u32 {
-        let slots = handle.shared().map(|shared| shared.slots()).unwrap_or_default();
-        let runs = |slot: &&Arc<Slot>| slot.running.peek() == handle.task_id;
-        slots.iter().find(runs).map_or(0, |slot| slot.thread)
-    }
-}
-
-fn kind_of(lane: LaneKind) -> Kind {
-    match lane {
-        LaneKind::Python => Kind::Python,
-        LaneKind::Coroutine => Kind::Coroutine,
-        LaneKind::Io | LaneKind::Callback => Kind::Io,
-    }
-}
-
-impl Shared {
-    /// Writes the tasks that are submitted from now on to a trace. Once: later calls do nothing.
-    pub(crate) fn start_trace(&self, trace: Py<Trace>) {
-        if self.set_tracing(Tracing::new(trace))
-            && let Some(tracing) = self.tracing()
-        {
-            self.slots().iter().for_each(|slot| tracing.introduce(slot));
         }
     }
 }

@@ -54,10 +54,6 @@ struct Current {
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
     static INLINE_DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// The task whose plain body has ended here last.
-    static RAN_LAST: Cell<i64> = const { Cell::new(IDLE) };
-    /// The system's number of this worker's thread; 0 if it is no worker, or one with an event loop.
-    static THREAD: Cell<u32> = const { Cell::new(0) };
 }
 
 /// Looks at what this thread knows of itself as a worker: nothing if it is none, or is the copy of
@@ -201,9 +197,6 @@ pub(crate) fn as_worker<T>(
         if let Some(tracing) = shared.tracing() {
             tracing.introduce(&slot);
         }
-        if kind != LaneKind::Coroutine {
-            THREAD.set(slot.thread);
-        }
         slot::set_current(Some(slot.clone()));
         CURRENT.set(Some(Current {
             shared: shared.clone(),
@@ -293,29 +286,8 @@ fn settle(
     outcome: Outcome,
     sleepers: &mut Sleepers,
 ) -> Option<End> {
-    RAN_LAST.set(handle.get().task_id);
+    slot::set_ran_last(handle.get().task_id);
     TaskHandle::settle_quietly(handle, outcome, py, sleepers)
-}
-
-/// Where a task of a lane has run that has just ended.
-pub(crate) enum Ran {
-    /// On this thread, whose number this is, with nothing else between.
-    Here(u32),
-    /// In this thread's event loop.
-    AmongOthers,
-    Elsewhere,
-}
-
-/// Asked by the thread that ends a task.
-pub(crate) fn ran(task_id: i64) -> Ran {
-    match THREAD.get() {
-        0 => with_current(|current| match current {
-            Some(_) => Ran::AmongOthers,
-            None => Ran::Elsewhere,
-        }),
-        thread if RAN_LAST.get() == task_id => Ran::Here(thread),
-        _ => Ran::Elsewhere,
-    }
 }
 
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.

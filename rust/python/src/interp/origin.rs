@@ -10,8 +10,8 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::interp::names::{derive_name, qualified_name};
-use crate::interp::once::{Lazy, intern};
+use super::names::{derive_name, qualified_name};
+use super::once::{Lazy, intern};
 
 /// `inspect.CO_COROUTINE`.
 const CO_COROUTINE: u32 = 0x80;
