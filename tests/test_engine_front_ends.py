@@ -91,6 +91,78 @@ cell(end())
     run_script(source, exit_code=128 + signal.SIGTERM, stderr=None)
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_only_the_cell_stops_when_the_signal_comes_after_its_last_step(
+    run_script: Script, loop: str
+) -> None:
+    new_loop = "asyncio.new_event_loop()"
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+        new_loop = "__import__('uvloop').new_event_loop()"
+    source = f"""{BY_HAND.replace("asyncio.new_event_loop()", new_loop)}
+async def end():
+    # Then the loop has no main task any more, and still runs.
+    asyncio.current_task().add_done_callback(lambda _: signal.raise_signal(signal.SIGINT))
+
+for number in range(3):
+    try:
+        cell(end())
+    except KeyboardInterrupt:
+        print(cell(use(number)))
+cell(flow.shutdown())
+"""
+    assert run_script(source) == "0\n1\n4\n"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_each_cell_stops_and_the_next_runs_when_signals_rain(run_script: Script, loop: str) -> None:
+    new_loop = "asyncio.new_event_loop()"
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+        new_loop = "__import__('uvloop').new_event_loop()"
+    source = f"""{BY_HAND.replace("asyncio.new_event_loop()", new_loop)}
+import random
+begun = threading.Event()
+chance = random.Random(1)
+
+@flow.block
+async def block(number):
+    return await square(await square(number))
+
+async def busy():
+    begun.set()
+    while True:
+        await asyncio.gather(*[square(square(n)) for n in range(20)], *map(block, range(5)))
+
+def interrupt():
+    begun.wait()
+    time.sleep(chance.random() / 100)
+    os.kill(os.getpid(), signal.SIGINT)
+
+async def run_to_its_end(body):
+    task = asyncio.current_task()
+    try:
+        return await body
+    finally:
+        for other in asyncio.all_tasks() - {{task}}:
+            other.cancel()  # the rest of the cells that were interrupted
+
+for number in range(60):
+    begun.clear()
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        cell(busy())
+    except KeyboardInterrupt:
+        pass
+    sender.join()
+    assert cell(run_to_its_end(use(number))) == number**2
+cell(flow.shutdown())
+print("all")
+"""
+    assert run_script(source, options=("-W", "ignore"), stderr=None) == "all\n"
+
+
 # --- a notebook --------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dftracer.asyncflow import LocalExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.engine.signals import SIGNALS
+from dftracer.asyncflow.engine.signals.watcher import SIGNALS
 from dftracer.utils import Runtime
 
 GUARD_S = 30

@@ -20,7 +20,7 @@ import pytest
 from engine_support import GUARD_S, Gate, reached
 
 from dftracer.asyncflow import EngineShutdownError, NoopExecutionBackend, WorkflowEngine
-from dftracer.asyncflow.engine import signals
+from dftracer.asyncflow.engine.signals import watcher
 
 Script = Callable[..., str]
 StartScript = Callable[..., "subprocess.Popen[str]"]
@@ -294,7 +294,7 @@ async def test_failure_is_logged_when_an_engine_cannot_be_shut_down(
 ) -> None:
     logged = asyncio.get_running_loop().create_future()
     monkeypatch.setattr(
-        signals.log, "error", lambda *_, exc_info=None: exc_info and logged.set_result(exc_info)
+        watcher.log, "error", lambda *_, exc_info=None: exc_info and logged.set_result(exc_info)
     )
     flow = await WorkflowEngine.create(Broken())
     signal.raise_signal(signal.SIGTERM)
@@ -614,7 +614,7 @@ def test_program_ends_at_once_when_it_has_caught_the_first_signal_and_the_second
     assert next_line(process) == "begun"
     process.send_signal(signum)
     assert next_line(process) == "caught"
-    time.sleep(signals._ECHO_S)  # what comes sooner is the same signal
+    time.sleep(watcher._ECHO_S)  # what comes sooner is the same signal
     process.send_signal(signum)
     if how == "swallows" and signum == signal.SIGINT:
         # The run of the loop has ended; asyncio cancels what is left and waits for it.

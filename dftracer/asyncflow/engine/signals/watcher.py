@@ -12,6 +12,10 @@ none is answered        after two seconds in which the loop has not come to it, 
 SIGINT at a front end   is that one's: see ``_is_front_ends``
 ======================  ============================================================================
 
+A ``KeyboardInterrupt`` is raised where it cuts no step of asyncio's or the engine's in two: at once
+in the program's own code, else in the loop's next turn. In the middle of such a step it could take
+along what wakes a task, and whoever waits for that would wait for ever.
+
 The handlers are plain ones of :mod:`signal`, not those of ``loop.add_signal_handler``: whatever was
 there before, of any kind and on any event loop, can be read, called and put back. A handler that
 the program has given to its loop stays with the loop, and is called as well.
@@ -19,7 +23,6 @@ the program has given to its loop stays with the loop, and is called as well.
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextlib
 import contextvars
@@ -35,6 +38,13 @@ from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, finalize, ref
 
+from dftracer.asyncflow.engine.signals.places import (
+    current_run,
+    main_task,
+    may_be_cut,
+    runs_for_ever,
+)
+from dftracer.asyncflow.engine.signals.reminder import Reminder
 from dftracer.utils.lifetime.exit import hurry_at_exit
 
 log = logging.getLogger("dftracer.asyncflow")
@@ -46,6 +56,10 @@ _ECHO_S = 0.25
 
 _TURN_S = 2.0
 """How long a signal waits for the loop to come to it."""
+
+_RETRIES_S = (0.01, 0.1, 0.4, 1.5)
+"""How long an interrupt waits for a place where it may be raised; after the last it is raised
+anywhere."""
 
 Handler = Callable[[int, FrameType | None], Any] | int
 
@@ -76,8 +90,7 @@ def watch(engine: Engine) -> None:
     if engine.loop not in _watchers:
         _watchers[engine.loop] = _Watcher()
         _watchers[engine.loop].install(engine.loop)
-    main = main_task(engine.loop)
-    _watchers[engine.loop].engines[engine] = ref(main) if main is not None else None
+    _watchers[engine.loop].engines[engine] = current_run()
     finalize(engine, _engine_has_gone, ref(engine.loop)).atexit = False
 
 
@@ -120,16 +133,18 @@ class _Watcher:
     """The signal handler for all engines of one event loop."""
 
     def __init__(self) -> None:
-        self.engines: WeakKeyDictionary[Engine, ref[asyncio.Task[Any]] | None] = WeakKeyDictionary()
-        """Each with the main task of the loop's run in which it was made."""
+        self.engines: WeakKeyDictionary[Engine, object] = WeakKeyDictionary()
+        """Each with the run of the loop in which it was made."""
         self._previous: dict[int, Handler] = {}
         self._process = os.getpid()
         self._first: tuple[int, float] | None = None
         """The signal that has begun a shutdown that goes on, and when it came."""
-        self._turn = _thread.allocate_lock()
-        """Held until the loop has come to the first signal."""
-        self._is_overdue = False
-        """Whether the next call is because it has not."""
+        self._turn = Reminder(_TURN_S)
+        """Open until the loop has come to the first signal."""
+        self._interruption = Reminder(*_RETRIES_S)
+        """Open until what SIGINT raises has found its place."""
+        self._stops_program = False
+        """Whether that ends the program, and not a cell."""
         self._is_raised = False
         """Whether a signal has raised what ends the program."""
         self._stopped: ref[asyncio.Task[Any]] | None = None
@@ -189,10 +204,16 @@ class _Watcher:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._is_overdue:
-            self._is_overdue = False
-            if self._turn.locked():
-                self._end_now(signum)
+        if self._turn.is_reminder():
+            if self._turn.take()[0]:
+                self._turn.done()
+                self._is_raised = True
+                raise _ending_of(signum)
+            return
+        if self._interruption.is_reminder():
+            is_wanted, is_last = self._interruption.take()
+            if is_wanted and (is_last or may_be_cut(frame, also_in_library=True)):
+                self._raise_interrupt()
             return
         if self._first is not None and self._first[0] == signum and now < self._first[1] + _ECHO_S:
             return
@@ -207,10 +228,12 @@ class _Watcher:
         if self._first is not None:
             if signum == signal.SIGINT and not is_own:
                 hurry_at_exit()
-                self._end_now(signum)
-            self._pass_on(signum, frame)
+                self._is_raised = True
+                self._interrupt(frame, stops_program=True)
+            else:
+                self._pass_on(signum, frame)
             return
-        if signum == signal.SIGINT and self._is_front_ends(engines):
+        if signum == signal.SIGINT and self._is_front_ends(engines, frame):
             self._pass_on(signum, frame)
             return
         self._first = (signum, now)
@@ -221,46 +244,57 @@ class _Watcher:
         )
         if is_own and callable(previous):
             previous(signum, frame)
-        elif self._turn.acquire(blocking=False):
-            # No `threading.Thread`: what is interrupted here may hold the locks that one needs.
-            with contextlib.suppress(RuntimeError):  # none is to be had
-                _thread.start_new_thread(self._insist, (signum, threading.get_ident()))
+        else:
+            self._turn.begin(signum)
 
     def _pass_on(self, signum: int, frame: FrameType | None) -> None:
         previous = _in_use(self._previous[signum], signum)
-        if callable(previous):
+        if previous is signal.default_int_handler:
+            self._interrupt(frame)
+        elif callable(previous):
             previous(signum, frame)
         else:
             signal.signal(signum, previous)
             signal.raise_signal(signum)
 
-    def _is_front_ends(self, engines: list[Engine]) -> bool:
+    def _is_front_ends(self, engines: list[Engine], frame: FrameType | None) -> bool:
         """Tell whether SIGINT is for the one who runs the loop again and again, not for engines.
 
         As a notebook or a test runner does: each cell is a run of its own, which the signal ends,
-        and the engine is for the next cell too.
+        and the engine is for the next cell too. In the run that has made the engine, and in one
+        that has no end, the signal is the engine's.
         """
         if _is_interactive():
             return True
-        main = main_task(engines[0].loop)
-        homes = [self.engines[engine] for engine in engines]
-        return any((home() if home is not None else None) is not main for home in homes)
+        run = current_run()
+        if all(self.engines.get(engine) is run for engine in engines):
+            return False
+        return not runs_for_ever(frame)
 
-    def _insist(self, signum: int, main_thread: int) -> None:
-        """See, in a thread of its own, that the loop comes to a signal."""
-        if not self._turn.acquire(timeout=_TURN_S):
-            self._is_overdue = True
-            signal.pthread_kill(main_thread, signum)
-        else:
-            self._turn.release()
+    # --- KeyboardInterrupt ----------------------------------------------------------------------
 
-    def _end_now(self, signum: int) -> None:
-        self._is_raised = True
-        raise _ending_of(signum)
+    def _interrupt(self, frame: FrameType | None, *, stops_program: bool = False) -> None:
+        """Raise ``KeyboardInterrupt`` here, or soon where it breaks nothing."""
+        self._stops_program = stops_program
+        if may_be_cut(frame, also_in_library=False):
+            self._raise_interrupt()
+        elif not self._interruption.is_open:
+            self._interruption.begin(signal.SIGINT)
+            loop = asyncio._get_running_loop()
+            if loop is not None:
+                loop.call_soon_threadsafe(self._interrupt_loop, context=contextvars.Context())
+
+    def _interrupt_loop(self) -> None:
+        """Raise it as a callback of the loop, which that ends."""
+        if self._interruption.is_open:
+            self._raise_interrupt()
+
+    def _raise_interrupt(self) -> None:
+        self._interruption.done()
+        raise _ending_of(signal.SIGINT) if self._stops_program else KeyboardInterrupt
 
     def _begin(self, engines: list[Engine], signum: int, is_own: bool) -> None:
-        if self._turn.locked():
-            self._turn.release()
+        self._turn.done()
         name = signal.Signals(signum).name
         log.info("%s: shutting down %s", name, ", ".join(engine.uid for engine in engines))
         loop = engines[0].loop
@@ -322,18 +356,6 @@ def _ending_of(signum: int) -> BaseException:
         return KeyboardInterrupt(f"{name} stops the program")
     log.warning("%s stops the program, with exit code %d", name, 128 + signum)
     return SystemExit(128 + signum)
-
-
-def main_task(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-    """Return the task that a loop is run for, if it is run for one.
-
-    Every kind of loop knows it by the callback alone that stops the loop at its end.
-    """
-    for task in asyncio.all_tasks(loop):
-        for callback, _ in getattr(task, "_callbacks", None) or ():
-            if "run_until_complete" in getattr(callback, "__qualname__", ""):
-                return task
-    return None
 
 
 def _is_interactive() -> bool:
