@@ -680,6 +680,9 @@ async def test_task_is_running_when_its_worker_has_begun_it(dask_client, line, e
         assert known.state == "RUNNING"
         assert begin <= known.task["started_at"] <= begun
         assert queued.state == "PENDING"
+        assert flow.backend.tasks == {known.uid: known.task, queued.uid: queued.task}
+        queued.cancel()
+        assert list(flow.backend.tasks) == [known.uid]
 
 
 async def test_each_task_is_running_before_it_is_done_when_somebody_wants_to_know(dask_client):

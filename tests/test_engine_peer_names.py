@@ -160,6 +160,30 @@ async def test_tasks_are_listed_when_a_backend_holds_them(
             assert backend.tasks == {}
 
 
+async def test_a_subclass_keeps_book_when_it_has_a_dict_of_its_own() -> None:
+    class Noop(NoopExecutionBackend):
+        async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+            self.tasks.update((task["uid"], task) for task in tasks)  # type: ignore[attr-defined]
+            await super().submit_tasks(tasks)
+
+    class Local(LocalExecutionBackend):
+        def __init__(self) -> None:
+            super().__init__(name="local")
+            self.tasks: dict[str, Any] = {}
+
+        async def submit_tasks(self, tasks: list[dict[str, Any]]) -> None:
+            for task in tasks:
+                self.tasks[task["uid"]] = task
+            await super().submit_tasks(tasks)
+
+    backends = [Noop(), Local()]
+    async with await WorkflowEngine.create(backends) as flow:
+        one = flow.function_task(identity)(1)
+        other = flow.function_task(backend="local")(identity)(one)
+        assert await other == "Dummy Output"
+        assert [list(backend.tasks) for backend in backends] == [[one.uid], [other.uid]]
+
+
 async def test_a_session_of_rhapsody_runs_tasks_when_a_backend_of_ours_serves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -460,6 +460,7 @@ async def test_outcomes_are_reported_after_submit_when_there_is_no_engine() -> N
         backend.submit([asked, refused])
         assert outcomes == []
         assert not backend.has_begun(asked)
+        assert backend.tasks == {"a": asked.task, "b": refused.task}
         server.is_open.clear()
         await server.until(running=1)
         assert backend.has_begun(asked)
@@ -472,6 +473,7 @@ async def test_outcomes_are_reported_after_submit_when_there_is_no_engine() -> N
         assert (asked, State.RUNNING, None) in outcomes
         assert asked.task["stdout"] == "answer to hello"
         assert not backend.has_begun(asked)
+        assert backend.tasks == {}
 
 
 async def test_earlier_submissions_are_not_reported_when_somebody_else_connects() -> None:

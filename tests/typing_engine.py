@@ -53,6 +53,15 @@ async def functions(flow: WorkflowEngine) -> None:
     @flow.function_task(retries=3, retry_on=(OSError, TimeoutError), backoff=0.5, timeout=60)
     def nothing() -> None: ...
 
+    # By position, as radical.asyncflow takes them.
+    @flow.function_task(None, True, "gpu")
+    async def count(numbers: list[int]) -> int:
+        return len(numbers)
+
+    assert_type(await count([1]), int)
+    assert_type(await flow.function_task(count, False, "gpu", True)([1]), Task[int])
+    flow.function_task(None, "gpu")  # type: ignore[call-overload]
+
     # A call is a future of the body's result, whether the body is async or not.
     assert_type(square(2), Task[float])
     assert_type(await square(2, scale=0.5), float)

@@ -116,6 +116,8 @@ class ExecutionBackend(ABC):
         self._callback_func: Callback = _ignore_task
         self._report: Report = ignore_report
         self._work_dir = os.getcwd()
+        self._tasks: Mapping[str, dict[str, Any]] | None = None
+        """What a subclass has put in the place of :attr:`tasks`."""
 
     # --- for engines ----------------------------------------------------------------------------
 
@@ -208,8 +210,15 @@ class ExecutionBackend(ABC):
     @property
     def tasks(self) -> Mapping[str, dict[str, Any]]:
         """The descriptions of the tasks that it holds and has not reported the end of, by their
-        ``uid``: as they are at this moment, and not to be changed."""
+        ``uid``: as they are at this moment, and not to be changed. A subclass that keeps book by
+        itself may put a dict of its own here."""
+        if self._tasks is not None:
+            return self._tasks
         return MappingProxyType({each.uid: each.as_dict() for each in self.held()})
+
+    @tasks.setter
+    def tasks(self, tasks: Mapping[str, dict[str, Any]]) -> None:
+        self._tasks = tasks
 
     def build_task(  # noqa: B027 - most have nothing to do
         self, uid: Any = None, task_desc: Any = None, task_specific_kwargs: Any = None
