@@ -10,13 +10,15 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
 
 from dftracer.asyncflow import WorkflowEngine
+from dftracer.asyncflow.backends import ending, serving
+from dftracer.asyncflow.engine import launcher
 
 GUARD_S = 20
 """How long a cell may take that is not interrupted."""
@@ -32,12 +34,14 @@ STRIDE = 7
 class Interrupt:
     """Raises in the place with that number, counted from where it is switched on."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, place: int, within: tuple[str, ...] = (OURS,)) -> None:
         self.left = place
+        self.within = within
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, _arg: Any) -> None:
-        if event not in EVENTS or OURS not in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if event not in EVENTS or not any(part in file for part in self.within):
             return
         self.left -= 1
         if self.left == 0:
@@ -107,4 +111,62 @@ def test_next_cell_runs_when_one_was_interrupted(
             raise AssertionError(f"the cell after an interrupt at {interrupt.where}") from error
         assert results == [2, 2, 4, 6, 4, [4, 4]], interrupt.where
         place += STRIDE
+    assert place > 10 * STRIDE
+
+
+ANYWHERE = (OURS, os.path.join("dftracer", "utils"), f"{os.sep}asyncio{os.sep}")
+"""Where what is lost may not be got back, and yet no shutdown may wait for it for ever."""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bodies that nothing wakes waited for a moment only."""
+    monkeypatch.setenv("DFTRACER_EXIT_PATIENCE_S", "0.01")
+    for module in (ending, launcher, serving):
+        monkeypatch.setattr(module, "LOOK_AGAIN_S", 0.01)
+
+
+@pytest.mark.parametrize("first", range(1, STRIDE + 1))
+@pytest.mark.parametrize("what", ["a cell", "the shutdown"])
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_shutdown_ends_when_an_interrupt_came_anywhere(
+    loop: asyncio.AbstractEventLoop, first: int, what: str
+) -> None:
+    async def interrupted(body: Callable[[], Coroutine[Any, Any, Any]], by: Interrupt) -> None:
+        sys.setprofile(by)
+        try:
+            await body()
+        finally:
+            sys.setprofile(None)
+
+    place, misses = first, 0
+    while misses < 3:
+        flow = run(loop, WorkflowEngine.create())
+        double = flow.function_task(lambda number: 2 * number)
+
+        @flow.block
+        async def block(number: int, double: Any = double) -> int:
+            result: int = await double(await double(number))
+            return result
+
+        async def cell(flow: Any = flow, double: Any = double, block: Any = block) -> None:
+            flow.block(asyncio.sleep)(3600)
+            await asyncio.gather(double([double(1)]), block(1))
+
+        interrupt = Interrupt(place, ANYWHERE)
+        if what == "the shutdown":
+            run(loop, cell())
+        body = cell if what == "a cell" else flow.shutdown
+        task = loop.create_task(interrupted(body, interrupt))
+        loop.call_later(GUARD_S, loop.stop)  # a task that nothing wakes any more
+        with contextlib.suppress(BaseException):  # whatever has become of it
+            loop.run_until_complete(asyncio.wait([task], timeout=0.1))
+        sys.setprofile(None)
+        misses = 0 if interrupt.where else misses + 1
+        try:
+            run(loop, flow.shutdown())
+        except BaseException as error:
+            raise AssertionError(f"the shutdown after one at {interrupt.where}") from error
+        place += STRIDE * 3
     assert place > 10 * STRIDE

@@ -149,6 +149,38 @@ def test_the_program_ends_when_a_backend_is_left_running(
     )
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_the_program_ends_when_a_body_in_a_process_does_not(
+    run_script: Callable[..., str], tmp_path: Path, method: str
+) -> None:
+    source = f"""
+        import asyncio, os, pathlib, time
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        from dftracer.asyncflow import LocalExecutionBackend, WorkflowEngine
+
+        os.environ["DFTRACER_EXIT_PATIENCE_S"] = "0.2"
+        begun = pathlib.Path({str(tmp_path / "begun")!r})
+
+        def endless():
+            begun.touch()
+            time.sleep(3600)
+
+        async def main():
+            pool = ProcessPoolExecutor(1, mp_context=get_context({method!r}))
+            flow = await WorkflowEngine.create(LocalExecutionBackend(pool))
+            flow.function_task(endless)()
+            while not begun.exists():
+                await asyncio.sleep(0.001)
+            return flow
+
+        if __name__ == "__main__":
+            flow = asyncio.run(main())
+            print("left")
+    """
+    assert run_script(source, stderr=None) == "left\n"
+
+
 # --- bodies -------------------------------------------------------------------------------------
 
 

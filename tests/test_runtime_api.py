@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import logging
 import os
+import signal
 import sys
 import threading
 import types
@@ -446,8 +447,57 @@ def test_error_is_logged_and_stops_nothing_when_a_callback_raises(
     assert seen == [1]
     logged = [record.exc_info[1] for record in caplog.records if record.exc_info]
     assert logged == [error]
-    handle.add_done_callback(lambda _: fail(error))
-    assert len(caplog.records) == 2
+    if isinstance(error, Exception):
+        handle.add_done_callback(lambda _: fail(error))
+        assert len(caplog.records) == 2
+
+
+OF_THREADS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("kind", OF_THREADS)
+def test_caller_gets_what_a_callback_raises_when_it_is_called_at_once(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+) -> None:
+    handle, error = runtime.submit(echo, 1), kind("of the callback")
+    handle.get(GUARD_S)
+    with pytest.raises(kind) as raised:
+        handle.add_done_callback(lambda _: fail(error))
+    assert raised.value is error
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("kind", OF_THREADS)
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_caller_gets_what_a_callback_raises_when_it_cancels_the_task(
+    one_worker: Runtime, kind: type[BaseException], has_begun: bool
+) -> None:
+    release, begun, seen = threading.Event(), threading.Event(), []
+
+    def blocker() -> None:
+        begun.set()
+        assert release.wait(GUARD_S)
+
+    running = one_worker.submit(blocker)
+    handle = running if has_begun else one_worker.submit(echo, 1)
+    assert begun.wait(GUARD_S)
+    errors = [kind("of the first"), ValueError("of the second"), kind("of the third")]
+    for error in errors:
+        handle.add_done_callback(lambda _, error=error: fail(error))
+    handle.add_done_callback(seen.append)
+    with pytest.raises(kind) as raised:
+        handle.cancel()
+    release.set()
+    assert raised.value is errors[0]
+    assert seen == [handle]
+    assert handle.state == "cancelled"
+
+
+def test_ctrl_c_reaches_the_caller_when_a_callback_is_called_at_once(runtime: Runtime) -> None:
+    handle = runtime.submit(echo, 1)
+    handle.get(GUARD_S)
+    with pytest.raises(KeyboardInterrupt):
+        handle.add_done_callback(lambda _: signal.raise_signal(signal.SIGINT))
 
 
 @pytest.mark.parametrize("thing", [None, 3, "text"])

@@ -6,6 +6,7 @@ It is longer than most modules, for what it documents: the public methods are sh
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dftracer.asyncflow import environment
 from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.adapter import DictionaryReports, failure_in, result_in
+from dftracer.asyncflow.backends.ending import Ending
 from dftracer.asyncflow.backends.local.backend import (
     LocalExecutionBackend as LocalExecutionBackend,
 )
@@ -175,7 +177,7 @@ class WorkflowEngine(Unsearched):
         """Every unfinished component and the last that ended, by their ``uid``."""
         self.dependencies = Dependencies(self.components)
         """What each component depends on, by its ``uid``."""
-        self._closing: asyncio.Task[None] | None = None
+        self._ending = Ending()
         self._runs = 0
         self._cancels_on_exit = cancel_on_exit
 
@@ -534,15 +536,13 @@ class WorkflowEngine(Unsearched):
             raise RuntimeError(
                 f"engine '{self.uid}' belongs to another event loop: shut it down there"
             )
-        if not self.is_closed:
+        scheduler = self._scheduler
+        scheduler.enter_run()
+        if not self.is_closed or scheduler.state.unfinished:
             self.close()
-        self._scheduler.bodies.release(owner_in(self._scheduler.scope.get()))
-        closing = self._closing
-        if closing is None or (closing.done() and (closing.cancelled() or closing.exception())):
-            closing = self._closing = self.loop.create_task(self._end(skip_execution_backend))
-            closing.add_done_callback(lambda _: signals.unwatch(self))
+        scheduler.bodies.release(owner_in(scheduler.scope.get()))
         telemetry = self._telemetry
-        await asyncio.shield(closing)
+        await self._ending.wait(functools.partial(self._end, skip_execution_backend))
         if telemetry is not None:
             telemetry.manager.leave()
 
@@ -559,17 +559,32 @@ class WorkflowEngine(Unsearched):
         self._scheduler.close(by)
 
     async def _end(self, skip_execution_backend: bool) -> None:
-        await self._scheduler.bodies.wait_until_quiet()
+        try:
+            await self._scheduler.bodies.wait_until_quiet(self.uid)
+            if self._ending.is_current():
+                await self._end_backends(skip_execution_backend)
+        finally:
+            if self._ending.is_current():
+                signals.unwatch(self)
+
+    async def _end_backends(self, skip_execution_backend: bool) -> None:
         backends, targets = self._backends, self._scheduler.targets
         errors: list[BaseException] = []
-        if not skip_execution_backend:
-            ends = [target.shutdown() for target in targets.values()]
+        left = {} if skip_execution_backend else dict(targets)
+        while left:
+            ends = [target.shutdown() for target in left.values()]
             ended = await asyncio.gather(*ends, return_exceptions=True)
-            for name, error in zip(targets, ended, strict=True):
-                if isinstance(error, BaseException):
+            cut_off = {}
+            for (name, target), error in zip(left.items(), ended, strict=True):
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    cut_off[name] = target  # by what was raised by the loop itself, too
+                elif isinstance(error, BaseException):
                     log = self._scheduler.log
                     log.error("backend '%s' failed to shut down: %r", name, error)
                     errors.append(error)
+            left = cut_off
+        if not self._ending.is_current():
+            return
         for name, backend in backends.items():
             registry.detach(backend, targets[name])
         if self._telemetry is not None:

@@ -291,7 +291,8 @@ class TaskHandle(Generic[_T_co]):
 
         It is called on the thread that ends the task; for programs and file work, and at
         deadlines, on a thread for callbacks. It may wait, fork and shut down. What it raises is
-        logged.
+        logged; but where it is called within this method, or within :meth:`cancel`, what is no
+        ``Exception`` is raised there, Ctrl-C above all.
         """
 
     def __await__(self) -> Generator[Any, Any, _T_co]: ...

@@ -209,6 +209,8 @@ class HostExecutionBackend(StagesFiles, LoopBackend):
                         if state is not _RUNNING:
                             unfinished.pop(submission, None)
                 is_over = not outcomes or not self._report(outcomes)
+                if self.late or self._programs:
+                    self._forget(drained)
                 drained.clear()
                 if is_over:
                     break
@@ -223,7 +225,10 @@ class HostExecutionBackend(StagesFiles, LoopBackend):
                     self.stay_while_busy()  # a shutdown waits for this
 
     def _outcomes_to_report(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Note what has ended; leave out what is nobody's, and understand the ends of programs."""
+        """Leave out what is nobody's, and understand the ends of programs.
+
+        When a signal's handler raises in it, this is done again.
+        """
         kept: list[Outcome] = []
         for submission, state, value in outcomes:
             if state is _RUNNING:
@@ -231,17 +236,24 @@ class HostExecutionBackend(StagesFiles, LoopBackend):
                     kept.append((submission, state, value))
                 continue
             is_program = submission in self._programs
-            self._programs.discard(submission)
-            if self.late.pop(submission, None) is not None:
+            if submission in self.late:
                 continue
             self.unfinished.pop(submission, None)
             if is_program and state is not State.CANCELED:
                 try:
                     state, value = end_of_program(submission, value, self._work_dir)
                 except BaseException as error:  # not to lose the outcomes of the others
+                    let_out(error)
                     state, value = State.FAILED, error
             kept.append((submission, state, value))
         return kept
+
+    def _forget(self, outcomes: Sequence[Outcome]) -> None:
+        """Forget what has ended and is reported."""
+        for submission, state, _value in outcomes:
+            if state is not _RUNNING:
+                self._programs.discard(submission)
+                self.late.pop(submission, None)
 
     def has_begun(self, submission: Submission) -> bool:
         running = self.unfinished.get(submission)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from dftracer.asyncflow.backends.base import State
@@ -17,6 +17,8 @@ from dftracer.utils.primitives import Mailbox
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+
+_mailbox_of_reader: ContextVar[Mailbox] = ContextVar("_mailbox_of_reader")
 
 STATES = (State.RUNNING, State.DONE, State.FAILED, State.CANCELED)
 """What states are called in what is read from the mailbox."""
@@ -42,8 +44,12 @@ class Inbox:
         self.mailbox = Mailbox(states)
         self._loop = weakref.ref(loop)
         self._process = os.getpid()
-        # Not in the context of the caller, which the loop would keep with the reader.
-        Context().run(loop.add_reader, self.mailbox.fileno(), reader)
+        # Not in the context of the caller, which the loop would keep with the reader. The mailbox
+        # is held as well, so that its descriptor is open as long as the loop watches it, also if a
+        # signal's handler raises in `__del__`.
+        context = Context()
+        context.run(_mailbox_of_reader.set, self.mailbox)
+        context.run(loop.add_reader, self.mailbox.fileno(), reader)
 
     def close(self) -> None:
         """Read no more. To be called in the thread of the loop."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import operator
+import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dftracer.asyncflow.backends.base import ExecutionBackend, Report, State, Submission
+from dftracer.asyncflow.backends.ending import LOOK_AGAIN_S, Ending
 from dftracer.asyncflow.backends.inbox import Inbox
 from dftracer.utils import Runtime
 
@@ -60,7 +63,7 @@ class LoopBackend(ExecutionBackend):
         self.late: dict[Submission, Running] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._inbox: Inbox | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._ending = Ending()
 
     # --- its life -------------------------------------------------------------------------------
 
@@ -80,8 +83,8 @@ class LoopBackend(ExecutionBackend):
                 f"backend '{self.name}' serves another event loop: shut it down there, or make "
                 "one backend for each loop"
             )
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
+        if self._ending.is_under_way:
+            await self.shutdown()
         if self.mailbox is None:
             self.runtime = self.acquire()
             self._inbox = Inbox(loop, self.reader)
@@ -105,29 +108,53 @@ class LoopBackend(ExecutionBackend):
         """
         if self.loop is None:
             return
-        if self._closing is None:
-            if self.is_open:
-                self.is_open = False
-                for submission, running in list(self.unfinished.items()):
-                    if not running.cancel_requested:
-                        self.cancel(submission)
-                for running in list(self.late.values()):
-                    if not running.cancel_requested:
-                        running.cancel()
-            self._closing = self.loop.create_task(self._close(self.loop))
-        await asyncio.shield(self._closing)
+        if not self._ending.is_under_way:
+            self._cancel_all()
+        await self._ending.wait(self._close)
 
-    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _cancel_all(self) -> None:
+        """Take no more, and cancel what can be cancelled, unless that was done."""
+        self.is_open = False
+        for submission, running in list(self.unfinished.items()):
+            if not running.cancel_requested:
+                self.cancel(submission)
+        for running in list(self.late.values()):
+            if not running.cancel_requested:
+                running.cancel()
+
+    async def _close(self) -> None:
         try:
-            if self.unfinished or self.late:
-                self._emptied = loop.create_future()
-                await asyncio.wait([self._emptied], timeout=self.patience_s())
+            self._cancel_all()  # if an interrupt has kept it from being done
+            await self._wait_until_empty()
+            if not self._ending.is_current():
+                return
             await self.release()
+            if not self._ending.is_current():
+                return
             if self._inbox is not None:
                 self._inbox.close()
             self.runtime = self.mailbox = self._inbox = self.loop = None
         finally:
-            self._closing = self._emptied = None
+            if self._ending.is_current():
+                self._emptied = None
+                self._ending.forget()
+
+    async def _wait_until_empty(self) -> None:
+        patience = self.patience_s()
+        deadline = math.inf if patience is None else time.monotonic() + patience
+        while self.unfinished or self.late:
+            self.look_again()
+            seconds = min(LOOK_AGAIN_S, deadline - time.monotonic())
+            if seconds <= 0 or not (self.unfinished or self.late):
+                return
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._emptied], timeout=seconds)
+            if not self._ending.is_current():
+                return
+
+    def look_again(self) -> None:
+        """Report what has ended, also where an interrupt has taken along what would have told."""
+        self.poll()
 
     def patience_s(self) -> float | None:
         """Return the seconds that a shutdown waits for what was cancelled; ``None``: for ever."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context
+from time import monotonic
 from typing import Any, Protocol
 
 from dftracer.asyncflow.backends.base import EMPTY
+from dftracer.asyncflow.backends.ending import LOOK_AGAIN_S
 from dftracer.asyncflow.commands import to_argv, to_prompt
 from dftracer.asyncflow.data import linking
 from dftracer.asyncflow.data.downloads import Downloads
@@ -26,6 +29,9 @@ from dftracer.asyncflow.engine.interfaces import Observer, Place, TaskRecord
 from dftracer.asyncflow.engine.scope import Scope, ScopeVariable
 from dftracer.asyncflow.engine.settlement import without_frames_of
 from dftracer.asyncflow.engine.waiting.cycles import Cycles
+from dftracer.utils.lifetime.exit import exit_patience_s
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 
 class Bodies:
@@ -45,6 +51,10 @@ class Bodies:
         self._bodies: dict[int, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._quiet: asyncio.Future[None] | None = None
+        self._cancelled: set[int] = set()
+        """The numbers of the bodies that were cancelled."""
+        self._old: set[asyncio.Task[Any]] = set()
+        """What was begun in an earlier run of the loop."""
 
     def __contains__(self, number: int) -> bool:
         return number in self._bodies
@@ -79,7 +89,21 @@ class Bodies:
         """Cancel the body of a component, if it runs and is not the one that calls this."""
         body = self._bodies.get(number)
         if body is not None and body is not asyncio.current_task(self._loop):
+            self._cancelled.add(number)
             body.cancel(msg)
+
+    def begin_run(self) -> None:
+        """Go on in another run of the loop: an interrupt may have ended the last one."""
+        self._forget_ended()
+        self._old.update(self._bodies.values(), self._background)
+
+    def _forget_ended(self) -> None:
+        """Forget what has ended, also where an interrupt has kept it from saying so."""
+        for number, body in list(self._bodies.items()):
+            if body.done():
+                self._ended(number)
+        for task in [task for task in self._background if task.done()]:
+            self._background_ended(task)
 
     def run_in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run what is part of no component; the engine does not end before it."""
@@ -97,19 +121,44 @@ class Bodies:
         for number in [n for n, body in self._bodies.items() if body is current]:
             self._ended(number)
 
-    async def wait_until_quiet(self) -> None:
-        """Wait until nothing runs here any more."""
-        while self._bodies or self._background:
+    async def wait_until_quiet(self, engine: str) -> None:
+        """Wait until nothing runs here any more of an engine that is shut down.
+
+        What was begun in an earlier run of the loop an interrupt may have kept from ever waking. It
+        is waited for no longer than bodies in threads that do not return.
+        """
+        for number in list(self._bodies.keys() - self._cancelled):
+            self.cancel(number, f"engine '{engine}' is shut down")
+        deadline = monotonic() + exit_patience_s()
+        while True:
+            self._forget_ended()
+            left: set[asyncio.Task[Any]] = {*self._bodies.values(), *self._background}
+            if left and monotonic() >= deadline and left <= self._old:
+                names = ", ".join(sorted(task.get_name() for task in left)[:5])
+                _log.warning(
+                    "engine '%s' is shut down, and %d of its bodies have not ended, which began "
+                    "in an earlier run of the event loop: %s",
+                    engine,
+                    len(left),
+                    names,
+                )
+                left.clear()
+            if not left:
+                return
             self._quiet = self._loop.create_future()
-            await self._quiet
+            await asyncio.wait([self._quiet], timeout=LOOK_AGAIN_S)
 
     def _ended(self, number: int, _task: asyncio.Task[None] | None = None) -> None:
-        self._bodies.pop(number, None)
+        body = self._bodies.pop(number, None)
+        self._cancelled.discard(number)
+        if body is not None:
+            self._old.discard(body)
         self._on_end(number)
         self._tell_if_quiet()
 
     def _background_ended(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
+        self._old.discard(task)
         self._tell_if_quiet()
 
     def _tell_if_quiet(self) -> None:

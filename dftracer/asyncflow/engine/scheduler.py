@@ -38,7 +38,7 @@ from dftracer.asyncflow.backends.base import (
     Submission,
 )
 from dftracer.asyncflow.commands import program_of
-from dftracer.asyncflow.engine import arguments
+from dftracer.asyncflow.engine import arguments, recovery
 from dftracer.asyncflow.engine.arguments import LEAVES
 from dftracer.asyncflow.engine.attempts import Attempt, Attempts
 from dftracer.asyncflow.engine.callbacks import CallbackLoop
@@ -284,11 +284,12 @@ class Scheduler(Unsearched):
                 f"{future!r} belongs to another event loop, so a task here cannot depend on it"
             )
         if future not in self.state.foreign:
-            future.add_done_callback(self._foreign_done)
+            future.add_done_callback(self.foreign_done)
         return self.state.add_foreign(future)
 
-    def _foreign_done(self, future: asyncio.Future[Any]) -> None:
-        self._apply(self.state.end_foreign(future))
+    def foreign_done(self, future: asyncio.Future[Any]) -> None:
+        if future in self.state.foreign:
+            self._apply(self.state.end_foreign(future))
 
     def _check_caller(self, definition: Definition) -> None:
         """Refuse a call that is made elsewhere than in the engine's loop, or after its end."""
@@ -301,14 +302,19 @@ class Scheduler(Unsearched):
             raise EngineShutdownError(
                 f"cannot call '{definition.name}': engine '{self.uid}' is shut down"
             )
-        hook = get_asyncgen_hooks().firstiter
-        if hook is not None and hook is not self.loop_run:
-            self.loop_run = hook
-            self._begin_run()
+        self.enter_run()
 
-    def _begin_run(self) -> None:
-        """Go on in another run of the loop with what an interrupted one may have left."""
-        self._turn_is_due = False
+    def enter_run(self) -> None:
+        """Go on in the current run of the loop, if it is another than the last, with what an
+        interrupted one may have left."""
+        hook = get_asyncgen_hooks().firstiter
+        if hook is None or hook is self.loop_run:
+            return
+        self.loop_run = hook
+        self._turn_is_due = self._is_cancelling = False
+        self.bodies.begin_run()
+        self._cancel_all()
+        recovery.recover(self, itertools.chain(self._ready, self._held))
         self.futures_loop.release()
         self.state.in_flight.intersection_update(self.state.unfinished.values())
         if self._held:
@@ -866,6 +872,20 @@ class Scheduler(Unsearched):
             )
         return record
 
+    def conclude(self, component: Component[Any]) -> None:
+        """Do what follows from the end of a future, of which an interrupt may have kept a part from
+        being done."""
+        is_cancelled = component.cancelled()
+        is_ended_well = is_left(component) or (not is_cancelled and component._exception is None)
+        decisions, state = NOTHING, self.state
+        if component.number in state.graph:
+            end = state.cancel(component) if is_cancelled else state.end(component, is_ended_well)
+            decisions = end
+        if component.number in state.unfinished:
+            self._stop(component)
+            self._forget(component, None if is_cancelled else is_ended_well)
+        self._apply(decisions)
+
     # --- a cancellation -------------------------------------------------------------------------
 
     def cancel(self, component: Component[Any], msg: Any | None, root: str = "") -> bool:
@@ -879,19 +899,25 @@ class Scheduler(Unsearched):
         # To cancel a body is to cancel what it awaits, which may bring us here again, as often as
         # blocks are nested: the first call does the work for all.
         if not self._is_cancelling:
-            self._is_cancelling = True
-            try:
-                while self._to_cancel:
-                    self._cancel_one(*self._to_cancel.popleft())
-            finally:
-                self._is_cancelling = False
+            self._cancel_all()
         return True
+
+    def _cancel_all(self) -> None:
+        self._is_cancelling = True
+        try:
+            while self._to_cancel:
+                # It stays there until it is cancelled: a signal's handler may raise.
+                self._cancel_one(*self._to_cancel[0])
+                self._to_cancel.popleft()
+        finally:
+            self._is_cancelling = False
 
     def _cancel_one(self, component: Component[Any], msg: Any | None, root: str) -> None:
         if component.number not in self.state.unfinished:
             return
-        for member in self.state.members.pop(component.number, {}).values():
-            self._to_cancel.append((member, msg or f"{label_of(component)} was cancelled", ""))
+        why = msg or f"{label_of(component)} was cancelled"
+        members = self.state.members.get(component.number, {}).values()
+        self._to_cancel.extend([(member, why, "") for member in members])
         component.root = root
         drop(component, msg)
         self._forget(component, None)

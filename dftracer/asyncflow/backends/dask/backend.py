@@ -26,6 +26,7 @@ from dftracer.asyncflow.backends.dask.packing import Packed, Packer
 from dftracer.asyncflow.backends.dask.results import DaskValue, Results
 from dftracer.asyncflow.backends.dask.sending import Sender
 from dftracer.asyncflow.backends.dask.watching import Begin, SentTask, Watcher
+from dftracer.asyncflow.backends.ending import Ending
 from dftracer.asyncflow.errors import let_out
 
 _BEGIN_AFTER_S = 0.25
@@ -81,7 +82,7 @@ class DaskExecutionBackend(ExecutionBackend):
         self._sender = Sender(name, self._take_sent, self._report_soon)
         self._results = Results(name)
         self._starting: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._ending = Ending()
         self._token = uuid.uuid4().hex[:12]
         """Part of Dask's keys, as identifiers repeat between engines."""
         self._sent: dict[Submission, SentTask] = {}
@@ -109,8 +110,8 @@ class DaskExecutionBackend(ExecutionBackend):
                 f"backend '{self.name}' serves another event loop: shut it down there, or make "
                 "one backend for each loop"
             )
-        if self._closing is not None:
-            await asyncio.shield(self._closing)
+        if self._ending.is_under_way:
+            await self.shutdown()
         if self._connection is None:
             self._loop = loop
             if self._starting is None:
@@ -156,7 +157,7 @@ class DaskExecutionBackend(ExecutionBackend):
             If its client has lost the scheduler. In both cases none of them is run.
         """
         connection, watcher = self._connection, self._watcher
-        if connection is None or watcher is None or self._closing is not None:
+        if connection is None or watcher is None or self._ending.is_under_way:
             raise RuntimeError(f"backend '{self.name}' is not started: await it first")
         client = connection.client
         if client.status != "running":
@@ -309,9 +310,7 @@ class DaskExecutionBackend(ExecutionBackend):
         """
         if self._loop is None:
             return
-        if self._closing is None:
-            self._closing = self._loop.create_task(self._close())
-        await asyncio.shield(self._closing)
+        await self._ending.wait(self._close)
 
     async def _close(self) -> None:
         try:
@@ -326,4 +325,6 @@ class DaskExecutionBackend(ExecutionBackend):
             if self._connection is not None:
                 await self._connection.close()
         finally:
-            self._connection = self._watcher = self._loop = self._closing = None
+            if self._ending.is_current():
+                self._connection = self._watcher = self._loop = None
+                self._ending.forget()

@@ -181,6 +181,10 @@ class LocalExecutionBackend(HostExecutionBackend):
         if outcomes:
             self._report(outcomes)
 
+    def look_again(self) -> None:
+        super().look_again()
+        self._report_changes()
+
     def _add_running(self, item: WorkItem, outcomes: list[Outcome]) -> None:
         """Add that an item runs, if it does; in another process that is known only at its end."""
         submission = item.submission

@@ -169,6 +169,13 @@ class PoolWatch:
         if self.has_lost_its_thread():  # which would have seen to that
             _end_all(processes)
 
+    def kill_workers(self) -> bool:
+        """Kill the worker processes, if the executor has some; its calls end with it then."""
+        processes = dict(getattr(self._executor, "_processes", None) or {})
+        for process in processes.values():
+            _kill(process)
+        return bool(processes)
+
     def trim_idle(self) -> None:
         """Correct the executor's count of idle workers, before a submission and when a call ends.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.process
 import contextlib
 import functools
+import logging
+import os
 import threading
 from collections import deque
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from dftracer.asyncflow.backends.base import State
 from dftracer.asyncflow.backends.local.pools import (
@@ -19,12 +23,15 @@ from dftracer.asyncflow.backends.local.pools import (
     remake_of,
 )
 from dftracer.asyncflow.errors import let_out, text_of_error
+from dftracer.utils.lifetime.exit import exit_patience_s
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from dftracer.asyncflow.backends.local.changes import Changes
     from dftracer.asyncflow.backends.local.work import WorkItem
+
+_log = logging.getLogger("dftracer.asyncflow")
 
 CHECK_S = 1.0
 """How often a pool of processes is checked while it has work."""
@@ -63,6 +70,8 @@ class RecoveringPool:
         self._has_ended_some = False
         """Whether an item has ended since the last break. Set by any thread."""
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        _alive.add(self)
 
     def submit(self, item: WorkItem) -> None:
         """Hand an item to the executor, or keep it for the next if that has broken.
@@ -115,6 +124,27 @@ class RecoveringPool:
             self._note_break(item, error)
             return
         future.add_done_callback(functools.partial(self._note_end, item))
+
+    def end_at_exit(self) -> None:
+        """Let the interpreter exit, whose executors wait for their calls without an end.
+
+        So does this, as long as calls end. When none has for a while, worker processes are killed.
+        """
+        if os.getpid() != self._process:
+            return  # of the parent of a fork
+        left = {item.future for item in list(self.items) if item.future is not None}
+        try:
+            while left:
+                ended, left = wait(left, exit_patience_s(), FIRST_COMPLETED)
+                if not ended:
+                    break
+        finally:  # a signal's handler may raise
+            if left and self._watch.kill_workers():
+                _log.warning(
+                    "%d call(s) on a pool of processes were given up at interpreter exit, because "
+                    "none had ended for a while (DFTRACER_EXIT_PATIENCE_S)",
+                    len(left),
+                )
 
     # --- ends -----------------------------------------------------------------------------------
 
@@ -242,3 +272,17 @@ class RecoveringPool:
         for item in items:
             item.fail(f"cannot begin: {reason}, and {why}", broken.cause)
             self._changes.add_end(item)
+
+
+_alive: WeakSet[RecoveringPool] = WeakSet()
+
+
+def _end_all_at_exit() -> None:
+    for pool in list(_alive):
+        pool.end_at_exit()
+
+
+# What is registered later is called earlier: this must come before that of the executors, which has
+# been registered by importing them.
+assert concurrent.futures.process is not None
+threading._register_atexit(_end_all_at_exit)  # type: ignore[attr-defined]

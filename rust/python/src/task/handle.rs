@@ -555,15 +555,21 @@ impl TaskHandle {
         token: Py<PyAny>,
     ) {
         let delivery = Delivery { token, news: News::Ended(self_.clone().unbind()) };
-        Self::tell(self_, Waiter::Mailbox { mailbox: mailbox.clone(), delivery });
+        let waiter = Waiter::Mailbox { mailbox: mailbox.clone(), delivery };
+        let Err(waiter) = self_.get().add_waiter(waiter) else { return };
+        if let Ok(sleeper) = waiter.deliver(Some(self_.py())) {
+            wake(&mut sleeper.into_iter().collect());
+        }
     }
 
-    /// Tells `waiter` of the end of the task; at once if it has ended.
-    pub(super) fn tell(self_: &Bound<'_, Self>, waiter: Waiter) {
-        let Err(waiter) = self_.get().add_waiter(waiter) else { return };
-        match waiter.deliver(Some(self_.py())) {
-            Ok(sleeper) => wake(&mut sleeper.into_iter().collect()),
-            Err(callback) => callbacks::call(self_.py(), &callback, (self_.clone(),)),
+    /// Calls `callback` when the task has ended; at once if it has, and then what it raises may be an
+    /// error here.
+    pub(super) fn call_at_end(self_: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
+        let py = self_.py();
+        let Err(waiter) = self_.get().add_waiter(Waiter::Callback(callback)) else { return Ok(()) };
+        match waiter.deliver(Some(py)) {
+            Err(callback) => callbacks::call_for_caller(py, &callback, (self_.clone(),)),
+            Ok(_) => Ok(()),
         }
     }
 

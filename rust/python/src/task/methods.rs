@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
 use super::job::NativeJob;
-use super::waiter::Waiter;
+use super::settle::EndedBy;
 use super::{Content, Outcome, TaskHandle};
 use crate::interp::clock::nanos_now;
 use crate::interp::names::exact;
@@ -218,13 +218,13 @@ impl TaskHandle {
     ///
     /// It is called on the thread that ends the task; for programs and file work, and at
     /// deadlines, on a thread for callbacks. It may wait, fork and shut down. What it raises is
-    /// logged.
+    /// logged; but where it is called within this method, or within :meth:`cancel`, what is no
+    /// ``Exception`` is raised there, Ctrl-C above all.
     fn add_done_callback(self_: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
         if !callback.bind(self_.py()).is_callable() {
             return Err(PyTypeError::new_err("add_done_callback() takes a callable"));
         }
-        Self::tell(self_, Waiter::Callback(callback));
-        Ok(())
+        Self::call_at_end(self_, callback)
     }
 
     /// Post the end of the task to ``mailbox`` under ``token``.
@@ -332,7 +332,7 @@ impl TaskHandle {
             // Its place in the queue is skipped later.
             this.request_cancel();
             this.times.started.store(nanos_now(), Ordering::Relaxed);
-            Self::settle(self_.as_unbound(), Outcome::Cancelled, self_.py());
+            Self::settle_for_caller(self_, EndedBy::Itself, || ())?;
             return Ok(DEQUEUED);
         }
         if this.is_settled() {
@@ -349,7 +349,7 @@ impl TaskHandle {
         let mut told = Ok(false);
         let stop = || told = this.stop(py, stopper);
         if ends_now {
-            Self::settle_and(self_.as_unbound(), Outcome::Cancelled, py, stop);
+            Self::settle_for_caller(self_, EndedBy::Other, stop)?;
         } else {
             this.request_cancel();
             stop();

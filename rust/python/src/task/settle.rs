@@ -28,7 +28,7 @@ use dftracer_core::task_state::state::FAILED;
 
 /// Who ends a task.
 #[derive(Clone, Copy, PartialEq)]
-enum EndedBy {
+pub(super) enum EndedBy {
     /// Whoever has run it.
     Itself,
     /// One who asks its body to stop. The request is made together with the end: a body that sees it
@@ -68,19 +68,20 @@ impl TaskHandle {
         end.is_some()
     }
 
-    /// As `settle`, of a task whose body is asked to stop; `stop` is called when the task has ended,
-    /// before any code of the user's, which may wait for what is stopped.
-    pub(crate) fn settle_and(
-        self_: &Py<Self>,
-        outcome: Outcome,
-        py: Python<'_>,
+    /// Ends the task as cancelled, in a thread of the user's; `stop` is called when it has ended,
+    /// before any code of the user's, which may wait for what is stopped. An error is the first that
+    /// a callback has raised here and that is no `Exception`.
+    pub(super) fn settle_for_caller(
+        self_: &Bound<'_, Self>,
+        by: EndedBy,
         stop: impl FnOnce(),
-    ) -> bool {
+    ) -> PyResult<()> {
+        let (this, py, mut raised) = (self_.as_unbound(), self_.py(), Ok(()));
         let mut sleepers = Sleepers::new();
-        let by = EndedBy::Other;
-        let end = Self::settle_first(self_, outcome, py, &mut sleepers, by, stop);
+        let cancelled = Outcome::Cancelled;
+        Self::settle_first(this, cancelled, py, &mut sleepers, by, stop, Some(&mut raised));
         wake(&mut sleepers);
-        end.is_some()
+        raised
     }
 
     /// Ends the task, once: `None` if it had ended already, and then `outcome` is dropped. Its
@@ -93,7 +94,7 @@ impl TaskHandle {
         py: Python<'_>,
         sleepers: &mut Sleepers,
     ) -> Option<End> {
-        Self::settle_first(self_, outcome, py, sleepers, EndedBy::Itself, || ())
+        Self::settle_first(self_, outcome, py, sleepers, EndedBy::Itself, || (), None)
     }
 
     fn settle_first(
@@ -103,6 +104,7 @@ impl TaskHandle {
         sleepers: &mut Sleepers,
         by: EndedBy,
         stop: impl FnOnce(),
+        raised: Option<&mut PyResult<()>>,
     ) -> Option<End> {
         let this = self_.get();
         let (state, content) = Content::of_outcome(outcome, py);
@@ -119,7 +121,7 @@ impl TaskHandle {
         if !unheard {
             let is_untold = !waiters.is_none();
             let callbacks = waiters.deliver(sleepers, Some(py));
-            this.call_back(self_, py, failed, (callbacks, is_untold), sleepers);
+            this.call_back(self_, py, failed, (callbacks, is_untold), sleepers, raised);
         }
         if let Some(shared) = &this.shared {
             shared.tasks_ended(1, sleepers);
@@ -236,7 +238,8 @@ impl TaskHandle {
     }
 
     /// Calls the functions that want to know of the end. All others who do are woken between the
-    /// error callback and the done callbacks, if there are any (`is_untold`).
+    /// error callback and the done callbacks, if there are any (`is_untold`). What a done callback
+    /// raises that is no `Exception` goes to `raised`, if somebody hears of that.
     fn call_back(
         &self,
         self_: &Py<Self>,
@@ -244,6 +247,7 @@ impl TaskHandle {
         failed: bool,
         (callbacks, is_untold): (Vec<Py<PyAny>>, bool),
         sleepers: &mut Sleepers,
+        mut raised: Option<&mut PyResult<()>>,
     ) {
         let error_callback = self.shared.as_ref().filter(|_| failed);
         let error_callback = error_callback.and_then(|shared| shared.error_callback(py));
@@ -258,7 +262,14 @@ impl TaskHandle {
         wake(sleepers);
         let _within = Within::ending(self_.clone_ref(py), false);
         for callback in callbacks {
-            callbacks::call(py, &callback, (self_.clone_ref(py),));
+            let args = (self_.clone_ref(py),);
+            match &mut raised {
+                // Of several errors the caller can raise one only.
+                Some(first) if first.is_ok() => {
+                    **first = callbacks::call_for_caller(py, &callback, args);
+                }
+                _ => callbacks::call(py, &callback, args),
+            }
         }
     }
 
@@ -324,6 +335,7 @@ impl TaskHandle {
             this.who_hears_of_failure(this.state()).is_some(),
             (callbacks, is_untold),
             sleepers,
+            None,
         );
         if let Some(shared) = &this.shared {
             shared.tasks_ended(1, sleepers);
