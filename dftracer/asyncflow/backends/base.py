@@ -108,6 +108,8 @@ class ExecutionBackend(ABC):
     more, results would pile up before those who wait for them get their turn."""
     leaves_results = False
     """Whether it may report a :class:`RemoteValue`."""
+    _tasks: Mapping[str, dict[str, Any]] | None = None
+    """What a subclass has put in the place of :attr:`tasks`."""
 
     def __init__(self, name: str = "default") -> None:
         self.name = name
@@ -116,8 +118,6 @@ class ExecutionBackend(ABC):
         self._callback_func: Callback = _ignore_task
         self._report: Report = ignore_report
         self._work_dir = os.getcwd()
-        self._tasks: Mapping[str, dict[str, Any]] | None = None
-        """What a subclass has put in the place of :attr:`tasks`."""
 
     # --- for engines ----------------------------------------------------------------------------
 
