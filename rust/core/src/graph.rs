@@ -78,6 +78,16 @@ enum Worst {
 }
 
 /// All unfinished nodes and their edges.
+///
+/// ```
+/// use dftracer_core::graph::{Graph, Outcome, Resolution};
+///
+/// let mut graph = Graph::default();
+/// assert!(graph.add(1, &[])?, "it waits for nobody");
+/// assert!(!graph.add(2, &[1])?);
+/// assert_eq!(graph.finish(1, Outcome::Done)?, [(2, Resolution::Ready)]);
+/// # Ok::<(), dftracer_core::graph::GraphError>(())
+/// ```
 #[derive(Default)]
 pub struct Graph {
     // Not by the hash of the standard library: its strength is for keys that strangers choose.

@@ -78,6 +78,20 @@ const UNFINISHED: u64 = (1 << UNFINISHED_BITS) - 1;
 const ONE_ACCEPTANCE: u64 = 1 << UNFINISHED_BITS;
 
 /// The counts of one runtime.
+///
+/// ```
+/// use dftracer_core::outstanding::{Ending, Outstanding, StandingStill};
+///
+/// static STANDING: StandingStill = StandingStill::new();
+/// let outstanding = Outstanding::new();
+/// assert!(outstanding.accept(2));
+/// assert!(outstanding.close(), "it was open");
+/// let mut sleepers = Vec::new();
+/// outstanding.count(Ending::Completed, 2);
+/// assert!(!outstanding.end(1, &STANDING, &mut sleepers));
+/// assert!(outstanding.end(1, &STANDING, &mut sleepers), "no task is left");
+/// assert_eq!(outstanding.counts().completed, 2);
+/// ```
 pub struct Outstanding {
     /// How many tasks are unfinished, and how often some were accepted. SeqCst: who waits enters
     /// itself, then looks here; who ends a task counts here, then looks who waits; who closes stores this,

@@ -29,6 +29,12 @@ const MASK: &str = "***";
 type Range = (usize, usize);
 
 /// Secrets, in all their forms. Of very many, those that were not added lately are forgotten.
+///
+/// ```
+/// let mut secrets = dftracer_core::redact::Secrets::default();
+/// secrets.add(["sk-0123456789"]);
+/// assert_eq!(secrets.hide("key sk-0123456789!"), "key ***!");
+/// ```
 #[derive(Default)]
 pub struct Secrets {
     young: Forms,

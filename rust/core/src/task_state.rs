@@ -80,6 +80,16 @@ pub enum Cancel {
 }
 
 /// The state of one task, in two bytes.
+///
+/// ```
+/// use dftracer_core::task_state::{Cancel, TaskState, state};
+///
+/// let task = TaskState::default();
+/// assert!(task.claim(), "a worker runs it");
+/// assert_eq!(task.cancel(), Cancel::Running, "its body is to be reached");
+/// assert!(task.end(state::CANCELLED));
+/// assert!(!task.end(state::DONE), "it has ended");
+/// ```
 pub struct TaskState {
     /// `QUEUED` → `RUNNING` by whoever claims the task; `QUEUED` or `RUNNING` → a terminal state
     /// once, while what the task holds is locked. Acquire and Release: who sees a state sees what was

@@ -75,6 +75,17 @@ pub enum Rest {
 pub struct TooManyBlocked;
 
 /// Jobs that wait and the roster of the workers that serve them.
+///
+/// ```
+/// use dftracer_core::sched::lane::{Lane, Order};
+///
+/// let lane = Lane::new(2);
+/// assert_eq!(lane.push("a job"), Order::StartWorker);
+/// assert_eq!(lane.push("another"), Order::Nothing, "a worker is on its way");
+/// // On the thread that was started for it:
+/// lane.awake();
+/// assert_eq!(lane.pop(), (Some("a job"), Order::StartWorker), "there is more to do");
+/// ```
 pub struct Lane<J> {
     jobs: Jobs<J>,
     /// A worker was woken or is being started, and has not looked at the queue yet.

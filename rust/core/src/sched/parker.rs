@@ -26,12 +26,10 @@ pub use imp::Parker;
 
 #[cfg(all(target_os = "linux", not(dft_portable)))]
 mod imp {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::Ordering;
     use std::time::{Duration, Instant};
 
-    use rustix::io::Errno;
-    use rustix::thread::futex::{self, Flags, Timespec};
-
+    use super::super::sync::{Futex, FutexWait};
     use super::{Unpark, Wakeup};
 
     const EMPTY: u32 = 0;
@@ -40,11 +38,23 @@ mod imp {
 
     /// A one-thread sleep on a futex, so that a signal ends the system call (a condition variable
     /// would go back to sleep and Ctrl-C would wait with it).
+    ///
+    /// `tests/loom_parker.rs` tries every interleaving.
+    ///
+    /// ```
+    /// use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
+    ///
+    /// let parker = Parker::default();
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| parker.unpark());
+    ///     while parker.park(None) != Wakeup::Notified {} // a signal may come first
+    /// });
+    /// ```
     #[derive(Default)]
     pub struct Parker {
         /// `EMPTY` → `PARKED` by the sleeper; anything → `NOTIFIED` by a waker; `NOTIFIED` →
         /// `EMPTY` by the sleeper, who thereby consumes the wake-up.
-        state: AtomicU32,
+        state: Futex,
     }
 
     impl Parker {
@@ -56,12 +66,11 @@ mod imp {
                 if self.take_notification() {
                     return Wakeup::Notified;
                 }
-                let parked = self.state.compare_exchange(
-                    EMPTY,
-                    PARKED,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                );
+                // Relaxed: nothing is published, and what a waker has published is acquired by who
+                // takes its notification.
+                let word = self.state.word();
+                let parked =
+                    word.compare_exchange(EMPTY, PARKED, Ordering::Relaxed, Ordering::Relaxed);
                 if parked.is_err() {
                     continue; // notified in between
                 }
@@ -69,16 +78,15 @@ mod imp {
                 if remaining.is_some_and(|r| r.is_zero()) {
                     return self.stop_parking(Wakeup::TimedOut);
                 }
-                let timespec = remaining.and_then(|r| Timespec::try_from(r).ok());
-                match futex::wait(&self.state, Flags::PRIVATE, PARKED, timespec.as_ref()) {
-                    Ok(()) | Err(Errno::AGAIN) => {
+                match self.state.wait(PARKED, remaining) {
+                    FutexWait::Woken => {
                         // Woken, or spuriously: `stop_parking` finds out which.
                         if self.stop_parking(Wakeup::Interrupted) == Wakeup::Notified {
                             return Wakeup::Notified;
                         }
                     }
-                    Err(Errno::TIMEDOUT) => return self.stop_parking(Wakeup::TimedOut),
-                    Err(_) => return self.stop_parking(Wakeup::Interrupted),
+                    FutexWait::TimedOut => return self.stop_parking(Wakeup::TimedOut),
+                    FutexWait::Interrupted => return self.stop_parking(Wakeup::Interrupted),
                 }
             }
         }
@@ -86,17 +94,18 @@ mod imp {
         /// Consumes a notification if there is one. Cheap enough to be called in a loop.
         pub(crate) fn take_notification(&self) -> bool {
             // Relaxed: only to leave the cache line to the notifier until there is something.
-            if self.state.load(Ordering::Relaxed) != NOTIFIED {
+            let word = self.state.word();
+            if word.load(Ordering::Relaxed) != NOTIFIED {
                 return false;
             }
-            self.state
-                .compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
+            // Acquire: as in `park`.
+            word.compare_exchange(NOTIFIED, EMPTY, Ordering::Acquire, Ordering::Relaxed).is_ok()
         }
 
         /// Leaves `PARKED`. A notification that came first wins over `otherwise`.
         fn stop_parking(&self, otherwise: Wakeup) -> Wakeup {
-            match self.state.swap(EMPTY, Ordering::Acquire) {
+            // Acquire: as in `park`.
+            match self.state.word().swap(EMPTY, Ordering::Acquire) {
                 NOTIFIED => Wakeup::Notified,
                 _ => otherwise,
             }
@@ -106,9 +115,8 @@ mod imp {
     impl Unpark for Parker {
         fn unpark(&self) {
             // Release: the sleeper sees all that happened before this call.
-            if self.state.swap(NOTIFIED, Ordering::Release) == PARKED {
-                // An error here would mean a bad address, which a reference cannot be.
-                let _ = futex::wake(&self.state, Flags::PRIVATE, 1);
+            if self.state.word().swap(NOTIFIED, Ordering::Release) == PARKED {
+                self.state.wake_one();
             }
         }
     }
@@ -188,7 +196,7 @@ impl Parker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dft_loom)))]
 mod tests {
     use std::sync::Arc;
 

@@ -7,6 +7,55 @@ pub(crate) use self::real::*;
 #[cfg(dft_loom)]
 pub(crate) use self::modelled::*;
 
+/// Why a thread that slept on a [`Futex`] runs again.
+#[cfg(all(target_os = "linux", not(dft_portable)))]
+pub(crate) enum FutexWait {
+    /// It was woken, or the word was another one, or for no reason.
+    Woken,
+    TimedOut,
+    /// By a signal.
+    #[cfg_attr(dft_loom, expect(dead_code, reason = "no signals in a model"))]
+    Interrupted,
+}
+
+#[cfg(all(target_os = "linux", not(dft_portable), not(dft_loom)))]
+mod futex {
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
+    use rustix::io::Errno;
+    use rustix::thread::futex::{Flags, Timespec, wait, wake};
+
+    use super::FutexWait;
+
+    /// A word on which the kernel lets a thread sleep.
+    #[derive(Default)]
+    pub(crate) struct Futex(AtomicU32);
+
+    impl Futex {
+        #[inline]
+        pub(crate) fn word(&self) -> &AtomicU32 {
+            &self.0
+        }
+
+        /// Sleeps while the word is `expected`, for at most `timeout`.
+        pub(crate) fn wait(&self, expected: u32, timeout: Option<Duration>) -> FutexWait {
+            let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+            match wait(&self.0, Flags::PRIVATE, expected, timespec.as_ref()) {
+                Ok(()) | Err(Errno::AGAIN) => FutexWait::Woken,
+                Err(Errno::TIMEDOUT) => FutexWait::TimedOut,
+                Err(_) => FutexWait::Interrupted,
+            }
+        }
+
+        /// Wakes one who sleeps.
+        pub(crate) fn wake_one(&self) {
+            // An error here would mean a bad address, which a reference cannot be.
+            let _ = wake(&self.0, Flags::PRIVATE, 1);
+        }
+    }
+}
+
 #[cfg(not(dft_loom))]
 mod real {
     pub(crate) use std::hint::spin_loop as spin;
@@ -19,6 +68,9 @@ mod real {
 
     pub(crate) use crate::sched::notifier::Notifier;
     pub(crate) use crate::sched::spin::Spinner;
+
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    pub(crate) use super::futex::Futex;
 
     /// After a sequentially consistent operation: nothing, as that takes part in their total order.
     #[inline]
@@ -60,13 +112,20 @@ mod real {
 mod modelled {
     use std::collections::VecDeque;
     use std::io;
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    use std::time::Duration;
 
     use loom::sync::Condvar;
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    use loom::sync::atomic::AtomicU32;
     pub(crate) use loom::sync::atomic::{
         AtomicBool, AtomicI64, AtomicIsize, AtomicU8, AtomicU64, AtomicUsize, fence,
     };
     pub(crate) use loom::sync::{Mutex, MutexGuard};
     pub(crate) use loom::thread::yield_now as spin;
+
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    use super::FutexWait;
 
     /// The model takes sequentially consistent operations for weaker ones, but knows the fence.
     pub(crate) fn in_total_order() {
@@ -99,6 +158,40 @@ mod modelled {
 
         fn lock(&self) -> MutexGuard<'_, VecDeque<J>> {
             self.0.lock().expect("never poisoned in a model")
+        }
+    }
+
+    /// The kernel compares the word and puts the thread to sleep in one step, and no wake-up comes
+    /// between: here under a lock. Nobody runs out of time.
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    #[derive(Default)]
+    pub(crate) struct Futex {
+        word: AtomicU32,
+        kernel: Mutex<()>,
+        woken: Condvar,
+    }
+
+    #[cfg(all(target_os = "linux", not(dft_portable)))]
+    impl Futex {
+        pub(crate) fn word(&self) -> &AtomicU32 {
+            &self.word
+        }
+
+        pub(crate) fn wait(&self, expected: u32, timeout: Option<Duration>) -> FutexWait {
+            if timeout.is_some() {
+                return FutexWait::TimedOut;
+            }
+            let kernel = self.kernel.lock().expect("never poisoned in a model");
+            // Relaxed: as the kernel, this orders nothing for who sleeps.
+            if self.word.load(std::sync::atomic::Ordering::Relaxed) == expected {
+                drop(self.woken.wait(kernel).expect("never poisoned in a model"));
+            }
+            FutexWait::Woken
+        }
+
+        pub(crate) fn wake_one(&self) {
+            let _kernel = self.kernel.lock().expect("never poisoned in a model");
+            self.woken.notify_one();
         }
     }
 
