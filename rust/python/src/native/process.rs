@@ -18,8 +18,8 @@ use crate::interp::errors::{os_error, timeout_error};
 use crate::interp::fork::apart_from_forks;
 use crate::native::outcome::because;
 use crate::runtime::shared::Shared;
+use crate::task::completion::Completion;
 use crate::task::job::{Named, NativeJob, NativeOutcome};
-use crate::task::mailbox::Delivery;
 use crate::task::{Content, NativeRun, Outcome, TaskHandle, seconds};
 use crate::trace::failure::end_of;
 
@@ -66,7 +66,7 @@ pub(crate) struct Request {
     /// Whether `wait_all` and `get_failed` speak of it.
     pub(crate) tracked: bool,
     /// Who is told that it begins.
-    pub(crate) begun: Option<(Arc<CoreMailbox<Delivery>>, Py<PyAny>)>,
+    pub(crate) begun: Option<(Arc<CoreMailbox<Completion>>, Py<PyAny>)>,
 }
 
 /// Starts the process on the I/O lane and returns its handle, which is not yet begun to be waited
@@ -116,7 +116,7 @@ pub(crate) fn submit<'py>(
             apart_from_forks(|| {
                 let claimed = claimer.0.get().claim();
                 if claimed && let Some((mailbox, token)) = claimer.1.take() {
-                    mailbox.push(Delivery::begun(token));
+                    mailbox.push(Completion::begun(token));
                 }
                 claimed
             })

@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
 use super::address::HandleAddress;
+use super::completion::{Completion, Event};
 use super::content::{Content, cancelled_error, restore_traceback};
 use super::family::Family;
 use super::job::{Named, NativeOutcome};
@@ -33,7 +34,6 @@ use crate::interp::origin::Origin;
 use crate::interp::signals;
 use crate::interp::slot::LaneKind;
 use crate::runtime::shared::Shared;
-use crate::task::mailbox::{Delivery, News};
 use crate::task::waits::Waiting;
 use crate::worker;
 use crate::worker::stopping::BodyWait;
@@ -438,7 +438,7 @@ impl TaskHandle {
         let cell = self.lock();
         let waiters = cell.extras.as_ref().map(|extras| &extras.waiters);
         let Some((mailbox, token)) = waiters.and_then(Waiters::mailbox) else { return };
-        let (mailbox, begun) = (mailbox.clone(), Delivery::begun(token.clone_ref(py)));
+        let (mailbox, begun) = (mailbox.clone(), Completion::begun(token.clone_ref(py)));
         // Still locked, so that it comes before the end: whoever ends the task takes its waiters
         // out under this lock, and posts after that.
         let is_asleep = mailbox.push_without_wake(begun);
@@ -551,11 +551,12 @@ impl TaskHandle {
     /// Posts `token` to `mailbox` when the task has ended; at once if it has.
     pub(crate) fn deliver_to(
         self_: &Bound<'_, Self>,
-        mailbox: &Arc<CoreMailbox<Delivery>>,
+        mailbox: &Arc<CoreMailbox<Completion>>,
         token: Py<PyAny>,
     ) {
-        let delivery = Delivery { token, news: News::Ended(self_.clone().unbind()) };
-        let waiter = Waiter::Mailbox { mailbox: mailbox.clone(), delivery };
+        let handle = self_.clone().into_any().unbind();
+        let completion = Completion { token, event: Event::Ended(handle) };
+        let waiter = Waiter::Mailbox { mailbox: mailbox.clone(), completion };
         let Err(waiter) = self_.get().add_waiter(waiter) else { return };
         if let Ok(sleeper) = waiter.deliver(Some(self_.py())) {
             wake(&mut sleeper.into_iter().collect());

@@ -1,7 +1,7 @@
 //! What becomes of tasks, on its way to an event loop.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
 use dftracer_core::task_state::state;
@@ -10,44 +10,16 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
+use super::TaskHandle;
+use super::completion::{Completion, Event};
 use crate::interp::fork::Process;
 use crate::interp::once::intern;
 use crate::interp::signals;
-use crate::task::TaskHandle;
-
-/// One task, by the object that its submitter gave to recognise it by, and what is new of it.
-pub(crate) struct Delivery {
-    pub(crate) token: Py<PyAny>,
-    pub(crate) news: News,
-}
-
-pub(crate) enum News {
-    /// It has begun, at this time.
-    Begun(SystemTime),
-    /// It has ended.
-    Ended(Py<TaskHandle>),
-}
-
-impl Delivery {
-    /// Shows the garbage collector what this holds.
-    pub(crate) fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.token)?;
-        match &self.news {
-            News::Begun(_) => Ok(()),
-            News::Ended(handle) => visit.call(handle),
-        }
-    }
-
-    /// That the task of `token` begins now.
-    pub(crate) fn begun(token: Py<PyAny>) -> Self {
-        Self { token, news: News::Begun(SystemTime::now()) }
-    }
-}
 
 /// A queue of outcomes, on their way to an event loop, which is woken once per burst.
 #[pyclass(frozen, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Mailbox {
-    pub(crate) core: Arc<CoreMailbox<Delivery>>,
+    pub(crate) core: Arc<CoreMailbox<Completion>>,
     /// What the reader calls the states of a task, from `RUNNING` on.
     states: [Py<PyAny>; 4],
     /// In which it was made: in a copy, the lock of what waits may be held for ever.
@@ -79,7 +51,7 @@ impl Mailbox {
 
     /// Post, from any thread, that the task of ``token`` begins now.
     fn post(&self, token: Py<PyAny>) {
-        self.core.push(Delivery::begun(token));
+        self.core.push(Completion::begun(token));
     }
 
     /// Take what is oldest, at most ``limit``: token, state, and value or exception.
@@ -99,18 +71,19 @@ impl Mailbox {
         look: bool,
         into: Option<Bound<'py, PyList>>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let deliveries = match look {
+        let completions = match look {
             true => signals::look(py, || self.core.spin(limit)),
             false => self.core.drain(limit),
         };
         let items = into.unwrap_or_else(|| PyList::empty(py));
-        for Delivery { token, news } in deliveries {
-            match news {
-                News::Begun(at) => {
+        for Completion { token, event } in completions {
+            match event {
+                Event::Begun(at) => {
                     let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
                     items.append((token, self.name(py, state::RUNNING), seconds))?;
                 }
-                News::Ended(handle) => {
+                Event::Ended(handle) => {
+                    let handle = handle.bind(py).cast::<TaskHandle>()?;
                     let (state, value) = handle.get().report(py);
                     items.append((token, self.name(py, state), value))?;
                 }
@@ -124,9 +97,9 @@ impl Mailbox {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         let mut shown = self.states.iter().try_for_each(|state| visit.call(state));
         if !self.process.is_copy() {
-            self.core.for_each(|delivery| {
+            self.core.for_each(|completion| {
                 if shown.is_ok() {
-                    shown = delivery.traverse(&visit);
+                    shown = completion.traverse(&visit);
                 }
             });
         }

@@ -1,6 +1,7 @@
 //! A task: what it is to run, how far it is, who waits for it, and how it ended.
 
 pub(crate) mod address;
+pub(crate) mod completion;
 mod content;
 pub(crate) mod family;
 mod handle;

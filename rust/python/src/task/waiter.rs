@@ -8,8 +8,8 @@ use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
+use super::completion::Completion;
 use crate::interp::gc;
-use crate::task::mailbox::Delivery;
 
 /// Threads and event loops that are to be woken.
 pub(crate) type Sleepers = Vec<Arc<dyn Unpark>>;
@@ -24,11 +24,11 @@ pub(crate) fn wake(sleepers: &mut Sleepers) {
 /// Who wants to know.
 pub(crate) enum Waiter {
     Thread(Arc<Parker>),
-    /// The delivery is complete from the start (it holds the task itself until then), so that a
+    /// The completion is complete from the start (it holds the task itself until then), so that a
     /// thread without the interpreter can post it.
     Mailbox {
-        mailbox: Arc<CoreMailbox<Delivery>>,
-        delivery: Delivery,
+        mailbox: Arc<CoreMailbox<Completion>>,
+        completion: Completion,
     },
     /// A function that is called with the handle.
     Callback(Py<PyAny>),
@@ -67,8 +67,8 @@ impl Waiters {
     /// Takes out the mailbox that was to be posted `token`, if there is one.
     pub(crate) fn take_mailbox(&mut self, token: &Py<PyAny>) -> Option<Waiter> {
         let is_it = |waiter: &Waiter| {
-            matches!(waiter, Waiter::Mailbox { delivery, .. }
-                if delivery.token.as_ptr() == token.as_ptr())
+            matches!(waiter, Waiter::Mailbox { completion, .. }
+                if completion.token.as_ptr() == token.as_ptr())
         };
         match self {
             Self::One(waiter) if is_it(waiter) => match std::mem::take(self) {
@@ -84,14 +84,14 @@ impl Waiters {
     }
 
     /// The mailbox that is to be posted the end of the task, and under which token.
-    pub(crate) fn mailbox(&self) -> Option<(&Arc<CoreMailbox<Delivery>>, &Py<PyAny>)> {
+    pub(crate) fn mailbox(&self) -> Option<(&Arc<CoreMailbox<Completion>>, &Py<PyAny>)> {
         let waiters = match self {
             Self::None => &[],
             Self::One(waiter) => std::slice::from_ref(waiter),
             Self::Many(waiters) => waiters.as_slice(),
         };
         waiters.iter().find_map(|waiter| match waiter {
-            Waiter::Mailbox { mailbox, delivery } => Some((mailbox, &delivery.token)),
+            Waiter::Mailbox { mailbox, completion } => Some((mailbox, &completion.token)),
             _ => None,
         })
     }
@@ -128,7 +128,7 @@ impl Waiters {
         };
         waiters.iter().try_for_each(|waiter| match waiter {
             Waiter::Thread(_) => Ok(()),
-            Waiter::Mailbox { delivery, .. } => delivery.traverse(visit),
+            Waiter::Mailbox { completion, .. } => completion.traverse(visit),
             Waiter::Callback(callback) => visit.call(callback),
         })
     }
@@ -158,13 +158,13 @@ impl Waiter {
     ) -> Result<Option<Arc<dyn Unpark>>, Py<PyAny>> {
         match self {
             Self::Thread(parker) => Ok(Some(parker)),
-            Self::Mailbox { mailbox, delivery } => {
+            Self::Mailbox { mailbox, completion } => {
                 // The task does not hold it any more, and the collector looks through mailboxes.
                 // What ends without the interpreter has tokens that were never off the list.
                 if let Some(py) = py {
-                    gc::track(delivery.token.bind(py));
+                    gc::track(completion.token.bind(py));
                 }
-                Ok(mailbox.push_without_wake(delivery).then_some(mailbox as Arc<dyn Unpark>))
+                Ok(mailbox.push_without_wake(completion).then_some(mailbox as Arc<dyn Unpark>))
             }
             Self::Callback(callback) => Err(callback),
         }
