@@ -7,6 +7,7 @@ mod batch;
 mod graph;
 mod interp;
 mod native;
+mod owner;
 mod runtime;
 mod task;
 mod trace;
@@ -19,11 +20,11 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::batch::results::Results;
-    #[pymodule_export]
     use crate::graph::Graph;
     #[pymodule_export]
     use crate::interp::fork::{after_fork_in_child, after_fork_in_parent, before_fork};
+    #[pymodule_export]
+    use crate::interp::frames::bare_frame;
     #[pymodule_export]
     use crate::interp::gc::{track_all, untrack_future};
     #[pymodule_export]
@@ -33,23 +34,23 @@ mod _native {
     #[pymodule_export]
     use crate::runtime::exit::{available_cpus, running_task, shutdown_all};
     #[pymodule_export]
+    use crate::runtime::results::Results;
+    #[pymodule_export]
     use crate::task::TaskHandle;
     #[pymodule_export]
-    use crate::task::kept::bare_frame;
+    use crate::task::current::PyBlocked;
     #[pymodule_export]
     use crate::task::mailbox::Mailbox;
     #[pymodule_export]
-    use crate::task::waits::PyWaiting;
+    use crate::task::wait::body::py_sleep;
+    #[pymodule_export]
+    use crate::task::wait::graph::PyWaiting;
     #[pymodule_export]
     use crate::trace::Trace;
     #[pymodule_export]
     use crate::trace::redact::{hide_secrets, keep_secret};
     #[pymodule_export]
-    use crate::worker::PyBlocked;
-    #[pymodule_export]
     use crate::worker::coroutine::CoroutineWorker;
-    #[pymodule_export]
-    use crate::worker::stopping::py_sleep;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -58,7 +59,7 @@ mod _native {
         // Nothing is cached: Python's levels may change, and we log little.
         let _ = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?.install();
         crate::interp::once::make_early(&module.py().get_type::<Runtime>())?;
-        crate::interp::fork::in_child(crate::task::waits::forked);
+        crate::interp::fork::in_child(crate::task::wait::graph::forked);
         crate::interp::errors::add_to(module)?;
         crate::runtime::submit::install(&module.py().get_type::<Runtime>())?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))

@@ -13,12 +13,12 @@
 //! What ended items have come to belongs to the one who reads the results, also for the garbage
 //! collector.
 
+mod items;
 mod reader;
-pub(crate) mod results;
 mod run;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use dftracer_core::interrupt_slot::Outer;
 use dftracer_core::task_state::state;
@@ -26,15 +26,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
 
 use crate::interp::call::{Call, copy_context, copy_of};
-use crate::interp::clock::nanos_now;
 use crate::interp::names::derive_name;
 use crate::interp::origin::Origin;
-use crate::interp::slot::LaneKind;
-use crate::interp::slot::Slot;
-use crate::runtime::shared::Shared;
-use crate::task::job::{NativeOutcome, OutOfTime};
-use crate::task::{Birth, Content, Look, Outcome, Sleepers, TaskHandle, wake};
-pub(crate) use run::run;
+use crate::interp::slot::{LaneKind, Slot};
+use crate::owner::items::{Items, Ticket};
+use crate::owner::job::{NativeOutcome, OutOfTime};
+use crate::owner::{Shared, Sleepers, wake};
+use crate::task::{Birth, Content, Outcome, TaskHandle};
 
 /// Why items end that a deadline finds.
 pub(crate) const OUT_OF_TIME: &str = "the runtime's deadline has passed";
@@ -101,17 +99,6 @@ enum Next {
     Claim(usize),
 }
 
-/// An item without a handle, as it was at one moment.
-pub(crate) struct Shown {
-    pub(crate) id: i64,
-    pub(crate) look: Look,
-    pub(crate) origin: Option<Py<Origin>>,
-    pub(crate) submitted: u64,
-    pub(crate) started: u64,
-    pub(crate) ended: u64,
-    pub(crate) parent: Option<i64>,
-}
-
 impl Batch {
     /// Accepts and queues `function(item)` for each of the items, for the lane of plain callables,
     /// each in its own copy of the current context.
@@ -140,7 +127,8 @@ impl Batch {
             len: count,
             places: Mutex::new(Places { list, next: 0, wanted: count, tickets: 0 }),
         });
-        shared.enter_batch(&batch);
+        let items: Weak<dyn Items> = Arc::downgrade(&(batch.clone() as Arc<dyn Items>));
+        shared.enter_batch(batch.first_id(), items);
         if let Err(error) = batch.queue_tickets(py, tickets) {
             batch.fail(py, &error);
         }
@@ -151,29 +139,15 @@ impl Batch {
         self.birth.first_id
     }
 
-    /// How many items no worker has come to yet, and how many tickets stand for them in the queue.
-    pub(crate) fn queued(&self) -> (usize, usize) {
-        let places = self.lock();
-        (self.len - places.next, places.tickets)
-    }
-
     /// A worker has taken a ticket.
-    pub(crate) fn ticket_taken(&self) {
+    fn ticket_taken(&self) {
         self.lock().tickets -= 1;
     }
 
-    /// Lets another worker go on with the batch, if there is something left: this one cannot.
-    pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>) -> PyResult<()> {
-        let places = self.lock();
-        let is_enough = places.tickets >= self.len - places.next;
-        drop(places);
-        if is_enough { Ok(()) } else { self.queue_tickets(py, 1) }
-    }
-
     fn queue_tickets(self: &Arc<Self>, py: Python<'_>, count: usize) -> PyResult<()> {
-        let ticket = TaskHandle::ticket(py, self.clone())?;
+        let ticket = Py::new(py, Ticket(self.clone()))?;
         self.lock().tickets += count;
-        let tickets = std::iter::repeat_with(|| ticket.clone().unbind()).take(count);
+        let tickets = std::iter::repeat_with(|| ticket.clone_ref(py).into_any()).take(count);
         let (sleeper, order) = self.shared.lane(LaneKind::Python).push_all(tickets);
         if let Some(sleeper) = sleeper {
             sleeper.unpark();
@@ -247,59 +221,8 @@ impl Batch {
         OUTCOME.get_or_init(|| Arc::new(OutOfTime(OUT_OF_TIME))).clone()
     }
 
-    /// Ends every item that has not begun, as failed, and shows those that are being called. No
-    /// item is made a task for that.
-    pub(crate) fn run_out(&self, py: Python<'_>) {
-        let name = self.name(py);
-        let (mut ended, mut arguments, mut running) = (Vec::new(), Vec::new(), Vec::new());
-        let at = nanos_now();
-        let mut places = self.lock();
-        for (index, place) in places.list.iter_mut().enumerate() {
-            match &place.item {
-                Item::Queued(_) => {
-                    arguments.push(std::mem::replace(&mut place.item, Item::OutOfTime));
-                    place.ended = at;
-                    ended.push(self.first_id() + index as i64);
-                }
-                Item::Running => running.push(index),
-                _ => {}
-            }
-        }
-        // Those that are left have handles, which are ended like all others.
-        places.next = self.len;
-        // Attached, so that whoever sees them as ended finds them among the failures.
-        self.shared.count_ends(state::FAILED, ended.len());
-        drop(places);
-        self.shared.record_failures(&ended, &name, &self.out_of_time());
-        drop(arguments);
-        self.have_ended(ended.len());
-        for index in running {
-            if let Err(error) = self.handle(py, index) {
-                error.write_unraisable(py, None);
-            }
-        }
-    }
-
-    /// Whether the task with that id is one of its items.
-    pub(crate) fn has(&self, id: i64) -> bool {
-        self.index_of(id).is_some()
-    }
-
     fn index_of(&self, id: i64) -> Option<usize> {
         usize::try_from(id - self.first_id()).ok().filter(|index| *index < self.len)
-    }
-
-    /// The handle of the item with that task id.
-    pub(crate) fn handle_of(&self, py: Python<'_>, id: i64) -> Option<Py<TaskHandle>> {
-        self.handle(py, self.index_of(id)?).ok().flatten()
-    }
-
-    /// The same, unless nobody has wanted to see it as a task yet.
-    pub(crate) fn shown(&self, py: Python<'_>, id: i64) -> Option<Py<TaskHandle>> {
-        match &self.lock().list[self.index_of(id)?].item {
-            Item::Shown(handle) => Some(handle.clone_ref(py)),
-            _ => None,
-        }
     }
 
     fn call(&self, py: Python<'_>, argument: Py<PyAny>) -> PyResult<Call> {
@@ -310,41 +233,6 @@ impl Batch {
                 let context = copy_of(context.bind(py))?;
                 Call::new(callable, PyTuple::new(py, [argument])?, None, Some(context))
             }
-        }
-    }
-
-    /// Gives every item that has not ended a handle, for somebody who looks for those.
-    pub(crate) fn show_unfinished(&self, py: Python<'_>) {
-        for index in 0..self.len {
-            if matches!(self.lock().list[index].item, Item::OutOfTime) {
-                continue;
-            }
-            if let Err(error) = self.handle(py, index) {
-                error.write_unraisable(py, None);
-            }
-        }
-    }
-
-    /// Tells of every item that has no handle, under the lock.
-    pub(crate) fn tell(&self, py: Python<'_>, mut tell: impl FnMut(Shown)) {
-        let parent = self.birth.parent.as_ref().map(|family| family.parent);
-        for (index, place) in self.lock().list.iter().enumerate() {
-            let state = match &place.item {
-                Item::Queued(_) => state::QUEUED,
-                Item::Running => state::RUNNING,
-                Item::Done(_) => state::DONE,
-                Item::Failed(_) | Item::OutOfTime => state::FAILED,
-                Item::Shown(_) | Item::Gone => continue,
-            };
-            tell(Shown {
-                id: self.first_id() + index as i64,
-                look: Look { state, name: None, callable: Some(self.function.clone_ref(py)) },
-                origin: self.origin.as_ref().map(|origin| origin.clone_ref(py)),
-                submitted: self.birth.at,
-                started: place.started,
-                ended: place.ended,
-                parent,
-            });
         }
     }
 

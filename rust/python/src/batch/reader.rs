@@ -8,6 +8,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
 use super::{Batch, Item};
+use crate::owner::items::Items;
 use crate::task::{TaskHandle, cancelled_error};
 
 impl Batch {

@@ -11,11 +11,13 @@ use crate::interp::call::{
     Contexts, call_one, in_context, panic_error, panic_text, runs_code_when_dropped,
 };
 use crate::interp::clock::nanos_now;
+use crate::interp::signals::Turn;
 use crate::interp::slot::Slot;
-use crate::task::waits::Within;
-use crate::task::{Sleepers, wake};
-use crate::worker::stopping;
-use crate::worker::{self, Turn, is_coroutine};
+use crate::owner::items::Items;
+use crate::owner::{Sleepers, wake};
+use crate::task::leave_body;
+use crate::task::run::{end_task, is_coroutine, run_claimed};
+use crate::task::wait::graph::Within;
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
 /// nothing has happened since.
@@ -46,7 +48,7 @@ pub(crate) fn run(
             }
             Some(Next::Claim(index)) => match batch.handle(py, index) {
                 Ok(Some(handle)) if handle.get().claim_at(now) => {
-                    let end = worker::run_claimed(py, &handle, sleepers);
+                    let end = run_claimed(py, &handle, sleepers);
                     last_end = end.filter(|end| end.unheard).map(|end| end.at);
                 }
                 Ok(_) => {}
@@ -73,7 +75,7 @@ fn run_item(
         Ok((value, context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    stopping::leave_body(py, &batch.shared, slot, outer);
+    leave_body(py, &batch.shared, slot, outer);
     drop_argument(batch, batch.first_id() + index as i64, argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {
@@ -89,9 +91,9 @@ fn run_item(
     };
     batch.was_called(index, nanos_now());
     match batch.handle(py, index) {
-        Ok(Some(handle)) => worker::end_task(py, &handle, result, sleepers)
-            .filter(|end| end.unheard)
-            .map(|end| end.at),
+        Ok(Some(handle)) => {
+            end_task(py, &handle, result, sleepers).filter(|end| end.unheard).map(|end| end.at)
+        }
         Ok(None) => None,
         Err(error) => {
             batch.end_without(index, error, sleepers);
@@ -116,7 +118,7 @@ struct PassOn<'a, 'py> {
 impl Drop for PassOn<'_, '_> {
     fn drop(&mut self) {
         // Nothing is left unless this is a panic.
-        if let Err(error) = self.batch.pass_on(self.py) {
+        if let Err(error) = self.batch.clone().pass_on(self.py) {
             self.batch.fail(self.py, &error);
         }
     }

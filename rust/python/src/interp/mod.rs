@@ -7,6 +7,7 @@ pub(crate) mod clock;
 pub(crate) mod errors;
 pub(crate) mod exit;
 pub(crate) mod fork;
+pub(crate) mod frames;
 pub(crate) mod gc;
 pub(crate) mod guard;
 pub(crate) mod names;

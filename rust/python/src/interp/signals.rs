@@ -8,6 +8,9 @@ use dftracer_core::sched::parker::{Parker, Wakeup};
 use dftracer_core::sched::spin::{Spinner, spin_until};
 use pyo3::prelude::*;
 
+use super::clock::nanos_now;
+use super::once::Lazy;
+
 /// How long the main thread sleeps at a time. A signal ends a sleep that has begun; but one that
 /// arrives in the moment before is only marked, and nothing ends the sleep that follows.
 const SIGNAL_SLICE: Duration = Duration::from_millis(100);
@@ -94,4 +97,31 @@ fn is_main_thread() -> bool {
 #[cfg(any(not(target_os = "linux"), dft_portable))]
 fn is_main_thread() -> bool {
     true
+}
+
+/// How often a worker asks whether others wait for the interpreter.
+const TURN_NS: u64 = 1_000_000;
+
+/// Since when a worker has not asked whether others wait for the interpreter; 0 if it has not yet.
+#[derive(Default)]
+pub(crate) struct Turn(u64);
+
+impl Turn {
+    /// Lets others have the interpreter between two bodies if it is their turn; gives the time.
+    ///
+    /// Only Python code is asked for it, and bodies may be functions written in C. To let go of it
+    /// without being asked would not do: who waits would be woken, come too late, and wait anew.
+    pub(crate) fn share(&mut self, py: Python<'_>, mut now: u64) -> u64 {
+        static NOTHING: Lazy<Py<PyAny>> = Lazy::new();
+        if now.saturating_sub(self.0) > TURN_NS {
+            let nothing = NOTHING
+                .get_or_try_init(py, || py.eval(c"lambda: None", None, None).map(Bound::unbind));
+            if let Err(error) = nothing.and_then(|nothing| nothing.call0(py)) {
+                error.write_unraisable(py, None);
+            }
+            now = nanos_now();
+            self.0 = now;
+        }
+        now
+    }
 }

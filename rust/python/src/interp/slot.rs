@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
 use dftracer_core::interrupt_slot::{IDLE, InterruptSlot};
@@ -44,7 +44,7 @@ pub(crate) struct Slot {
     /// The innermost body that runs here, for others to reach.
     pub(crate) running: InterruptSlot,
     /// The wait of ours in which the innermost body stands. No Python code runs while it is locked.
-    pub(crate) waiting: Mutex<Option<Wait>>,
+    waiting: Mutex<Option<Wait>>,
     /// Whether it drops what is left of its last task. Relaxed: of its own thread alone.
     pub(crate) owes_nothing: AtomicBool,
     /// How many of the bodies on its stack were given up. Relaxed: each returns in its own time.
@@ -70,6 +70,11 @@ impl Slot {
             id: std::thread::current().id(),
             since: Default::default(),
         }
+    }
+
+    /// The wait of ours in which the innermost body stands. No Python code runs while this is held.
+    pub(crate) fn wait(&self) -> MutexGuard<'_, Option<Wait>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

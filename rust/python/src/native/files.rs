@@ -18,9 +18,9 @@ use crate::interp::call::panic_text;
 use crate::interp::errors::os_error;
 use crate::interp::fork::apart_from_forks;
 use crate::native::outcome::{Panicked, Stopped, because};
-use crate::runtime::shared::Shared;
-use crate::task::job::{Named, NativeJob, NativeOutcome};
-use crate::task::{Content, NativeRun, Outcome, TaskHandle};
+use crate::owner::Shared;
+use crate::owner::job::{Named, NativeJob, NativeOutcome};
+use crate::task::{Content, NativeRun, Outcome, TaskHandle, limits};
 
 pub(crate) fn hash<'py>(
     py: Python<'py>,
@@ -96,7 +96,7 @@ fn begin(beginner: &Beginner) -> bool {
         let (task, owner) = &**beginner;
         let claimed = task.get().claim();
         if claimed {
-            owner.arm(task.get());
+            limits::arm(owner, task.get());
         }
         claimed
     })

@@ -5,7 +5,7 @@ use dftracer_core::trace::Failure;
 use pyo3::prelude::*;
 
 use crate::interp::call::panic_error;
-use crate::task::job::{Named, NativeOutcome};
+use crate::owner::job::{Named, NativeOutcome};
 
 /// It was stopped.
 pub(crate) struct Stopped;

@@ -14,13 +14,14 @@ use dftracer_core::trace::Failure;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
+use crate::interp::clock::seconds;
 use crate::interp::errors::{os_error, timeout_error};
 use crate::interp::fork::apart_from_forks;
 use crate::native::outcome::because;
-use crate::runtime::shared::Shared;
+use crate::owner::Shared;
+use crate::owner::job::{Named, NativeJob, NativeOutcome};
 use crate::task::completion::Completion;
-use crate::task::job::{Named, NativeJob, NativeOutcome};
-use crate::task::{Content, NativeRun, Outcome, TaskHandle, seconds};
+use crate::task::{Content, NativeRun, Outcome, TaskHandle};
 use crate::trace::failure::end_of;
 
 /// How a child process ended.
@@ -94,7 +95,7 @@ pub(crate) fn submit<'py>(
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
-        timeout: shared.shorter_timeout(timeout),
+        timeout: shared.deadlines.shorter_timeout(timeout),
         mask: Some(SignalMask::current()),
         tty: request.tty,
     };

@@ -14,6 +14,8 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
 
+use super::arguments::Arguments;
+use super::{closing, expiry, progress};
 use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::once::intern;
@@ -21,18 +23,22 @@ use crate::interp::origin::Origin;
 use crate::interp::slot::LaneKind;
 use crate::native::files;
 use crate::native::process::{self, Request};
-use crate::runtime::progress;
-use crate::runtime::shared::Shared;
-use crate::runtime::submit::Arguments;
+use crate::owner::{Loops, Shared};
 use crate::task::mailbox::Mailbox;
-use crate::task::{Birth, Content, Limit, Outcome, TaskHandle};
+use crate::task::wait::all::wait_idle;
+use crate::task::{Birth, Content, Limit, Outcome, TaskHandle, failed, queue};
 use crate::trace::{self, Note, Trace};
+use crate::worker;
 
 /// The native part of :class:`dftracer.utils.Runtime`, where it is documented.
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
     shared: Arc<Shared>,
 }
+
+/// What the threads of a runtime do.
+const LOOPS: Loops =
+    Loops { plain: worker::serve, coroutine: worker::coroutine::serve, expire: expiry::expire };
 
 /// More threads than any system grants to one process for each of its pools.
 const MAX_SIZE: usize = 32_767;
@@ -194,14 +200,14 @@ impl Runtime {
             );
             let handle = Bound::new(py, task).inspect_err(|_| {
                 // Those before it are run, although nobody will have their handles.
-                self.shared.push_each(lane, &handles);
+                queue::push_each(&self.shared, lane, &handles);
                 self.shared.tasks_refused(count - number);
             })?;
             TaskHandle::untrack(&handle);
             handles.push(handle);
         }
         TaskHandle::enter_ledger(&self.shared, &handles);
-        self.shared.push_each(lane, &handles);
+        queue::push_each(&self.shared, lane, &handles);
         Ok(Submitted::OneByOne(handles.into_iter().map(Bound::unbind).collect()))
     }
 
@@ -227,7 +233,7 @@ impl Runtime {
         if arguments.interrupt {
             handle.get().allow_interrupt();
         }
-        self.shared.push(lane, &handle);
+        queue::push(&self.shared, lane, &handle);
         Ok(handle)
     }
 }
@@ -250,9 +256,9 @@ impl Runtime {
             size(python_threads, "python_threads")?,
         );
         let trace = trace.map(|path| trace::open(&path)).transpose()?;
-        let shared = Shared::new(sizes, keep_frames);
+        let shared = Shared::new(sizes, keep_frames, LOOPS);
         if interrupt {
-            shared.interrupt_bodies();
+            shared.stopping.interrupt_bodies();
         }
         if let Some(trace) = trace {
             shared.start_trace(trace);
@@ -298,7 +304,7 @@ impl Runtime {
         if interrupt {
             handle.get().allow_interrupt();
         }
-        self.shared.push(lane, &handle);
+        queue::push(&self.shared, lane, &handle);
         Ok(handle)
     }
 
@@ -368,7 +374,7 @@ impl Runtime {
         let count = calls.len();
         if timeouts.iter().flatten().any(Option::is_some) {
             self.shared.process.check()?;
-            self.shared.keep_deadlines()?;
+            self.shared.deadlines.start()?;
         }
         self.shared.tasks_begin(count)?;
         let birth = Birth::now(py, &self.shared, count);
@@ -423,7 +429,7 @@ impl Runtime {
         TaskHandle::enter_ledger(&self.shared, &handles);
         for (lane, batch) in [(LaneKind::Python, plain), (LaneKind::Coroutine, coroutines)] {
             if !batch.is_empty() {
-                self.shared.push_all(py, lane, NonZeroU64::new(ahead), &batch);
+                queue::push_all(&self.shared, py, lane, NonZeroU64::new(ahead), &batch);
             }
         }
         Ok(Some(handles))
@@ -532,7 +538,7 @@ impl Runtime {
     ///     With ``raise_on_error``, if tasks have failed since the last call; it names them.
     #[pyo3(signature = (raise_on_error=false))]
     fn wait_all(&self, py: Python<'_>, raise_on_error: bool) -> PyResult<()> {
-        self.shared.wait_idle(py, None)?;
+        wait_idle(&self.shared, py, None)?;
         let (failed, more) = self.shared.take_unreported();
         let count = failed.len() as u64 + more;
         if !raise_on_error || count == 0 {
@@ -540,7 +546,7 @@ impl Runtime {
         }
         let mut message = format!("{count} task(s) failed:");
         for failure in failed {
-            let text = failure.text(py, &self.shared)?;
+            let text = failed::text_of(py, &self.shared, &failure)?;
             message.push_str(&format!("\n{}: {text}", failure.name.bind(py)));
         }
         if more > 0 {
@@ -588,13 +594,13 @@ impl Runtime {
     /// Let every task that has not ended in ``millis`` milliseconds run out of time; 0: none.
     fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {
         self.shared.process.check()?;
-        self.shared.set_timeout_for_all(millis)
+        self.shared.deadlines.set_timeout_for_all(millis)
     }
 
     /// Limit how many milliseconds each task may run from now on; 0 takes the limit away.
     fn set_default_task_timeout_ms(&self, millis: u64) -> PyResult<()> {
         self.shared.process.check()?;
-        self.shared.set_task_timeout(millis)
+        self.shared.deadlines.set_task_timeout(millis, self.shared.open_for_tasks())
     }
 
     /// Return handles of the tasks that have failed since the last :meth:`clear_failed`.
@@ -604,7 +610,7 @@ impl Runtime {
     /// has no variables, unless the runtime was made with ``keep_frames``.
     fn get_failed<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
         let (failed, _) = self.shared.failed(py);
-        failed.into_iter().map(|failure| failure.handle(py, &self.shared)).collect()
+        failed.into_iter().map(|failure| failed::handle_of(py, &self.shared, &failure)).collect()
     }
 
     /// How many have failed since the last :meth:`clear_failed` that are not kept.
@@ -621,7 +627,7 @@ impl Runtime {
     /// Wait until no body goes on whose task was cancelled or has run out of time, for at most
     /// ``DFTRACER_EXIT_PATIENCE_S`` (3 s); return whether all have returned.
     fn wait_for_bodies(&self, py: Python<'_>) -> bool {
-        self.shared.process.is_copy() || self.shared.wait_for_bodies(py)
+        self.shared.process.is_copy() || self.shared.stopping.wait_for_bodies(py)
     }
 
     /// Take no more tasks; with ``wait``, return when all have ended and the threads are gone.
@@ -631,7 +637,7 @@ impl Runtime {
     /// behind after ``DFTRACER_EXIT_PATIENCE_S`` (3 s), which is logged.
     #[pyo3(signature = (wait=true))]
     fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
-        self.shared.shutdown(py, wait)
+        closing::shutdown(&self.shared, py, wait)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use dftracer_core::sizes;
 use pyo3::prelude::*;
 
+use super::closing;
 use crate::interp::exit;
-use crate::runtime::shared::{self, Shared};
-use crate::task::TaskHandle;
+use crate::owner::{Shared, alive};
+use crate::task::queue::hold_unfinished;
+use crate::task::wait::all::{wait_idle, wait_idle_despite_signals};
+use crate::task::{TaskHandle, current};
 use crate::trace;
 
 /// How long tasks have to end that were cancelled, and how long threads have to leave then.
@@ -30,22 +33,22 @@ pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Optio
         return (Vec::new(), None);
     }
     let patience = Duration::try_from_secs_f64(patience.max(0.0)).unwrap_or(Duration::MAX);
-    let runtimes = shared::alive();
+    let runtimes = alive();
     let interruption = wait_for_tasks(py, &runtimes, patience).err();
     let mut given_up = Vec::new();
     for runtime in &runtimes {
-        given_up.extend(runtime.cancel_unfinished(py));
+        given_up.extend(cancel_unfinished(runtime, py));
     }
     let deadline = Instant::now() + LEAVE_GRACE;
     for runtime in runtimes.iter().filter(|_| !given_up.is_empty()) {
         let left = deadline.saturating_duration_since(Instant::now());
-        if let Err(error) = runtime.wait_idle_despite_signals(py, left) {
+        if let Err(error) = wait_idle_despite_signals(runtime, py, left) {
             error.write_unraisable(py, None);
         }
     }
     let deadline = Instant::now() + LEAVE_GRACE;
     for runtime in &runtimes {
-        runtime.leave(py, deadline);
+        closing::leave(runtime, py, deadline);
     }
     trace::flush_all(py, Instant::now() + trace::GRACE);
     (given_up, interruption)
@@ -54,26 +57,24 @@ pub(crate) fn shutdown_all(py: Python<'_>, patience: f64) -> (Vec<String>, Optio
 /// Waits, as long as tasks end. An error is what a signal's handler has raised.
 fn wait_for_tasks(py: Python<'_>, runtimes: &[Arc<Shared>], patience: Duration) -> PyResult<()> {
     for runtime in runtimes {
-        while !runtime.wait_idle(py, Some(patience))? && runtime.has_progressed() {}
+        while !wait_idle(runtime, py, Some(patience))? && runtime.has_progressed() {}
     }
     Ok(())
 }
 
-impl Shared {
-    /// Cancels every task that has not ended, and returns their names.
-    fn cancel_unfinished(&self, py: Python<'_>) -> Vec<String> {
-        let handles = self.hold_unfinished(py);
-        let unfinished = handles.iter().filter(|handle| !handle.get().is_settled());
-        unfinished
-            .map(|handle| {
-                let name = handle.get().name_now(py).to_string();
-                if let Err(error) = TaskHandle::cancel_or_stop(handle.bind(py)) {
-                    error.write_unraisable(py, None);
-                }
-                name
-            })
-            .collect()
-    }
+/// Cancels every task that has not ended, and returns their names.
+fn cancel_unfinished(shared: &Shared, py: Python<'_>) -> Vec<String> {
+    let handles = hold_unfinished(shared, py);
+    let unfinished = handles.iter().filter(|handle| !handle.get().is_settled());
+    unfinished
+        .map(|handle| {
+            let name = handle.get().name_now(py).to_string();
+            if let Err(error) = TaskHandle::cancel_or_stop(handle.bind(py)) {
+                error.write_unraisable(py, None);
+            }
+            name
+        })
+        .collect()
 }
 
 /// Return how many CPUs this process may use.
@@ -87,5 +88,5 @@ pub(crate) fn available_cpus() -> usize {
 /// The task whose plain body runs on this thread.
 #[pyfunction]
 pub(crate) fn running_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
-    crate::worker::running_task(py)
+    current::running_task(py)
 }

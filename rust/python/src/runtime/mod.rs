@@ -1,8 +1,10 @@
-//! `Runtime`: what a caller submits to, what all its parts share, its deadlines and its end.
+//! `Runtime`: what a caller submits to, how it reports, and how it ends.
 
 pub(crate) mod api;
-pub(crate) mod deadlines;
+mod arguments;
+mod closing;
 pub(crate) mod exit;
+mod expiry;
 pub(crate) mod progress;
-pub(crate) mod shared;
+pub(crate) mod results;
 pub(crate) mod submit;

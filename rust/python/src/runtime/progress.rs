@@ -9,14 +9,15 @@ use dftracer_core::task_state::state;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
-use crate::batch::Shown;
 use crate::interp::clock::nanos_now;
 use crate::interp::once::intern;
 use crate::interp::origin::Origin;
 use crate::interp::signals::share;
 use crate::interp::slot::{LaneKind, Slot};
-use crate::runtime::shared::Shared;
-use crate::task::{Look, TaskHandle};
+use crate::owner::Shared;
+use crate::owner::look::{Look, Shown};
+use crate::task::TaskHandle;
+use crate::task::failed::text_of;
 
 /// `file.py:12`, where a code object is defined; empty if it does not say.
 fn location(code: Option<&Bound<'_, PyAny>>) -> String {
@@ -145,13 +146,14 @@ pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'p
     let mut rows = Vec::new();
     let now = nanos_now();
     for batch in shared.batches() {
-        batch.tell(py, |item| rows.push(Row::of_item(item, now)));
+        batch.tell(py, &mut |item| rows.push(Row::of_item(item, now)));
     }
     let counts = shared.ledger.read_all(
         || shared.counts(),
         |address| {
             // SAFETY: called under the ledger's lock.
             let handle = unsafe { address.handle(py) };
+            let Ok(handle) = handle.cast::<TaskHandle>() else { return };
             rows.push(Row::of(py, handle.get(), now));
         },
     );
@@ -242,7 +244,7 @@ fn errors<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyList>>
         let dict = PyDict::new(py);
         dict.set_item(intern!(py, "task_id"), failure.id)?;
         dict.set_item(intern!(py, "name"), &failure.name)?;
-        dict.set_item(intern!(py, "error"), failure.text(py, shared)?)?;
+        dict.set_item(intern!(py, "error"), text_of(py, shared, &failure)?)?;
         list.append(dict)?;
         if index % SLICE == SLICE - 1 {
             share(py)?;

@@ -7,10 +7,9 @@ use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::types::{PyTraceback, PyType};
 
-use super::job::{NativeJob, NativeOutcome};
-use crate::batch::Batch;
 use crate::interp::call::Call;
 use crate::interp::once::Lazy;
+use crate::owner::job::{NativeJob, NativeOutcome};
 
 /// The one slot of a task. It goes down this list, never up.
 pub(crate) enum Content {
@@ -26,8 +25,6 @@ pub(crate) enum Content {
     Suspended { task: Py<PyAny>, event_loop: Py<PyAny> },
     /// A task of somebody else, and the way to cancel it.
     Foreign { cancel: Py<PyAny> },
-    /// Not of a task, but of a ticket for these.
-    Batch(Arc<Batch>),
 
     /// Ended with a value.
     Value(Py<PyAny>),

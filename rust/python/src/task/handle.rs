@@ -4,11 +4,11 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dftracer_core::registry::Entry;
 use dftracer_core::sched::completion::CompletionQueue as CoreMailbox;
-use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
+use dftracer_core::sched::parker::{Parker, Unpark};
 use dftracer_core::sched::timer::TimerKey as Alarm;
 use dftracer_core::task_state::TaskState;
 use pyo3::exceptions::PyBaseException;
@@ -16,31 +16,22 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
-use super::address::HandleAddress;
 use super::completion::{Completion, Event};
 use super::content::{Content, cancelled_error, restore_traceback};
 use super::family::Family;
-use super::job::{Named, NativeOutcome};
-use super::settle::Left;
-use super::waiter::{Waiter, Waiters, wake};
-use crate::batch::Batch;
+use super::waiter::{Waiter, Waiters};
 use crate::interp::call::Call;
 use crate::interp::callbacks;
 use crate::interp::clock::nanos_now;
-use crate::interp::errors::WaitRefusedError;
 use crate::interp::gc;
 use crate::interp::names::{derive_name, exact};
 use crate::interp::origin::Origin;
-use crate::interp::signals;
 use crate::interp::slot::LaneKind;
-use crate::runtime::shared::Shared;
-use crate::task::waits::Waiting;
-use crate::worker;
-use crate::worker::stopping::BodyWait;
+use crate::owner::job::{Named, NativeOutcome};
+use crate::owner::living::HandleAddress;
+use crate::owner::look::Look;
+use crate::owner::{Shared, wake};
 use dftracer_core::task_state::state::{self, DONE, FAILED, RUNNING};
-
-/// How often who waits inside a task looks whether that waits for it.
-const LOOK_FOR_CIRCLES: Duration = Duration::from_secs(1);
 
 /// One task and its outcome. Made by :meth:`Runtime.submit`.
 ///
@@ -156,32 +147,6 @@ impl Cell {
     }
 }
 
-/// What a task was at one moment.
-pub(crate) struct Look {
-    pub(crate) state: u8,
-    pub(crate) name: Option<Py<PyString>>,
-    /// To derive the name from.
-    pub(crate) callable: Option<Py<PyAny>>,
-}
-
-impl Look {
-    /// The name, as well as it is known.
-    pub(crate) fn name<'py>(
-        &self,
-        py: Python<'py>,
-        origin: Option<&Py<Origin>>,
-    ) -> Bound<'py, PyString> {
-        if let Some(name) = &self.name {
-            return name.bind(py).clone();
-        }
-        let of_origin = origin.and_then(|origin| origin.get().name(py));
-        of_origin.unwrap_or_else(|| match &self.callable {
-            Some(callable) => derive_name(callable.bind(py)),
-            None => PyString::new(py, "task"),
-        })
-    }
-}
-
 /// When things happened, as `nanos_now` counts; 0 means not yet.
 /// Relaxed: written by one thread each, and only shown.
 #[derive(Default)]
@@ -199,15 +164,14 @@ pub(crate) struct Birth {
     pub(crate) parent: Option<Arc<Family>>,
 }
 
-impl Birth {
-    /// Of so many tasks, which the parent counts as begun.
-    pub(crate) fn now(py: Python<'_>, shared: &Arc<Shared>, count: usize) -> Self {
-        let parent = worker::current_family(py, shared);
-        if let Some(parent) = &parent {
-            parent.begun(count);
-        }
-        Self { first_id: shared.next_task_ids(count), at: nanos_now(), parent }
-    }
+/// What is left for another thread to do when a task ends.
+#[derive(Clone, Copy)]
+pub(super) enum Left {
+    Nothing,
+    /// To call the done callbacks.
+    Callbacks,
+    /// To call the error callback, and then to wake and call all others.
+    All,
 }
 
 /// That a task has ended just now.
@@ -227,19 +191,6 @@ impl Times {
 }
 
 impl TaskHandle {
-    pub(crate) fn new(
-        py: Python<'_>,
-        shared: Arc<Shared>,
-        name: Option<Py<PyString>>,
-        content: Content,
-        lane: Option<LaneKind>,
-        origin: Option<Py<Origin>>,
-        tracked: bool,
-    ) -> Self {
-        let birth = Birth::now(py, &shared, 1);
-        Self::of_birth(py, &birth, 0, shared, name, content, lane, origin, tracked)
-    }
-
     /// The task of that number among those that are born together.
     #[allow(clippy::too_many_arguments)] // what a task begins with
     pub(crate) fn of_birth(
@@ -301,31 +252,6 @@ impl TaskHandle {
         handle
     }
 
-    /// What stands for a batch in the queue of a lane: a worker that takes it runs items of the
-    /// batch. Nobody else sees it, and no worker can claim it.
-    pub(crate) fn ticket(py: Python<'_>, batch: Arc<Batch>) -> PyResult<Bound<'_, Self>> {
-        let ticket = Self {
-            state: TaskState::none(),
-            lane: None,
-            tracked: false,
-            task_id: -1,
-            origin: None,
-            times: Times::default(),
-            cell: Mutex::new(Cell { name: None, content: Content::Batch(batch), extras: None }),
-            shared: None,
-            entry: AtomicU32::new(NO_ENTRY),
-        };
-        Bound::new(py, ticket).inspect(Self::untrack)
-    }
-
-    /// What this is a ticket for.
-    pub(crate) fn batch(&self) -> Option<Arc<Batch>> {
-        match &self.lock().content {
-            Content::Batch(batch) => Some(batch.clone()),
-            _ => None,
-        }
-    }
-
     /// Makes a task that nobody has seen yet one that stands in a queue.
     pub(crate) fn be_queued(&self, call: Option<Call>) {
         self.lock().content = call.map_or(Content::Running, Content::Call);
@@ -338,6 +264,24 @@ impl TaskHandle {
         self.times.started.store(started, Ordering::Relaxed);
     }
 
+    /// The task that is at this place among those that are alive, if it is still the same and somebody
+    /// holds its handle.
+    pub(crate) fn living(
+        py: Python<'_>,
+        shared: &Shared,
+        entry: Entry,
+        task_id: i64,
+    ) -> Option<Py<Self>> {
+        // SAFETY: called under the registry's lock.
+        let held = shared.ledger.with(entry, |address| unsafe { address.hold(py) }).flatten();
+        Self::of(py, held?).filter(|handle| handle.get().task_id == task_id)
+    }
+
+    /// A handle that was kept as any object.
+    pub(crate) fn of(py: Python<'_>, object: Py<PyAny>) -> Option<Py<Self>> {
+        object.into_bound(py).cast_into::<Self>().ok().map(Bound::unbind)
+    }
+
     /// Makes tasks of this runtime visible to `get_progress` for as long as their handles live.
     /// Called once, when they have their final addresses.
     pub(crate) fn enter_ledger(shared: &Shared, handles: &[Bound<'_, Self>]) {
@@ -345,9 +289,12 @@ impl TaskHandle {
         if cfg!(dft_no_records) {
             return;
         }
-        shared.ledger.insert_all(handles.iter().map(HandleAddress::of), |index, Entry(place)| {
-            handles[index].get().entry.store(place, Ordering::Relaxed);
-        });
+        shared.ledger.insert_all(
+            handles.iter().map(|handle| HandleAddress::of(handle.as_any())),
+            |index, Entry(place)| {
+                handles[index].get().entry.store(place, Ordering::Relaxed);
+            },
+        );
     }
 
     pub(crate) fn entry(&self) -> Option<Entry> {
@@ -450,7 +397,8 @@ impl TaskHandle {
 
     /// Whether a plain body that is to stop gets an exception. If not, its task ends without it.
     pub(crate) fn may_interrupt(&self) -> bool {
-        self.state.may_interrupt() || self.shared.as_ref().is_some_and(|shared| shared.interrupts())
+        self.state.may_interrupt()
+            || self.shared.as_ref().is_some_and(|shared| shared.stopping.interrupts())
     }
 
     /// The tasks that this one submits.
@@ -575,7 +523,7 @@ impl TaskHandle {
     }
 
     /// Gives the waiter back if the task has ended: nobody would notify it.
-    fn add_waiter(&self, waiter: Waiter) -> Result<(), Waiter> {
+    pub(super) fn add_waiter(&self, waiter: Waiter) -> Result<(), Waiter> {
         let mut cell = self.lock();
         if self.is_settled() {
             return Err(waiter);
@@ -584,7 +532,7 @@ impl TaskHandle {
         Ok(())
     }
 
-    fn remove_waiter(&self, parker: &Arc<Parker>) {
+    pub(super) fn remove_waiter(&self, parker: &Arc<Parker>) {
         if let Some(extras) = &mut self.lock().extras {
             extras.waiters.remove_thread(parker);
         }
@@ -602,79 +550,6 @@ impl TaskHandle {
     pub(crate) fn forget_waiters(&self) -> Waiters {
         let extras = &mut self.lock().extras;
         extras.as_mut().map_or(Waiters::None, |extras| std::mem::take(&mut extras.waiters))
-    }
-
-    /// Whether the tasks of its runtime run out of time by themselves.
-    fn may_time_out(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.deadlines.task_timeout().is_some())
-    }
-
-    /// Waits for the end of the task; false if `timeout` came first.
-    pub(super) fn wait_settled(
-        self_: &Bound<'_, Self>,
-        timeout: Option<Duration>,
-    ) -> PyResult<bool> {
-        let py = self_.py();
-        let this = self_.get();
-        if this.is_settled() {
-            return Ok(true);
-        }
-        if let Some(shared) = &this.shared {
-            shared.process.check()?;
-        }
-        if timeout.is_none() && worker::run_inline(self_) && this.is_settled() {
-            return Ok(true);
-        }
-        let _blocked = worker::enter_blocked(py)?;
-        let waiting = Waiting::for_one(py, self_.as_unbound(), timeout.is_none());
-        let parker = Arc::new(Parker::default());
-        if this.add_waiter(Waiter::Thread(parker.clone())).is_err() {
-            return Ok(true);
-        }
-        let body = BodyWait::begin(&parker);
-        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        // Inside a task it could wait for a task that waits for this one, for ever.
-        let looks_for_circles = deadline.is_none() && waiting.is_inside() && !this.may_time_out();
-        // Not counted from each wake-up: there may be many, where signals are looked for by the clock.
-        let mut next_look = Instant::now() + LOOK_FOR_CIRCLES;
-        loop {
-            if let Err(error) = body.check(py) {
-                this.remove_waiter(&parker);
-                return Err(error);
-            }
-            let left = match deadline {
-                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-                None => {
-                    looks_for_circles.then(|| next_look.saturating_duration_since(Instant::now()))
-                }
-            };
-            match signals::park(py, &parker, left) {
-                Wakeup::Notified if this.is_settled() => return body.check(py).map(|()| true),
-                Wakeup::Notified => {} // the body that waits is asked to stop
-                Wakeup::TimedOut if deadline.is_none() => {
-                    next_look = Instant::now() + LOOK_FOR_CIRCLES;
-                    if waiting.is_circle() {
-                        this.remove_waiter(&parker);
-                        return Err(WaitRefusedError::new_err(format!(
-                            "task {} '{}' waits for the task that waits for it here, itself or \
-                             through others: none of them could ever go on",
-                            this.task_id,
-                            this.name_now(py),
-                        )));
-                    }
-                }
-                Wakeup::TimedOut => {
-                    this.remove_waiter(&parker);
-                    return Ok(this.is_settled());
-                }
-                Wakeup::Interrupted => {
-                    if let Err(error) = py.check_signals() {
-                        this.remove_waiter(&parker);
-                        return Err(error);
-                    }
-                }
-            }
-        }
     }
 
     /// The value of a task that is done: what most who ask want, at one look.

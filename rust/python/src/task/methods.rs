@@ -1,40 +1,27 @@
 //! What Python sees of a task.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dftracer_core::task_state::state;
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyType};
 
-use super::job::NativeJob;
 use super::settle::EndedBy;
+use super::stopping::stop_body;
 use super::{Content, Outcome, TaskHandle};
-use crate::interp::clock::nanos_now;
+use crate::interp::clock::{nanos_now, seconds};
 use crate::interp::names::exact;
 use crate::interp::once::{Lazy, intern};
 use crate::interp::slot::LaneKind;
-use crate::worker::stopping;
+use crate::owner::job::NativeJob;
 
 /// How a cancellation went; `dftracer.utils.Cancellation` gives these numbers their names.
 const TOO_LATE: u8 = 0;
 const REQUESTED: u8 = 1;
 const DEQUEUED: u8 = 2;
-
-/// A number of seconds as a duration; `None` waits for ever.
-pub(crate) fn seconds(timeout: Option<f64>, what: &str) -> PyResult<Option<Duration>> {
-    match timeout {
-        None => Ok(None),
-        Some(s) if s.is_nan() => {
-            Err(PyValueError::new_err(format!("{what} must be a number of seconds, not nan")))
-        }
-        // A time too long for the clock is as good as no limit.
-        Some(s) => Ok(Duration::try_from_secs_f64(s.max(0.0)).ok()),
-    }
-}
 
 #[pymethods]
 impl TaskHandle {
@@ -392,7 +379,7 @@ impl TaskHandle {
             }
             Stopper::Body => {
                 // In any case the body can look at `cancel_requested`.
-                stopping::stop_body(self, py);
+                stop_body(self, py);
                 Ok(true)
             }
             Stopper::Coroutine => Ok(true),

@@ -14,17 +14,20 @@ use std::sync::atomic::Ordering;
 
 use pyo3::prelude::*;
 
+use dftracer_core::task_state::state::FAILED;
+
+use super::failed::{self, Spare};
+use super::handle::Left;
+use super::wait::graph::Within;
 use super::waiter::Waiters;
-use super::{Content, End, Outcome, Sleepers, TaskHandle, wake};
+use super::{Content, End, Outcome, TaskHandle};
 use crate::interp::callbacks;
 use crate::interp::clock::nanos_now;
 use crate::interp::fork::apart_from_forks;
 use crate::interp::guard;
-use crate::runtime::shared::Shared;
-use crate::task::job::NativeOutcome;
-use crate::task::kept::{NewFailure, Spare};
-use crate::task::waits::Within;
-use dftracer_core::task_state::state::FAILED;
+use crate::owner::failures::NewFailure;
+use crate::owner::job::NativeOutcome;
+use crate::owner::{Shared, Sleepers, wake};
 
 /// Who ends a task.
 #[derive(Clone, Copy, PartialEq)]
@@ -34,16 +37,6 @@ pub(super) enum EndedBy {
     /// One who asks its body to stop. The request is made together with the end: a body that sees it
     /// cannot end the task otherwise.
     Other,
-}
-
-/// What is left for another thread to do when a task ends.
-#[derive(Clone, Copy)]
-pub(super) enum Left {
-    Nothing,
-    /// To call the done callbacks.
-    Callbacks,
-    /// To call the error callback, and then to wake and call all others.
-    All,
 }
 
 /// What is left to be done when the state of a task has changed.
@@ -138,7 +131,7 @@ impl TaskHandle {
         let by = EndedBy::Other;
         let (ended, untold) =
             Self::settle_elsewhere(handle, (state, content), failure, Some(py), by);
-        if let Some(handle) = untold {
+        if let Some(handle) = untold.and_then(|handle| Self::of(py, handle)) {
             Self::tell_at_last(py, &handle, &mut Sleepers::new());
         }
         ended
@@ -152,7 +145,7 @@ impl TaskHandle {
         content: &Content,
         py: Python<'_>,
     ) -> Option<NewFailure> {
-        self.who_hears_of_failure(state).map(|shared| shared.prepare_failure(self_, content, py))
+        self.who_hears_of_failure(state).map(|shared| failed::of_task(py, shared, self_, content))
     }
 
     /// The runtime, if that keeps the failure of this task with that end, and tells of it.
@@ -221,7 +214,7 @@ impl TaskHandle {
             this.trace_end(tracing, name, &left_over, parent, py);
         }
         let left_over = match left_over {
-            Content::Native(_) | Content::Running | Content::Batch(_) => None,
+            Content::Native(_) | Content::Running => None,
             objects => Some(objects),
         };
         let (left_over, has_rest) = match left {
@@ -232,7 +225,7 @@ impl TaskHandle {
             parent.ended(1);
         }
         if let (Some(shared), Some(alarm)) = (&this.shared, alarm) {
-            shared.take_back(alarm);
+            shared.cancel_deadline(alarm);
         }
         Some(Ended { at, waiters, left_over, has_rest, failed })
     }
@@ -293,7 +286,7 @@ impl TaskHandle {
         failure: Option<NewFailure>,
         py: Option<Python<'_>>,
         by: EndedBy,
-    ) -> (bool, Option<Py<Self>>) {
+    ) -> (bool, Option<Py<PyAny>>) {
         let shared = handle.get().shared.clone();
         let error_callback =
             failure.is_some() && shared.as_ref().is_some_and(|s| s.has_error_callback());
@@ -305,7 +298,7 @@ impl TaskHandle {
         ended.waiters.deliver(&mut sleepers, py);
         let Some(shared) = shared else {
             wake(&mut sleepers);
-            return (true, ended.has_rest.then_some(handle));
+            return (true, ended.has_rest.then_some(handle.into_any()));
         };
         let is_wanted = ended.has_rest || error_callback;
         if !is_wanted {
@@ -314,7 +307,7 @@ impl TaskHandle {
             return (true, None);
         }
         wake(&mut sleepers);
-        (true, shared.push_ended(handle))
+        (true, shared.push_ended(handle.into_any()))
     }
 
     /// Drops what is left of a task that has ended elsewhere, calls the functions that want to know
@@ -362,7 +355,7 @@ impl NativeRun {
             let outcome: Arc<dyn NativeOutcome> = Arc::new(outcome);
             let (failure, spare) = match handle.get().who_hears_of_failure(state) {
                 Some(shared) => {
-                    (Some(shared.prepare_native_failure(handle.get(), spare, &outcome)), None)
+                    (Some(failed::of_native(shared, handle.get(), spare, &outcome)), None)
                 }
                 None => (None, Some(spare)),
             };
@@ -375,6 +368,7 @@ impl NativeRun {
         if let Some(handle) = untold {
             // Rather here than never.
             guard::attach(|py| {
+                let Some(handle) = TaskHandle::of(py, handle) else { return };
                 let mut sleepers = Sleepers::new();
                 TaskHandle::tell_at_last(py, &handle, &mut sleepers);
                 wake(&mut sleepers);

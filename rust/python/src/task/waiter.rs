@@ -10,16 +10,7 @@ use pyo3::prelude::*;
 
 use super::completion::Completion;
 use crate::interp::gc;
-
-/// Threads and event loops that are to be woken.
-pub(crate) type Sleepers = Vec<Arc<dyn Unpark>>;
-
-/// Wakes them all.
-pub(crate) fn wake(sleepers: &mut Sleepers) {
-    for sleeper in sleepers.drain(..) {
-        sleeper.unpark();
-    }
-}
+use crate::owner::Sleepers;
 
 /// Who wants to know.
 pub(crate) enum Waiter {

@@ -18,8 +18,11 @@ use crate::interp::clock::nanos_now;
 use crate::interp::once::{Lazy, intern};
 use crate::interp::signals;
 use crate::interp::slot::{self, LaneKind, Slot};
-use crate::runtime::shared::Shared;
-use crate::task::{Content, Outcome, Sleepers, TaskHandle, restore_traceback, wake};
+use crate::owner::{Shared, Sleepers, wake};
+use crate::task::current::set_coroutine_task;
+use crate::task::limits;
+use crate::task::queue::Job;
+use crate::task::{Content, Outcome, TaskHandle, restore_traceback};
 use crate::worker;
 
 /// For how long one turn of the event loop may be spent waiting for more tasks: those that are
@@ -38,7 +41,8 @@ pub(crate) fn serve(shared: Arc<Shared>, kind: LaneKind, number: usize) {
         let Err(error) = served else { return true };
         // No event loop could be had. The task that this worker was started for is told so; for the
         // next one it is tried again.
-        if let (Some(handle), _) = lane_owner.lane(kind).pop()
+        if let (Some(job), _) = lane_owner.lane(kind).pop()
+            && let Some(Job::Task(handle)) = Job::of(py, job)
             && handle.get().claim()
         {
             TaskHandle::settle(&handle, Outcome::Error(error), py);
@@ -138,7 +142,7 @@ impl CoroutineWorker {
         let since = nanos_now();
         let mut left = limit;
         while left > 0 {
-            let Some(handle) = self.next() else {
+            let Some(handle) = self.next(py) else {
                 if nanos_now().saturating_sub(since) < TURN_NS && self.look(py) {
                     continue;
                 }
@@ -274,19 +278,19 @@ impl CoroutineWorker {
     }
 
     /// The next task for this worker, claimed.
-    fn next(&self) -> Option<Py<TaskHandle>> {
+    fn next(&self, py: Python<'_>) -> Option<Py<TaskHandle>> {
         loop {
             self.shared.process.leave_if_copied();
             let (job, order) = self.shared.lane(LaneKind::Coroutine).pop();
             let _ = self.shared.obey(LaneKind::Coroutine, order);
-            let handle = job?;
+            let Some(Job::Task(handle)) = Job::of(py, job?) else { continue };
             self.taking.store(true, Ordering::Relaxed);
             self.has_looked.store(false, Ordering::Relaxed);
             wake(&mut self.sleepers());
             let this = handle.get();
             // One that a Python worker has begun and passed on is claimed already.
             if this.claim() || this.is_passed_on() {
-                self.shared.arm(this);
+                limits::arm(&self.shared, this);
                 self.show(this.task_id);
                 return Some(handle);
             }
@@ -373,16 +377,6 @@ impl CoroutineWorker {
     }
 }
 
-impl Shared {
-    /// Gives a task whose callable returned a coroutine to the coroutine lane.
-    pub(crate) fn pass_on(self: &Arc<Self>, py: Python<'_>, handle: &Py<TaskHandle>) {
-        let order = self.lane(LaneKind::Coroutine).push(handle.clone_ref(py));
-        if let Err(error) = self.obey(LaneKind::Coroutine, order) {
-            TaskHandle::settle(handle, Outcome::Error(error), py);
-        }
-    }
-}
-
 /// The coroutine that is a body: what calling it has given, or a new one that awaits that.
 fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
     static AWAIT: Lazy<Py<PyAny>> = Lazy::new();
@@ -395,33 +389,4 @@ fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
         return Ok(coroutine);
     }
     AWAIT.import(py, "dftracer.utils.from_native.coroutines", "as_coroutine")?.call1((coroutine,))
-}
-
-/// The context variable that says whose body is run.
-fn coroutine_task_variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
-    static VARIABLE: Lazy<Py<PyAny>> = Lazy::new();
-    VARIABLE.import(py, "dftracer.utils.current", "coroutine_task")
-}
-
-/// The task whose coroutine body the current context belongs to.
-pub(crate) fn coroutine_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
-    let variable = coroutine_task_variable(py).ok()?;
-    let mut task = std::ptr::null_mut();
-    // SAFETY: attached, a context variable; gives a new reference, or null if there is no value.
-    let task = unsafe {
-        ffi::PyContextVar_Get(variable.as_ptr(), std::ptr::null_mut(), &raw mut task);
-        Bound::from_owned_ptr_or_opt(py, task)
-    }?;
-    task.cast_into::<TaskHandle>().ok().map(Bound::unbind)
-}
-
-/// Says in the current context whose body this is.
-fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
-    let variable = coroutine_task_variable(py)?;
-    // SAFETY: attached, a context variable and a live object; a new reference or null with an
-    // exception set.
-    unsafe {
-        let token = ffi::PyContextVar_Set(variable.as_ptr(), task.as_ptr());
-        Bound::from_owned_ptr_or_err(py, token).map(drop)
-    }
 }

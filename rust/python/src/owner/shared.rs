@@ -1,4 +1,5 @@
-//! What all parts of one runtime share: its lanes, its threads and its count of unfinished tasks.
+//! What all parts of one runtime share: its lanes, its threads and its count of unfinished tasks. It
+//! knows handles of tasks as objects, and nothing of what they are.
 //!
 //! The counts themselves, and why nobody waits for ever or too short, are in
 //! [`dftracer_core::outstanding`].
@@ -7,18 +8,19 @@
 //! read together.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::thread::ThreadId;
+use std::time::Duration;
 
 use dftracer_core::io::reactor::IoLane;
 use dftracer_core::native::compute::ComputeLane;
-use dftracer_core::outstanding::{Counts, Ending, Outstanding};
+use dftracer_core::outstanding::{Counts, Ending, Outstanding, StandingStill};
 use dftracer_core::registry::{Entry, Registry};
 use dftracer_core::sched::lane::{Lane, Order};
-use dftracer_core::sched::parker::{Parker, Unpark, Wakeup};
+use dftracer_core::sched::parker::{Parker, Unpark};
+use dftracer_core::sched::timer::TimerKey;
 use dftracer_core::sizes::Sizes;
 use dftracer_core::task_state::state;
 use once_cell::sync::OnceCell;
@@ -27,23 +29,20 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use crate::batch::Batch;
+use super::deadlines::{Deadlines, Due};
+use super::failures::{Bounded, Failure, Failures, NewFailure};
+use super::items::Items;
+use super::job::NativeOutcome;
+use super::living::HandleAddress;
+use super::sleepers::{Sleepers, wake};
+use super::stopping::Stopping;
 use crate::interp::errors::{RuntimeShutdownError, refused};
 use crate::interp::exit;
 use crate::interp::fork::Process;
+use crate::interp::guard;
 use crate::interp::origin::Origins;
-use crate::interp::signals;
 use crate::interp::slot::{LaneKind, Slot};
-use crate::runtime::deadlines::Deadlines;
-use crate::task::address::HandleAddress;
-use crate::task::job::NativeOutcome;
-use crate::task::kept::{Bounded, Failure, Failures, NewFailure, Spare};
-use crate::task::waits::{self, Waiting};
-use crate::task::{Content, Outcome, Sleepers, TaskHandle, wake};
 use crate::trace::{Trace, Tracing};
-use crate::worker;
-use crate::worker::coroutine;
-use crate::worker::stopping::{BodyWait, Stopping};
 
 /// What a thread of Python's own gets on most systems. Python code can need it: its parser and its
 /// `repr` recurse on the native stack.
@@ -56,14 +55,30 @@ const MIN_CALLBACK_THREADS: usize = 4;
 /// All runtimes of this process that may still have threads.
 static RUNTIMES: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
+/// How many tasks stand still, of all runtimes, because they wait for others.
+pub(crate) static STANDING_STILL: StandingStill = StandingStill::new();
+
+/// What threads of a runtime do: written by those who know tasks, and handed in when it is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Loops {
+    /// The life of a worker of the Python, the I/O or the callback lane.
+    pub(crate) plain: fn(Arc<Shared>, LaneKind, usize),
+    /// The life of a worker of the coroutine lane.
+    pub(crate) coroutine: fn(Arc<Shared>, LaneKind, usize),
+    /// Ends those that are due, on the thread that keeps deadlines.
+    pub(crate) expire: fn(&Weak<Shared>, &[Due]),
+}
+
+/// A runtime, as its tasks and workers know it. The queues hold `TaskHandle`s, and tickets for items.
 pub(crate) struct Shared {
+    loops: Loops,
     pub(crate) sizes: Sizes,
-    python: Lane<Py<TaskHandle>>,
-    coroutine: Lane<Py<TaskHandle>>,
+    python: Lane<Py<PyAny>>,
+    coroutine: Lane<Py<PyAny>>,
     /// Python callables that were sent to the I/O lane.
-    io_calls: Lane<Py<TaskHandle>>,
+    io_calls: Lane<Py<PyAny>>,
     /// Tasks that have ended and have callbacks, which are to be called here.
-    callbacks: Lane<Py<TaskHandle>>,
+    callbacks: Lane<Py<PyAny>>,
     /// Started with the first job of their kind, taken away when the last task has ended.
     io: Mutex<OnceCell<IoLane>>,
     compute: Mutex<OnceCell<ComputeLane>>,
@@ -73,13 +88,13 @@ pub(crate) struct Shared {
     /// Every handle that is alive.
     pub(crate) ledger: Registry<HandleAddress>,
     /// Every batch that is alive, by the number of its first item.
-    batches: Mutex<BTreeMap<i64, Weak<Batch>>>,
+    batches: Mutex<BTreeMap<i64, Weak<dyn Items>>>,
     /// The workers that run Python code and are alive.
     slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
     next_thread: [AtomicUsize; 4],
     /// The counts of tasks, who waits for all, and whether more are accepted.
-    outstanding: Outstanding,
+    pub(crate) outstanding: Outstanding,
     failures: Mutex<Failures>,
     /// Whether failures that are kept hold the frames of their tracebacks, with all their variables.
     keeps_frames: bool,
@@ -98,8 +113,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(sizes: Sizes, keeps_frames: bool) -> Arc<Self> {
-        let shared = Arc::new(Self {
+    pub(crate) fn new(sizes: Sizes, keeps_frames: bool, loops: Loops) -> Arc<Self> {
+        let shared = Arc::new_cyclic(|shared: &Weak<Self>| Self {
+            loops,
             sizes,
             python: Lane::new(sizes.python_threads),
             coroutine: Lane::new(sizes.python_threads),
@@ -107,7 +123,10 @@ impl Shared {
             callbacks: Lane::new(sizes.io_threads.max(MIN_CALLBACK_THREADS)),
             io: Mutex::default(),
             compute: Mutex::default(),
-            deadlines: Deadlines::default(),
+            deadlines: Deadlines::new({
+                let shared = shared.clone();
+                move |due| (loops.expire)(&shared, due)
+            }),
             stopping: Stopping::default(),
             origins: Origins::default(),
             ledger: Registry::new(),
@@ -136,7 +155,7 @@ impl Shared {
         self.next_task_id.fetch_add(count as i64, Ordering::Relaxed)
     }
 
-    pub(crate) fn lane(&self, kind: LaneKind) -> &Lane<Py<TaskHandle>> {
+    pub(crate) fn lane(&self, kind: LaneKind) -> &Lane<Py<PyAny>> {
         match kind {
             LaneKind::Python => &self.python,
             LaneKind::Coroutine => &self.coroutine,
@@ -202,7 +221,7 @@ impl Shared {
 
     /// Counts the ends of tasks; adds who waits for the end of all to `sleepers` if this was it.
     pub(crate) fn tasks_ended(&self, count: usize, sleepers: &mut Sleepers) {
-        if self.outstanding.end(count, waits::standing_still(), sleepers) {
+        if self.outstanding.end(count, &STANDING_STILL, sleepers) {
             self.retire();
         }
     }
@@ -210,58 +229,6 @@ impl Shared {
     /// Has all who stand in `wait_all` look again.
     pub(crate) fn wake_idle_waiters(&self) {
         self.outstanding.wake_all();
-    }
-
-    /// Waits until no task is left but those that cannot end before this wait does, see
-    /// [`waits`]; false if `timeout` came first. An error is what a signal's handler has
-    /// raised.
-    pub(crate) fn wait_idle(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<bool> {
-        self.wait_idle_as(py, timeout, || py.check_signals())
-    }
-
-    /// The same, but signals stay pending.
-    pub(crate) fn wait_idle_despite_signals(
-        &self,
-        py: Python<'_>,
-        timeout: Duration,
-    ) -> PyResult<bool> {
-        self.wait_idle_as(py, Some(timeout), || Ok(()))
-    }
-
-    fn wait_idle_as(
-        &self,
-        py: Python<'_>,
-        timeout: Option<Duration>,
-        on_signal: impl Fn() -> PyResult<()>,
-    ) -> PyResult<bool> {
-        self.process.check()?;
-        let _blocked = worker::enter_blocked(py)?;
-        let waiting = Waiting::for_all(py, self);
-        let unnamed = !waiting.is_inside() && worker::is_to_end_task_of(self);
-        let unnamed = unnamed.then(|| InsideWaitAll::new(self));
-        // From outside all are waited for, those inside `wait_all` too: they will return.
-        let is_inside = unnamed.is_some() || waiting.is_inside();
-        let left_out = is_inside.then_some(|| waiting.held_up(self));
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let parker = Arc::new(Parker::default());
-        let waiter: Arc<dyn Unpark> = parker.clone();
-        let body = BodyWait::begin(&parker);
-        loop {
-            let idle = self.outstanding.enter(waiter.clone(), left_out.as_ref());
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // A body that was asked to stop gets the error though there is nothing left to wait for.
-            let woken = body.check(py).and_then(|()| match idle {
-                true => Ok(Wakeup::Notified),
-                false => match signals::park(py, &parker, left) {
-                    Wakeup::Interrupted => on_signal().map(|()| Wakeup::Interrupted),
-                    other => Ok(other),
-                },
-            });
-            self.outstanding.leave(&waiter);
-            if woken? == Wakeup::TimedOut || idle {
-                return Ok(idle);
-            }
-        }
     }
 
     /// Lets go of the threads that no task will need any more. Waits for none of them: this may be
@@ -292,10 +259,10 @@ impl Shared {
     }
 
     /// Makes the items of a batch visible for as long as it lives.
-    pub(crate) fn enter_batch(&self, batch: &Arc<Batch>) {
+    pub(crate) fn enter_batch(&self, first_id: i64, batch: Weak<dyn Items>) {
         // A build for the benchmark that tells what records cost.
         if !cfg!(dft_no_records) {
-            lock(&self.batches).insert(batch.first_id(), Arc::downgrade(batch));
+            lock(&self.batches).insert(first_id, batch);
         }
     }
 
@@ -307,7 +274,7 @@ impl Shared {
     }
 
     /// The one that a task is an item of.
-    pub(crate) fn batch_of(&self, task_id: i64) -> Option<Arc<Batch>> {
+    pub(crate) fn batch_of(&self, task_id: i64) -> Option<Arc<dyn Items>> {
         let (_, batch) = lock(&self.batches)
             .range(..=task_id)
             .next_back()
@@ -316,26 +283,8 @@ impl Shared {
     }
 
     /// Those that are alive, the oldest first.
-    pub(crate) fn batches(&self) -> Vec<Arc<Batch>> {
+    pub(crate) fn batches(&self) -> Vec<Arc<dyn Items>> {
         lock(&self.batches).values().filter_map(Weak::upgrade).collect()
-    }
-
-    /// The handles of all tasks that have not ended; also of some that have.
-    pub(crate) fn hold_unfinished(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
-        for batch in self.batches() {
-            batch.show_unfinished(py);
-        }
-        self.hold_all(py)
-    }
-
-    /// The handles that are alive, whose tasks may have ended.
-    pub(crate) fn hold_all(&self, py: Python<'_>) -> Vec<Py<TaskHandle>> {
-        let mut handles = Vec::new();
-        self.ledger.for_each(|address| {
-            // SAFETY: called under the ledger's lock.
-            handles.extend(unsafe { address.hold(py) });
-        });
-        handles
     }
 
     /// How many tasks wait in the queue of a lane.
@@ -359,26 +308,14 @@ impl Shared {
 
     // --- failures -------------------------------------------------------------------------------
 
-    /// What is to be kept of a task that is about to fail with this content.
-    pub(crate) fn prepare_failure(
-        &self,
-        handle: &Py<TaskHandle>,
-        content: &Content,
-        py: Python<'_>,
-    ) -> NewFailure {
-        let has_room = lock(&self.failures).has_room();
-        NewFailure::of(py, handle, content, has_room, self.keeps_frames)
+    /// Whether one more would be kept.
+    pub(crate) fn has_room_for_failures(&self) -> bool {
+        lock(&self.failures).has_room()
     }
 
-    /// The same on a thread without the interpreter.
-    pub(crate) fn prepare_native_failure(
-        &self,
-        task: &TaskHandle,
-        spare: [Spare; 2],
-        outcome: &Arc<dyn NativeOutcome>,
-    ) -> NewFailure {
-        let has_room = lock(&self.failures).has_room();
-        NewFailure::of_native(task, spare, outcome, has_room, self.keeps_frames)
+    /// Whether those that are kept hold the frames of their tracebacks.
+    pub(crate) fn keeps_frames(&self) -> bool {
+        self.keeps_frames
     }
 
     /// Remembers a failed task for `get_failed` and `wait_all`; gives back what is not kept.
@@ -448,64 +385,13 @@ impl Shared {
 
     // --- threads --------------------------------------------------------------------------------
 
-    /// Queues a task that was accepted. It ends in a settled handle even if no thread can run it.
-    pub(crate) fn push(self: &Arc<Self>, kind: LaneKind, handle: &Bound<'_, TaskHandle>) {
-        let order = self.lane(kind).push(handle.clone().unbind());
-        self.obey_or_fail(kind, order, std::slice::from_ref(handle));
-    }
-
     /// Has the callbacks of a task that has ended called on the callback lane, which any thread may
     /// ask for. Gives the task back if that has no thread and gets none.
-    pub(crate) fn push_ended(self: &Arc<Self>, handle: Py<TaskHandle>) -> Option<Py<TaskHandle>> {
+    pub(crate) fn push_ended(self: &Arc<Self>, handle: Py<PyAny>) -> Option<Py<PyAny>> {
         let order = self.callbacks.push(handle);
         match self.obey(LaneKind::Callback, order) {
             Ok(()) => None,
             Err(_) => self.callbacks.pop().0,
-        }
-    }
-
-    /// As `push` for many; if there is a turn, ahead of what waits, but for what is of that turn.
-    ///
-    /// The woken worker gets the interpreter at once: this thread lets go of it before it wakes, and
-    /// takes it again when the worker sleeps or its time slice is over.
-    pub(crate) fn push_all(
-        self: &Arc<Self>,
-        py: Python<'_>,
-        kind: LaneKind,
-        turn: Option<NonZeroU64>,
-        handles: &[Bound<'_, TaskHandle>],
-    ) {
-        let jobs = handles.iter().map(|handle| handle.clone().unbind());
-        let (sleeper, order) = match turn {
-            Some(turn) => self.lane(kind).push_all_ahead(turn.get(), jobs),
-            None => self.lane(kind).push_all(jobs),
-        };
-        if let Some(sleeper) = sleeper {
-            py.detach(|| sleeper.unpark());
-        }
-        self.obey_or_fail(kind, order, handles);
-    }
-
-    /// As `push` for many, of a submitter that goes on submitting or is about to wait.
-    pub(crate) fn push_each(self: &Arc<Self>, kind: LaneKind, handles: &[Bound<'_, TaskHandle>]) {
-        let jobs = handles.iter().map(|handle| handle.clone().unbind());
-        let (sleeper, order) = self.lane(kind).push_all(jobs);
-        if let Some(sleeper) = sleeper {
-            sleeper.unpark();
-        }
-        self.obey_or_fail(kind, order, handles);
-    }
-
-    fn obey_or_fail(
-        self: &Arc<Self>,
-        kind: LaneKind,
-        order: Order,
-        handles: &[Bound<'_, TaskHandle>],
-    ) {
-        let Err(error) = self.obey(kind, order) else { return };
-        for handle in handles.iter().filter(|handle| handle.get().claim()) {
-            let outcome = Outcome::Error(error.clone_ref(handle.py()));
-            TaskHandle::settle(handle.as_unbound(), outcome, handle.py());
         }
     }
 
@@ -517,8 +403,8 @@ impl Shared {
         let number = self.next_thread[kind as usize].fetch_add(1, Ordering::Relaxed);
         let shared = self.clone();
         let serve = match kind {
-            LaneKind::Python | LaneKind::Io | LaneKind::Callback => worker::serve,
-            LaneKind::Coroutine => coroutine::serve,
+            LaneKind::Python | LaneKind::Io | LaneKind::Callback => self.loops.plain,
+            LaneKind::Coroutine => self.loops.coroutine,
         };
         let spawned = std::thread::Builder::new()
             .name(format!("dft-{}-{number}", kind.name()))
@@ -586,6 +472,31 @@ impl Shared {
         lock(&self.slots).clone()
     }
 
+    /// The threads that are still in a body that was given up.
+    pub(crate) fn threads_left(&self) -> Vec<ThreadId> {
+        let slots = self.slots();
+        let left = slots.iter().filter(|slot| slot.given_up.load(Ordering::Relaxed) > 0);
+        left.map(|slot| slot.id).collect()
+    }
+
+    /// Those that have not been joined.
+    pub(crate) fn take_threads(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *lock(&self.threads))
+    }
+
+    /// Has `parker` woken whenever a worker's thread is about to end.
+    pub(crate) fn watch_departures(&self, parker: Arc<Parker>) {
+        *lock(&self.departures) = Some(parker);
+    }
+
+    /// Takes back the deadline of a task.
+    pub(crate) fn cancel_deadline(&self, key: TimerKey) {
+        // In a copy, the timer's lock may be held for ever by its thread, which was not copied.
+        if !self.process.is_copy() {
+            self.deadlines.cancel(key);
+        }
+    }
+
     /// A worker's thread is about to end.
     pub(crate) fn departed(&self) {
         if let Some(parker) = &*lock(&self.departures) {
@@ -617,64 +528,6 @@ impl Shared {
             self.origins.clear();
         }
     }
-
-    pub(crate) fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
-        if self.process.is_copy() {
-            return Ok(());
-        }
-        let first = self.outstanding.close();
-        let wait = wait && !worker::is_worker_of(self);
-        if wait {
-            self.wait_idle(py, None)?;
-        }
-        self.close();
-        if first {
-            log::debug!("runtime shut down");
-        }
-        if wait {
-            let has_left = self.wait_for_bodies(py);
-            let threads = std::mem::take(&mut *lock(&self.threads));
-            let left = if has_left { Vec::new() } else { self.threads_left() };
-            if !left.is_empty() {
-                log::warn!(
-                    target: "dftracer.utils",
-                    "{} thread(s) of a runtime that is shut down are left behind, because the \
-                     bodies that run there go on although they were cancelled or have run out of \
-                     time (DFTRACER_EXIT_PATIENCE_S)",
-                    left.len()
-                );
-            }
-            py.detach(|| {
-                for thread in threads.into_iter().filter(|t| !left.contains(&t.thread().id())) {
-                    // An error means that the thread panicked, and its lane has been told.
-                    let _ = thread.join();
-                }
-                if let Some(tracing) = self.tracing() {
-                    tracing.flush();
-                }
-            });
-        }
-        Ok(())
-    }
-
-    /// Closes, then waits until no thread of ours can touch the interpreter, or the deadline.
-    pub(crate) fn leave(&self, py: Python<'_>, deadline: Instant) {
-        let parker = Arc::new(Parker::default());
-        *lock(&self.departures) = Some(parker.clone());
-        self.close();
-        py.detach(|| {
-            while !lock(&self.slots).is_empty() {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if !parker.park_for(left) {
-                    return;
-                }
-            }
-            for thread in std::mem::take(&mut *lock(&self.threads)) {
-                // Those that have no slot any more are past their last Python code.
-                let _ = thread.join();
-            }
-        });
-    }
 }
 
 impl Drop for Shared {
@@ -689,25 +542,9 @@ impl Drop for Shared {
             if let Some(tracing) = self.tracing.take() {
                 // The last one to hold this is often a worker that has let go of the interpreter.
                 // What it dropped then would be kept until somebody calls into this module.
-                crate::interp::guard::attach(|_| drop(tracing));
+                guard::attach(|_| drop(tracing));
             }
         }
-    }
-}
-
-/// Counts one worker that stands in `wait_all` while it is about to end a task that cannot be named.
-struct InsideWaitAll<'a>(&'a Shared);
-
-impl<'a> InsideWaitAll<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared.outstanding.enter_unnamed();
-        Self(shared)
-    }
-}
-
-impl Drop for InsideWaitAll<'_> {
-    fn drop(&mut self) {
-        self.0.outstanding.leave_unnamed();
     }
 }
 

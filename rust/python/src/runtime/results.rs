@@ -8,9 +8,9 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyIterator, PyList, PyRange, PyTuple};
 
+use super::api::{Runtime, Submitted};
 use crate::batch::Batch;
 use crate::interp::guard;
-use crate::runtime::api::{Runtime, Submitted};
 use crate::task::TaskHandle;
 
 /// How many calls are submitted at a time, of items that are there already.

@@ -9,23 +9,17 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use dftracer_core::outstanding::StandingStill;
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
-use crate::batch::Batch;
-use crate::runtime::shared::{self, Shared};
-use crate::task::TaskHandle;
-use crate::worker;
-use crate::worker::coroutine::coroutine_task;
+use crate::owner::items::Items;
+use crate::owner::{STANDING_STILL, Shared, wake_idle_waiters};
+use crate::task::{TaskHandle, current};
 
 /// The waits of this process. Locked by attached threads only, and never while Python code runs or
 /// an object is dropped.
 static WAITS: Mutex<Waits> = Mutex::new(Waits { next: 0, list: BTreeMap::new() });
-
-/// How many tasks the list names. Who waits enters the list, then this, then has others look again.
-static STANDING_STILL: StandingStill = StandingStill::new();
 
 struct Waits {
     next: u64,
@@ -86,10 +80,10 @@ fn address(shared: &Shared) -> usize {
     std::ptr::from_ref(shared).addr()
 }
 
-/// What a thread is in the middle of, below the body that [`worker::running_task`] knows.
+/// What a thread is in the middle of, below the body that [`current::running_task`] knows.
 enum Below {
     Body(Py<TaskHandle>),
-    Item(Arc<Batch>, i64),
+    Item(Arc<dyn Items>, i64),
     Ending { task: Py<TaskHandle>, is_untold: bool },
 }
 
@@ -113,7 +107,7 @@ impl Within {
     }
 
     /// As `body`, of an item of a batch.
-    pub(crate) fn item(batch: Arc<Batch>, id: i64) -> Self {
+    pub(crate) fn item(batch: Arc<dyn Items>, id: i64) -> Self {
         Self::push(Below::Item(batch, id))
     }
 
@@ -150,8 +144,9 @@ fn standing(py: Python<'_>) -> Vec<Standing> {
         };
         list.iter().filter_map(named).collect::<Vec<_>>()
     });
-    let innermost = worker::running_task(py).or_else(|| coroutine_task(py));
-    let items = items.into_iter().filter_map(|(batch, id)| batch.handle_of(py, id));
+    let innermost = current::running_task(py).or_else(|| current::coroutine_task(py));
+    let items =
+        items.into_iter().filter_map(|(batch, id)| TaskHandle::of(py, batch.handle_of(py, id)?));
     let bodies = items.chain(innermost).map(|task| Standing { task, progress: Progress::Runs });
     tasks.extend(bodies);
     tasks
@@ -208,7 +203,7 @@ impl Waiting {
         // Others may have been waiting for just these tasks, or for those that wait for these, which
         // can be of another runtime.
         if is_waited_for {
-            shared::wake_idle_waiters();
+            wake_idle_waiters();
         }
         Self { entered: Some((number, wait)) }
     }
@@ -314,11 +309,6 @@ impl HeldUp {
             }
         }
     }
-}
-
-/// How many tasks stand still, for those who end others.
-pub(crate) fn standing_still() -> &'static StandingStill {
-    &STANDING_STILL
 }
 
 /// In the child of a `fork()`: nobody waits here but the thread that forked, which does not now.
