@@ -2,9 +2,11 @@
 
 // The classes and functions here are documented where their users look: in `_native.pyi`.
 #![allow(missing_docs)]
+#![deny(unsafe_code)]
 
 mod batch;
 mod graph;
+#[allow(unsafe_code, reason = "functions of CPython that PyO3 does not wrap, or wraps otherwise")]
 mod interp;
 mod native;
 mod owner;
@@ -68,13 +70,7 @@ mod _native {
 
 /// Statics of this module belong to one interpreter. CPython 3.12 refuses by itself.
 fn refuse_subinterpreters(py: Python<'_>) -> PyResult<()> {
-    // SAFETY: attached, as `py` proves; both calls only read.
-    let is_main = unsafe {
-        let current = pyo3::ffi::PyInterpreterState_GetID(pyo3::ffi::PyInterpreterState_Get());
-        current == 0
-    };
-    let _ = py;
-    if is_main {
+    if interp::objects::is_main_interpreter(py) {
         Ok(())
     } else {
         Err(pyo3::exceptions::PyImportError::new_err(

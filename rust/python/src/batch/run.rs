@@ -11,12 +11,13 @@ use crate::interp::call::{
     Contexts, call_one, in_context, panic_error, panic_text, runs_code_when_dropped,
 };
 use crate::interp::clock::nanos_now;
+use crate::interp::objects::is_coroutine;
 use crate::interp::signals::Turn;
 use crate::interp::slot::Slot;
 use crate::owner::items::Items;
 use crate::owner::{Sleepers, wake};
 use crate::task::leave_body;
-use crate::task::run::{end_task, is_coroutine, run_claimed};
+use crate::task::run::{end_task, run_claimed};
 use crate::task::wait::graph::Within;
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if

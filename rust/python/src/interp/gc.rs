@@ -30,6 +30,7 @@ use crate::interp::once::Lazy;
 ///
 /// For what certainly lives on until it is put back: meanwhile nothing that it is part of is found
 /// to be garbage.
+#[inline]
 pub(crate) fn untrack(object: &Bound<'_, PyAny>) {
     let object = object.as_ptr();
     // SAFETY: attached; a live object, which has the collector's header if `PyObject_IS_GC` says so.
@@ -60,6 +61,7 @@ pub(crate) fn untrack_future(future: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// Puts an object back on the collector's list, if it is not there.
+#[inline]
 pub(crate) fn track(object: &Bound<'_, PyAny>) {
     let object = object.as_ptr();
     // SAFETY: as above; and only what is not on the list is put there.

@@ -11,6 +11,7 @@ pub(crate) mod frames;
 pub(crate) mod gc;
 pub(crate) mod guard;
 pub(crate) mod names;
+pub(crate) mod objects;
 pub(crate) mod once;
 pub(crate) mod origin;
 pub(crate) mod signals;

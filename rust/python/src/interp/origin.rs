@@ -221,11 +221,13 @@ fn parts_of<'a, 'py>(function: Borrowed<'a, 'py, PyAny>) -> Option<Parts<Part<'a
     // SAFETY: attached, a live function. Nobody can change it meanwhile, since no Python code runs
     // here, and it holds what is borrowed from it.
     unsafe {
-        let object = &*function.as_ptr().cast::<ffi::PyFunctionObject>();
+        let function = function.as_ptr();
+        // There is no function that gives this one without a call.
+        let qualname = (*function.cast::<ffi::PyFunctionObject>()).func_qualname;
         Some(Parts {
-            code: Borrowed::from_ptr_or_opt(py, object.func_code)?,
-            qualname: Borrowed::from_ptr_or_opt(py, object.func_qualname)?,
-            module: Borrowed::from_ptr_or_opt(py, object.func_module),
+            code: Borrowed::from_ptr_or_opt(py, ffi::PyFunction_GetCode(function))?,
+            qualname: Borrowed::from_ptr_or_opt(py, qualname)?,
+            module: Borrowed::from_ptr_or_opt(py, ffi::PyFunction_GetModule(function)),
         })
     }
 }

@@ -111,6 +111,7 @@ impl Turn {
     ///
     /// Only Python code is asked for it, and bodies may be functions written in C. To let go of it
     /// without being asked would not do: who waits would be woken, come too late, and wait anew.
+    #[inline]
     pub(crate) fn share(&mut self, py: Python<'_>, mut now: u64) -> u64 {
         static NOTHING: Lazy<Py<PyAny>> = Lazy::new();
         if now.saturating_sub(self.0) > TURN_NS {

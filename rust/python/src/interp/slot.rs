@@ -106,6 +106,7 @@ pub(crate) fn set_current(slot: Option<Arc<Slot>>) {
 }
 
 /// The plain body of this task has ended here.
+#[inline]
 pub(crate) fn set_ran_last(task: i64) {
     RAN_LAST.set(task);
 }

@@ -4,6 +4,7 @@ pub(crate) mod deadlines;
 pub(crate) mod failures;
 pub(crate) mod items;
 pub(crate) mod job;
+#[allow(unsafe_code, reason = "addresses of handles that are looked at without holding them")]
 pub(crate) mod living;
 pub(crate) mod look;
 mod shared;

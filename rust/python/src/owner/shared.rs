@@ -17,7 +17,7 @@ use std::time::Duration;
 use dftracer_core::io::reactor::IoLane;
 use dftracer_core::native::compute::ComputeLane;
 use dftracer_core::outstanding::{Counts, Ending, Outstanding, StandingStill};
-use dftracer_core::registry::{Entry, Registry};
+use dftracer_core::registry::Entry;
 use dftracer_core::sched::lane::{Lane, Order};
 use dftracer_core::sched::parker::{Parker, Unpark};
 use dftracer_core::sched::timer::TimerKey;
@@ -33,7 +33,7 @@ use super::deadlines::{Deadlines, Due};
 use super::failures::{Bounded, Failure, Failures, NewFailure};
 use super::items::Items;
 use super::job::NativeOutcome;
-use super::living::HandleAddress;
+use super::living::Living;
 use super::sleepers::{Sleepers, wake};
 use super::stopping::Stopping;
 use crate::interp::errors::{RuntimeShutdownError, refused};
@@ -86,7 +86,7 @@ pub(crate) struct Shared {
     pub(crate) stopping: Stopping,
     pub(crate) origins: Origins,
     /// Every handle that is alive.
-    pub(crate) ledger: Registry<HandleAddress>,
+    pub(crate) living: Living,
     /// Every batch that is alive, by the number of its first item.
     batches: Mutex<BTreeMap<i64, Weak<dyn Items>>>,
     /// The workers that run Python code and are alive.
@@ -129,7 +129,7 @@ impl Shared {
             }),
             stopping: Stopping::default(),
             origins: Origins::default(),
-            ledger: Registry::new(),
+            living: Living::new(),
             batches: Mutex::default(),
             slots: Mutex::default(),
             next_task_id: AtomicI64::new(0),
@@ -299,10 +299,10 @@ impl Shared {
         queued
     }
 
-    pub(crate) fn leave_ledger(&self, entry: Entry) {
+    pub(crate) fn remove_living(&self, entry: Entry) {
         // In a copy, the lock may be held for ever by a thread that was not copied.
         if !self.process.is_copy() {
-            self.ledger.remove(entry);
+            self.living.remove(entry);
         }
     }
 

@@ -8,6 +8,7 @@ use dftracer_core::sched::parker::Unpark;
 pub(crate) type Sleepers = Vec<Arc<dyn Unpark>>;
 
 /// Wakes them all.
+#[inline]
 pub(crate) fn wake(sleepers: &mut Sleepers) {
     for sleeper in sleepers.drain(..) {
         sleeper.unpark();

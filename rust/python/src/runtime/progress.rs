@@ -148,13 +148,13 @@ pub(crate) fn report<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'p
     for batch in shared.batches() {
         batch.tell(py, &mut |item| rows.push(Row::of_item(item, now)));
     }
-    let counts = shared.ledger.read_all(
+    let counts = shared.living.read_all(
+        py,
         || shared.counts(),
-        |address| {
-            // SAFETY: called under the ledger's lock.
-            let handle = unsafe { address.handle(py) };
-            let Ok(handle) = handle.cast::<TaskHandle>() else { return };
-            rows.push(Row::of(py, handle.get(), now));
+        |handle| {
+            if let Ok(handle) = handle.cast::<TaskHandle>() {
+                rows.push(Row::of(py, handle.get(), now));
+            }
         },
     );
     share(py)?;

@@ -8,6 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyTraceback, PyType};
 
 use crate::interp::call::Call;
+#[cfg(not(Py_3_12))]
+use crate::interp::objects::restore_traceback;
 use crate::interp::once::Lazy;
 use crate::owner::job::{NativeJob, NativeOutcome};
 
@@ -83,16 +85,4 @@ pub(crate) fn cancelled_error(py: Python<'_>) -> PyErr {
         Ok(class) => PyErr::from_type(class.clone(), ()),
         Err(error) => error,
     }
-}
-
-/// Gives an exception the traceback it had, whatever its class says to setting attributes.
-pub(crate) fn restore_traceback(
-    py: Python<'_>,
-    exception: &Py<PyBaseException>,
-    traceback: Option<&Py<PyTraceback>>,
-) {
-    let none = py.None();
-    let traceback = traceback.map_or(none.as_ptr(), Py::as_ptr);
-    // SAFETY: attached; an exception, and a traceback or None.
-    unsafe { pyo3::ffi::PyException_SetTraceback(exception.as_ptr(), traceback) };
 }

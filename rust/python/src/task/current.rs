@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dftracer_core::interrupt_slot::{IDLE, Outer};
-use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::TaskHandle;
@@ -13,6 +12,7 @@ use super::family::Family;
 use super::given_up::leave_body;
 use crate::interp::call::Call;
 use crate::interp::errors::TooManyBlockedError;
+use crate::interp::objects;
 use crate::interp::once::Lazy;
 use crate::interp::slot::{self, LaneKind, Slot};
 use crate::owner::Shared;
@@ -36,6 +36,7 @@ thread_local! {
 
 /// Looks at what this thread knows of itself as a worker: nothing if it is none, or is the copy of
 /// one in the child of a `fork()` that its body made.
+#[inline]
 fn with_current<T>(look: impl FnOnce(Option<&mut Current>) -> T) -> T {
     CURRENT
         .with_borrow_mut(|current| look(current.as_mut().filter(|c| !c.shared.process.is_copy())))
@@ -58,6 +59,7 @@ pub(crate) fn set_batch(batch: Option<Arc<dyn Items>>) -> Option<Arc<dyn Items>>
 pub(super) type Around = (Option<Py<TaskHandle>>, Outer);
 
 /// `None` on a thread that is no worker.
+#[inline]
 pub(super) fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Around> {
     with_current(|current| {
         let current = current?;
@@ -71,6 +73,7 @@ pub(super) fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Arou
 /// Goes back to the outer body: nothing that others do to the inner one reaches anybody else from
 /// here on. The arguments go meanwhile, before the outcome is told: who waits for it sees them
 /// released, and what their destructors wait for is known to wait for this task.
+#[inline]
 pub(super) fn end_body(py: Python<'_>, around: Option<Around>, call: Call) {
     let Some((task, outer)) = around else { return };
     let mut call = Some(call);
@@ -248,22 +251,11 @@ fn coroutine_task_variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
 /// The task whose coroutine body the current context belongs to.
 pub(crate) fn coroutine_task(py: Python<'_>) -> Option<Py<TaskHandle>> {
     let variable = coroutine_task_variable(py).ok()?;
-    let mut task = std::ptr::null_mut();
-    // SAFETY: attached, a context variable; gives a new reference, or null if there is no value.
-    let task = unsafe {
-        ffi::PyContextVar_Get(variable.as_ptr(), std::ptr::null_mut(), &raw mut task);
-        Bound::from_owned_ptr_or_opt(py, task)
-    }?;
+    let task = objects::variable(variable)?;
     task.cast_into::<TaskHandle>().ok().map(Bound::unbind)
 }
 
 /// Says in the current context whose body this is.
 pub(crate) fn set_coroutine_task(py: Python<'_>, task: &Py<PyAny>) -> PyResult<()> {
-    let variable = coroutine_task_variable(py)?;
-    // SAFETY: attached, a context variable and a live object; a new reference or null with an
-    // exception set.
-    unsafe {
-        let token = ffi::PyContextVar_Set(variable.as_ptr(), task.as_ptr());
-        Bound::from_owned_ptr_or_err(py, token).map(drop)
-    }
+    objects::set_variable(coroutine_task_variable(py)?, task)
 }

@@ -3,19 +3,19 @@
 use std::sync::atomic::Ordering;
 
 use dftracer_core::interrupt_slot::Outer;
-use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::interp::objects::take_back_raise;
 use crate::interp::slot::Slot;
 use crate::owner::Shared;
 
 /// The worker of a body has left it.
-pub(crate) fn leave_body(_py: Python<'_>, shared: &Shared, slot: &Slot, outer: Outer) {
+#[inline]
+pub(crate) fn leave_body(py: Python<'_>, shared: &Shared, slot: &Slot, outer: Outer) {
     let marks = slot.running.leave(outer);
     if marks.interrupted() {
         let ident = slot.ident.load(Ordering::Relaxed);
-        // SAFETY: attached; null takes back what was sent to this thread and not yet raised.
-        unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
+        take_back_raise(py, ident);
     }
     if marks.given_up() {
         shared.lane(slot.lane).leave_blocked();

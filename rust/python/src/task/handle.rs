@@ -12,12 +12,11 @@ use dftracer_core::sched::parker::{Parker, Unpark};
 use dftracer_core::sched::timer::TimerKey as Alarm;
 use dftracer_core::task_state::TaskState;
 use pyo3::exceptions::PyBaseException;
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTraceback};
 
 use super::completion::{Completion, Event};
-use super::content::{Content, cancelled_error, restore_traceback};
+use super::content::{Content, cancelled_error};
 use super::family::Family;
 use super::waiter::{Waiter, Waiters};
 use crate::interp::call::Call;
@@ -25,10 +24,10 @@ use crate::interp::callbacks;
 use crate::interp::clock::nanos_now;
 use crate::interp::gc;
 use crate::interp::names::{derive_name, exact};
+use crate::interp::objects::{may_refer, restore_traceback};
 use crate::interp::origin::Origin;
 use crate::interp::slot::LaneKind;
 use crate::owner::job::{Named, NativeOutcome};
-use crate::owner::living::HandleAddress;
 use crate::owner::look::Look;
 use crate::owner::{Shared, wake};
 use dftracer_core::task_state::state::{self, DONE, FAILED, RUNNING};
@@ -272,8 +271,7 @@ impl TaskHandle {
         entry: Entry,
         task_id: i64,
     ) -> Option<Py<Self>> {
-        // SAFETY: called under the registry's lock.
-        let held = shared.ledger.with(entry, |address| unsafe { address.hold(py) }).flatten();
+        let held = shared.living.hold(py, entry);
         Self::of(py, held?).filter(|handle| handle.get().task_id == task_id)
     }
 
@@ -289,12 +287,10 @@ impl TaskHandle {
         if cfg!(dft_no_records) {
             return;
         }
-        shared.ledger.insert_all(
-            handles.iter().map(|handle| HandleAddress::of(handle.as_any())),
-            |index, Entry(place)| {
-                handles[index].get().entry.store(place, Ordering::Relaxed);
-            },
-        );
+        let objects = handles.iter().map(Bound::as_any);
+        shared.living.insert_all(objects, |index, Entry(place)| {
+            handles[index].get().entry.store(place, Ordering::Relaxed);
+        });
     }
 
     pub(crate) fn entry(&self) -> Option<Entry> {
@@ -648,18 +644,7 @@ impl Drop for TaskHandle {
     fn drop(&mut self) {
         // Before any field goes: a reader of the ledger holds its lock while it reads them.
         if let (Some(shared), Some(entry)) = (&self.shared, self.entry()) {
-            shared.leave_ledger(entry);
+            shared.remove_living(entry);
         }
-    }
-}
-
-/// Whether an object could refer to others, now or later. A tuple could not if the collector has
-/// found that none of its items can.
-fn may_refer(value: &Py<PyAny>) -> bool {
-    // SAFETY: the caller is attached, a live object.
-    unsafe {
-        ffi::PyObject_IS_GC(value.as_ptr()) != 0
-            && (ffi::PyTuple_CheckExact(value.as_ptr()) == 0
-                || ffi::PyObject_GC_IsTracked(value.as_ptr()) != 0)
     }
 }

@@ -7,6 +7,7 @@ use crate::owner::Shared;
 use crate::owner::deadlines::Due;
 
 /// Sets the deadline of a task that begins.
+#[inline]
 pub(crate) fn arm(shared: &Shared, handle: &TaskHandle) {
     let (limit, default) = (handle.take_limit(), shared.deadlines.task_timeout());
     if (limit.is_none() && default.is_none()) || shared.process.is_copy() {

@@ -19,7 +19,7 @@ mod traced;
 pub(crate) mod wait;
 mod waiter;
 
-pub(crate) use content::{Content, Outcome, cancelled_error, restore_traceback};
+pub(crate) use content::{Content, Outcome, cancelled_error};
 pub(crate) use given_up::leave_body;
 pub(crate) use handle::{Birth, End, Limit, TaskHandle};
 pub(crate) use settle::NativeRun;

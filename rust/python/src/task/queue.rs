@@ -18,6 +18,7 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    #[inline]
     pub(crate) fn of(py: Python<'_>, job: Py<PyAny>) -> Option<Self> {
         match job.into_bound(py).cast_into_exact::<TaskHandle>() {
             Ok(task) => Some(Self::Task(task.unbind())),
@@ -90,10 +91,6 @@ pub(crate) fn hold_unfinished(shared: &Shared, py: Python<'_>) -> Vec<Py<TaskHan
 
 /// The handles that are alive, whose tasks may have ended.
 pub(crate) fn hold_all(shared: &Shared, py: Python<'_>) -> Vec<Py<TaskHandle>> {
-    let mut handles = Vec::new();
-    shared.ledger.for_each(|address| {
-        // SAFETY: called under the ledger's lock.
-        handles.extend(unsafe { address.hold(py) }.and_then(|handle| TaskHandle::of(py, handle)));
-    });
-    handles
+    let handles = shared.living.hold_all(py);
+    handles.into_iter().filter_map(|handle| TaskHandle::of(py, handle)).collect()
 }

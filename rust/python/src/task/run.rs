@@ -5,13 +5,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::stopping::{interruption, stop_body};
 use super::wait::graph::Within;
 use super::{Content, End, Outcome, TaskHandle, current, limits};
 use crate::interp::call::{in_context, panic_error, panic_text};
+use crate::interp::objects::{HandledError, is_coroutine};
 use crate::interp::once::{Lazy, intern};
 use crate::interp::slot::{self, LaneKind};
 use crate::owner::{Shared, Sleepers, wake};
@@ -122,12 +122,6 @@ fn outcome_of(
     }
 }
 
-/// Whether a body has answered with a coroutine, to be awaited rather than returned.
-pub(crate) fn is_coroutine(value: &Bound<'_, PyAny>) -> bool {
-    // SAFETY: attached, a live object; `PyCoro_CheckExact` only compares its type.
-    unsafe { ffi::PyCoro_CheckExact(value.as_ptr()) != 0 }
-}
-
 /// Runs a task on the stack of the thread that waits for it, if nobody has started it and this is
 /// a worker of its lane. True if it ran.
 pub(crate) fn run_inline(handle: &Bound<'_, TaskHandle>) -> bool {
@@ -178,29 +172,6 @@ fn has_deep_stack(py: Python<'_>) -> bool {
     GETFRAME
         .import(py, "sys", "_getframe")
         .is_ok_and(|getframe| getframe.call1((MAX_INLINE_FRAMES,)).is_ok())
-}
-
-/// The error that the body below is handling, which is not that of the body above.
-struct HandledError([*mut ffi::PyObject; 3]);
-
-impl HandledError {
-    fn set_aside(_py: Python<'_>) -> Self {
-        let mut parts = [std::ptr::null_mut(); 3];
-        let [kind, value, traceback] = &mut parts;
-        // SAFETY: attached; the first call gives references that `put_back` gives back.
-        unsafe {
-            ffi::PyErr_GetExcInfo(kind, value, traceback);
-            let null = std::ptr::null_mut();
-            ffi::PyErr_SetExcInfo(null, null, null);
-        }
-        Self(parts)
-    }
-
-    fn put_back(self, _py: Python<'_>) {
-        let [kind, value, traceback] = self.0;
-        // SAFETY: attached; takes the references over.
-        unsafe { ffi::PyErr_SetExcInfo(kind, value, traceback) };
-    }
 }
 
 /// Gives a task whose callable returned a coroutine to the coroutine lane.

@@ -167,8 +167,8 @@ impl TaskHandle {
         // Of the others none may end a task meanwhile. Before the lock of the cell, which that
         // reader takes within.
         let apart_from_reports = match (&this.shared, py) {
-            (Some(shared), None) => Some(shared.ledger.pause()),
-            (Some(shared), Some(_)) if cfg!(Py_GIL_DISABLED) => Some(shared.ledger.pause()),
+            (Some(shared), None) => Some(shared.living.pause()),
+            (Some(shared), Some(_)) if cfg!(Py_GIL_DISABLED) => Some(shared.living.pause()),
             _ => None,
         };
         let mut cell = this.lock();

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dftracer_core::sched::parker::Unpark;
-use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -17,6 +16,7 @@ use super::TaskHandle;
 use crate::interp::call::call_for_life;
 use crate::interp::exit;
 use crate::interp::guard;
+use crate::interp::objects::raise_in_thread;
 use crate::interp::once::Lazy;
 use crate::interp::slot::{LaneKind, Slot};
 use crate::owner::Shared;
@@ -91,12 +91,8 @@ fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
             if marks.raised_in_wait() {
                 return marks; // by a wait of its own, and what it does about that is not to be hit
             }
-            // SAFETY: attached; the class is a live object; the worker cannot leave the body
-            // meanwhile. Nothing in there lets go of the interpreter.
-            match unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) } {
-                1 => marks.and_interrupted(),
-                _ => marks,
-            }
+            // The worker cannot leave the body meanwhile.
+            if raise_in_thread(ident, &class) { marks.and_interrupted() } else { marks }
         });
     }
 }

@@ -300,6 +300,10 @@ impl Tracing {
             kind: ended.kind,
             end: ended.end,
         };
+        #[allow(
+            unsafe_code,
+            reason = "the way without a lock, of those who hold the interpreter's"
+        )]
         match py {
             // SAFETY: attached threads hold the interpreter's lock in turn, and nothing in there
             // lets go of it.

@@ -8,13 +8,15 @@ use dftracer_core::interrupt_slot::IDLE;
 use dftracer_core::sched::lane::Rest;
 use dftracer_core::sched::parker::Unpark;
 use dftracer_core::sched::waker::LoopWaker;
+use pyo3::PyTraverseError;
 use pyo3::exceptions::PyRuntimeError;
-use pyo3::ffi;
+use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::PyTraceback;
 
 use crate::interp::call::{Call, Step, begin_coroutine, call_for_life, in_context};
 use crate::interp::clock::nanos_now;
+use crate::interp::objects::{is_coroutine, references, restore_traceback};
 use crate::interp::once::{Lazy, intern};
 use crate::interp::signals;
 use crate::interp::slot::{self, LaneKind, Slot};
@@ -22,7 +24,7 @@ use crate::owner::{Shared, Sleepers, wake};
 use crate::task::current::set_coroutine_task;
 use crate::task::limits;
 use crate::task::queue::Job;
-use crate::task::{Content, Outcome, TaskHandle, restore_traceback};
+use crate::task::{Content, Outcome, TaskHandle};
 use crate::worker;
 
 /// For how long one turn of the event loop may be spent waiting for more tasks: those that are
@@ -105,6 +107,11 @@ impl CoroutineWorker {
 
 #[pymethods]
 impl CoroutineWorker {
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // A class, which is not cleared: it holds nothing of a worker.
+        visit.call(&self.cancellation)
+    }
+
     fn fileno(&self) -> i32 {
         self.bell.fileno()
     }
@@ -136,9 +143,7 @@ impl CoroutineWorker {
         limit: isize,
     ) -> PyResult<(isize, Option<Suspended>)> {
         let py = driver.py();
-        // SAFETY: attached, a live object.
-        let references = || unsafe { ffi::Py_REFCNT(driver.as_ptr()) };
-        let untouched = references();
+        let untouched = references(driver);
         let since = nanos_now();
         let mut left = limit;
         while left > 0 {
@@ -155,7 +160,7 @@ impl CoroutineWorker {
             }
             // A body that has kept its asyncio task, cancelled it or hung a callback on it shall
             // not share it with the next one.
-            if references() != untouched
+            if references(driver) != untouched
                 || driver.getattr(intern!(py, "_must_cancel"))?.is_truthy()?
                 || !driver.getattr(intern!(py, "_callbacks"))?.is_none()
             {
@@ -384,8 +389,7 @@ fn coroutine_of(py: Python<'_>, body: Body) -> PyResult<Bound<'_, PyAny>> {
         Body::Call(call) => call.here(py)?,
         Body::Coroutine(coroutine) => coroutine.into_bound(py),
     };
-    // SAFETY: attached, a live object; `PyCoro_CheckExact` only compares its type.
-    if unsafe { ffi::PyCoro_CheckExact(coroutine.as_ptr()) } != 0 {
+    if is_coroutine(&coroutine) {
         return Ok(coroutine);
     }
     AWAIT.import(py, "dftracer.utils.from_native.coroutines", "as_coroutine")?.call1((coroutine,))

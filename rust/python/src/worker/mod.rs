@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering;
 use dftracer_core::sched::lane::Rest;
 use dftracer_core::sched::parker::{Parker, Unpark};
 use dftracer_core::sched::spin::Spinner;
-use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::interp::clock::nanos_now;
 use crate::interp::guard;
+use crate::interp::objects::references;
 use crate::interp::signals::{self, Turn};
 use crate::interp::slot::{self, LaneKind, Slot};
 use crate::owner::{Shared, Sleepers, wake};
@@ -151,9 +151,8 @@ fn take_leave(py: Python<'_>) {
 /// Drops the handle of a task that has ended here. If it is the last one, the result goes with it, whose
 /// destructor may wait: for those who wait for the task, so these are woken before, and not for this
 /// worker, which is about to end nothing.
-fn drop_handle(_py: Python<'_>, handle: Py<TaskHandle>, slot: &Slot, sleepers: &mut Sleepers) {
-    // SAFETY: attached, a live object.
-    if unsafe { ffi::Py_REFCNT(handle.as_ptr()) } > 1 {
+fn drop_handle(py: Python<'_>, handle: Py<TaskHandle>, slot: &Slot, sleepers: &mut Sleepers) {
+    if references(handle.bind(py).as_any()) > 1 {
         return;
     }
     wake(sleepers);
