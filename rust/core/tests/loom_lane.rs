@@ -12,6 +12,7 @@ use std::sync::Arc;
 use dftracer_core::sched::lane::{Lane, Order, Rest};
 use dftracer_core::sched::parker::Unpark;
 use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use models::{Parker, check_with};
 
@@ -34,11 +35,18 @@ enum Job {
     Awaited(Arc<Parker>),
 }
 
+/// How many jobs were run.
+#[derive(Default)]
+struct Done {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
 /// A lane with threads, as the runtime drives it.
 #[derive(Clone)]
 struct Pool {
     lane: Arc<Lane<Job>>,
-    done: Arc<AtomicUsize>,
+    done: Arc<Done>,
     /// How many threads the system still refuses.
     refusals: Arc<AtomicUsize>,
     threads: Arc<std::sync::Mutex<Vec<thread::JoinHandle<()>>>>,
@@ -48,7 +56,7 @@ impl Pool {
     fn new(limit: usize) -> Self {
         Self {
             lane: Arc::new(Lane::new(limit)),
-            done: Arc::new(AtomicUsize::new(0)),
+            done: Arc::default(),
             refusals: Arc::new(AtomicUsize::new(0)),
             threads: Arc::default(),
         }
@@ -135,7 +143,19 @@ impl Pool {
     }
 
     fn count(&self) {
-        self.done.fetch_add(1, Ordering::SeqCst);
+        *self.done.count.lock().expect("never poisoned") += 1;
+        self.done.changed.notify_one();
+    }
+
+    /// Waits until so many jobs were run, and then [finishes](Self::finish). A lane that closes wakes
+    /// all who sleep, so only before that a job shows that nobody was woken for it.
+    fn finish_when_done(self, jobs: usize) {
+        let mut done = self.done.count.lock().expect("never poisoned");
+        while *done < jobs {
+            done = self.done.changed.wait(done).expect("never poisoned");
+        }
+        drop(done);
+        self.finish(jobs);
     }
 
     /// Closes the lane, and checks that so many jobs were run when all have left.
@@ -148,7 +168,7 @@ impl Pool {
                 None => break,
             }
         }
-        assert_eq!(self.done.load(Ordering::SeqCst), jobs);
+        assert_eq!(*self.done.count.lock().expect("never poisoned"), jobs);
         assert_eq!(self.lane.workers(), 0);
         assert!(self.lane.is_empty());
     }
@@ -173,7 +193,7 @@ fn two_pushers_share_one_worker() {
         };
         pool.push(Job::Count);
         other.join().expect("pusher");
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -187,7 +207,7 @@ fn a_worker_is_pushed_jobs_behind_and_ahead() {
         };
         pool.push(Job::Count);
         other.join().expect("pusher");
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -201,7 +221,7 @@ fn two_pushers_ahead_share_one_worker() {
         };
         pool.push_ahead([Job::Count]);
         other.join().expect("pusher");
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -211,7 +231,7 @@ fn a_sleeping_worker_is_woken_for_a_later_job_ahead() {
         let pool = Pool::new(1);
         pool.push(Job::Count);
         pool.push_ahead([Job::Count]);
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -221,7 +241,7 @@ fn two_workers_share_a_batch_ahead() {
         let pool = Pool::new(2);
         pool.push(Job::PushAhead);
         pool.push_ahead([Job::Count, Job::Count]);
-        pool.finish(4);
+        pool.finish_when_done(4);
     });
 }
 
@@ -231,7 +251,7 @@ fn a_sleeping_worker_is_woken_for_a_later_job() {
         let pool = Pool::new(1);
         pool.push(Job::Count);
         pool.push(Job::Count);
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -285,7 +305,7 @@ fn a_spare_runs_what_a_worker_waits_for_and_leaves() {
     check(|| {
         let pool = Pool::new(1);
         pool.push(Job::WaitForAnother);
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -305,7 +325,7 @@ fn jobs_are_run_when_a_worker_dies() {
         let pool = Pool::new(1);
         pool.push(Job::Die);
         pool.push(Job::Count);
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 
@@ -316,13 +336,13 @@ fn jobs_are_run_when_one_of_two_workers_dies() {
         pool.push(Job::Count);
         pool.push(Job::Die);
         pool.push(Job::Count);
-        pool.finish(3);
+        pool.finish_when_done(3);
     });
 }
 
 #[test]
 fn jobs_are_run_when_the_second_worker_is_refused() {
-    check(|| {
+    check_with(2, || {
         let pool = Pool::new(2);
         pool.push(Job::Count);
         // Refused while the first worker comes and goes to sleep.
@@ -333,7 +353,7 @@ fn jobs_are_run_when_the_second_worker_is_refused() {
         };
         pool.push(Job::Count);
         other.join().expect("pusher");
-        pool.finish(3);
+        pool.finish_when_done(3);
     });
 }
 
@@ -354,7 +374,7 @@ fn a_pusher_hears_of_a_refused_thread_when_nobody_else_comes() {
         assert!(!pool.push(Job::Count));
         // The next one gets its thread, and that comes to both.
         assert!(pool.push(Job::Count));
-        pool.finish(2);
+        pool.finish_when_done(2);
     });
 }
 

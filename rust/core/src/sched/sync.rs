@@ -112,6 +112,7 @@ mod real {
 mod modelled {
     use std::collections::VecDeque;
     use std::io;
+    use std::sync::atomic::Ordering;
     #[cfg(all(target_os = "linux", not(dft_portable)))]
     use std::time::Duration;
 
@@ -132,24 +133,37 @@ mod modelled {
         fence(std::sync::atomic::Ordering::SeqCst);
     }
 
-    /// The queue itself is not what is checked: a simple one will do.
-    pub(crate) struct Queue<J>(Mutex<VecDeque<J>>);
+    /// The queue itself is not what is checked: a simple one will do. But it must order no more than
+    /// the real one: who asks whether it is empty takes no lock, so only the lane's fences count.
+    pub(crate) struct Queue<J> {
+        /// Written under the lock, read without it. Relaxed.
+        length: AtomicUsize,
+        jobs: Mutex<VecDeque<J>>,
+    }
 
     impl<J> Queue<J> {
         pub(crate) fn new() -> Self {
-            Self(Mutex::new(VecDeque::new()))
+            Self { length: AtomicUsize::new(0), jobs: Mutex::new(VecDeque::new()) }
         }
 
         pub(crate) fn push(&self, job: J) {
-            self.lock().push_back(job);
+            let mut jobs = self.lock();
+            jobs.push_back(job);
+            self.length.store(jobs.len(), Ordering::Relaxed);
         }
 
         pub(crate) fn pop(&self) -> Option<J> {
-            self.lock().pop_front()
+            if self.is_empty() {
+                return None;
+            }
+            let mut jobs = self.lock();
+            let job = jobs.pop_front();
+            self.length.store(jobs.len(), Ordering::Relaxed);
+            job
         }
 
         pub(crate) fn len(&self) -> usize {
-            self.lock().len()
+            self.length.load(Ordering::Relaxed)
         }
 
         pub(crate) fn is_empty(&self) -> bool {
@@ -157,7 +171,7 @@ mod modelled {
         }
 
         fn lock(&self) -> MutexGuard<'_, VecDeque<J>> {
-            self.0.lock().expect("never poisoned in a model")
+            self.jobs.lock().expect("never poisoned in a model")
         }
     }
 
