@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -952,6 +953,10 @@ def test_executor_future_ends_when_the_global_timeout_ends_its_queued_task(
     executor, lock = one_worker.executor(), threading.Lock()
     with lock:
         blocker = one_worker.submit(lock.acquire)  # no Python code: cannot be interrupted
+        give_up_at = time.monotonic() + GUARD_S
+        while blocker.state == "queued":
+            assert time.monotonic() < give_up_at
+            os.sched_yield()
         future = executor.submit(echo, 1)
         one_worker.set_timeout(1)
         with pytest.raises(TaskTimeoutError):

@@ -13,9 +13,11 @@ import functools
 import inspect
 import io
 import linecache
+import os
 import pickle
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
@@ -177,16 +179,31 @@ class ByValue:
         return cloudpickle.loads, (_packed_by_value(self._function),)
 
 
+_lock = threading.RLock()
+"""Held while modules are registered, which threads that pickle for different pools may want to do
+at the same time."""
+
+
 @functools.cache
 def _packed_by_value(function: Callable[..., Any]) -> bytes:
     modules = [sys.modules[name] for name in {function.__module__, __name__}]
-    for module in modules:
-        _cloudpickle.register_pickle_by_value(module)
-    try:
-        return dumps(function)
-    finally:
+    with _lock:
         for module in modules:
-            _cloudpickle.unregister_pickle_by_value(module)
+            _cloudpickle.register_pickle_by_value(module)
+        try:
+            return dumps(function)
+        finally:
+            for module in modules:
+                _cloudpickle.unregister_pickle_by_value(module)
+
+
+def _forget_in_child() -> None:
+    """After ``fork()`` the lock may be held by a thread that is not here."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def dumps_by_reference(value: Any, replace: Replacement | None = None) -> bytes | None:

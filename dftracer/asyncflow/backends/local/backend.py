@@ -132,6 +132,7 @@ class LocalExecutionBackend(HostExecutionBackend):
         await self._pool.shut_down(is_stuck=self._leave_behind())
         self._executor = _new_pool() if self._owns_executor else self._pool.executor
         self._is_spent = not self._owns_executor
+        self._notes.close()
         self._notes = Notes()
 
     def state(self) -> str:

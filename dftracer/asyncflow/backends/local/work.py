@@ -143,11 +143,12 @@ class WorkItem:
         except pickle.PicklingError as error:
             self._refusal = error
             raise
-        if self._position is None:
-            self._position = self._notes.reserve()
-        if self.cancel_requested:  # meanwhile
-            self._notes.cancel(self._position)
-        note = (self._notes.path, self._notes.host, self._position)
+        with self._notes.lock:
+            if self._position is None:
+                self._position = self._notes.reserve()
+            if self.cancel_requested:  # meanwhile
+                self._notes.cancel(self._position)
+            note = (self._notes.path, self._notes.host, self._position)
         return functools.partial, (ByValue(remote.run), packed, *note)
 
     # --- in this process ------------------------------------------------------------------------
@@ -179,11 +180,11 @@ class WorkItem:
 
     def begun(self) -> float | None:
         """Return when the body began, by ``time.monotonic()``; ``None`` before."""
-        position = self._position  # another thread may end the item
-        if self._begun is None and position is not None:
-            note = self._notes.read(position)
-            return None if note is None else note[0]
-        return self._begun
+        with self._notes.lock:
+            if self._begun is None and self._position is not None:
+                note = self._notes.read(self._position)
+                return None if note is None else note[0]
+            return self._begun
 
     def began_at(self) -> float | None:
         """Return when the body began, in seconds since the epoch; ``None`` before."""
@@ -198,9 +199,9 @@ class WorkItem:
     def cancel(self) -> None:
         """Keep the body from beginning, if it has not."""
         self.cancel_requested = True
-        position = self._position  # another thread may end the item
-        if position is not None:
-            self._notes.cancel(position)
+        with self._notes.lock:
+            if self._position is not None:
+                self._notes.cancel(self._position)
         if self.future is not None and self.cancels_future:
             self.future.cancel()
 
@@ -283,11 +284,12 @@ class WorkItem:
         )
 
     def _release_note(self) -> None:
-        if self._position is not None:
-            if self._report_running is not None:
-                self._begun = self.begun()
-            self._notes.release(self._position)
-            self._position = None
+        with self._notes.lock:
+            if self._position is not None:
+                if self._report_running is not None:
+                    self._begun = self.begun()
+                position, self._position = self._position, None
+                self._notes.release(position)
 
     def _outcome_of(self, future: Future[Any]) -> tuple[State, Any]:
         if future.cancelled():
