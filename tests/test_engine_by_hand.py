@@ -237,8 +237,8 @@ async def test_components_fail_when_that_is_said_by_hand() -> None:
                 ({"exception": error, "stderr": "no"}, None, error),
                 ({"exception": ValueError("no")}, error, error),
                 ({"exception": ValueError("no")}, "in words", "RuntimeError('in words')"),
-                ({"stderr": "what it wrote"}, None, "what it wrote"),
-                ({}, None, "gave no reason"),
+                ({"stderr": "what it wrote"}, None, "RuntimeError('what it wrote')"),
+                ({}, None, "unknown error"),
             ):
                 task = flow.function_task(identity)(1)
                 behind = flow.function_task(identity)(task)
@@ -247,6 +247,8 @@ async def test_components_fail_when_that_is_said_by_hand() -> None:
                 await asyncio.wait([task, behind])
                 if isinstance(expected, str):
                     assert expected in repr(task.exception())
+                    notes = getattr(task.exception(), "__notes__", [""])
+                    assert override or (notes == ["of task 'identity' on backend 'foreign'"])
                 else:
                     assert task.exception() is expected
                 assert isinstance(behind.exception(), DependencyFailureError)

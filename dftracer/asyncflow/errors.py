@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import BrokenExecutor
+from typing import Any
 
 from dftracer.utils.failures.interruption import let_out as let_out
 from dftracer.utils.failures.texts import text_of as text_of
@@ -142,3 +143,9 @@ class CircularWaitError(RuntimeError):
 
 class EngineShutdownError(RuntimeError):
     """A task or block was called on an engine that is shut down."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to what is printed of an error; Python 3.10 keeps it and does not print it."""
+    noted: Any = error
+    noted.__notes__ = [*getattr(error, "__notes__", ()), note]

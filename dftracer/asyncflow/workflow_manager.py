@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import os
 import sys
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,11 +35,13 @@ from dftracer.asyncflow.engine.decorators import (
     make_decorator,
 )
 from dftracer.asyncflow.engine.interfaces import Observer, Unsearched
+from dftracer.asyncflow.engine.peers.overrides import overrides_of
 from dftracer.asyncflow.engine.scheduler import Scheduler
 from dftracer.asyncflow.engine.scope import Scope, owner_in
+from dftracer.asyncflow.engine.settlement import fit_for_future
 from dftracer.asyncflow.engine.waiting.leaving import wait_for_calls
 from dftracer.asyncflow.errors import DependencyFailureError as DependencyFailureError
-from dftracer.asyncflow.errors import EngineShutdownError, text_of
+from dftracer.asyncflow.errors import EngineShutdownError, let_out, text_of
 from dftracer.asyncflow.observe.graph.model import WorkflowGraph
 from dftracer.asyncflow.observe.graph.snapshot import graph_of
 from dftracer.asyncflow.observe.history import Components, Dependencies
@@ -195,6 +198,11 @@ class WorkflowEngine(Unsearched):
         environment.register(scheduler.counts.rows, self.graph)
         self._attach()
         signals.watch(self)
+        overrides = scheduler.overrides = overrides_of(self, WorkflowEngine, scheduler)
+        self._own_run: asyncio.Task[None] | None = None
+        """The :meth:`run` of a subclass, which the engine calls itself."""
+        if overrides is not None and overrides.run is not None:
+            self._own_run = loop.create_task(self._run_through(overrides.run))
 
     @classmethod
     async def create(
@@ -233,6 +241,8 @@ class WorkflowEngine(Unsearched):
                 target, report = self._scheduler.targets[name], self._scheduler.report
                 registry.attach(backend, target, self.uid, report, self.task_callbacks, work_dir)
                 attached.append((backend, target))
+                if type(self).task_callbacks is not WorkflowEngine.task_callbacks:
+                    backend.register_callback(self.task_callbacks)
         except BaseException:
             for backend, target in attached:
                 registry.detach(backend, target)
@@ -389,11 +399,19 @@ class WorkflowEngine(Unsearched):
 
     async def run(self) -> None:
         """Wait until the engine is shut down. It runs what is ready by itself."""
-        self._runs += 1
+        # What the engine has begun itself ends with it, and leaves nothing.
+        count = 0 if asyncio.current_task() is self._own_run else 1
+        self._runs += count
         try:
             await self._scheduler.shutdown_begun.wait()
         finally:
-            self._runs -= 1
+            self._runs -= count
+
+    async def _run_through(self, run: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await run()
+        except Exception:
+            self.log.exception("engine '%s': run() has failed; the engine goes on", self.uid)
 
     @property
     def is_run(self) -> bool:
@@ -426,16 +444,28 @@ class WorkflowEngine(Unsearched):
         scheduler.launch_now(pending)
 
     async def execute_block(
-        self, block_fut: Component[Any], func: Callable[..., Any], *args: Any, **kwargs: Any
+        self, block_fut: asyncio.Future[Any], func: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> None:
         """Await ``func(*args, **kwargs)`` as the body of a block, which ends as it does.
+
+        A plain function runs in a thread. Any other future than a block's is ended in the same way;
+        it is named by ``block_fut.block["uid"]``, if it has that.
 
         Raises
         ------
         asyncio.InvalidStateError
             If the block has begun or ended, or waits for others.
         """
-        launcher = self._scheduler.launcher
+        if not inspect.iscoroutinefunction(func):
+            func = functools.partial(_call_in_thread, func)
+        if not isinstance(block_fut, Component):
+            await self._execute(block_fut, func(*args, **kwargs))
+            return
+        launcher, overrides = self._scheduler.launcher, self._scheduler.overrides
+        if overrides is not None and block_fut in overrides.executing:
+            overrides.executing.discard(block_fut)  # pyright: ignore[reportUnknownArgumentType]
+            await launcher.run_body(block_fut, func, args, kwargs)  # pyright: ignore[reportUnknownArgumentType]
+            return
         if block_fut.done() or block_fut.place is not None:
             raise asyncio.InvalidStateError(f"{block_fut!r} has begun already")
         if not all(map(self._scheduler.has_ended, block_fut.dependencies)):
@@ -446,6 +476,25 @@ class WorkflowEngine(Unsearched):
         except asyncio.CancelledError:
             body.cancel()
             raise
+
+    async def _execute(self, future: asyncio.Future[Any], body: Awaitable[Any]) -> None:
+        """Await a body and end a future that is no component as it ends."""
+        description: Any = getattr(future, "block", None) or {}
+        uid = str(description.get("uid") or text_of(future))
+        variable = self._scheduler.scope
+        token = variable.set(Scope(None, uid))
+        try:
+            result = await body
+        except asyncio.CancelledError:
+            self.handle_component_cancellation(description, future)
+            raise
+        except BaseException as error:
+            self.handle_component_failure(description, future, error)
+            let_out(error)
+        else:
+            self.handle_component_success({"uid": uid, "return_value": result}, future)
+        finally:
+            variable.reset(token)
 
     def task_callbacks(
         self,
@@ -468,32 +517,69 @@ class WorkflowEngine(Unsearched):
         """
         self._reports.take(task, state, service_callback, self.task_callbacks)
 
-    def handle_task_success(self, task: dict[str, Any], task_fut: Component[Any]) -> None:
-        """End a component with the result in ``task``; nothing happens if it has ended."""
-        result = result_in(task_fut, task)
-        self._scheduler.end_by_hand(task_fut, result, None, serves_on=False)
+    def handle_task_success(self, task: dict[str, Any], task_fut: asyncio.Future[Any]) -> None:
+        """End a task or block with the result in ``task``; nothing happens if it has ended.
+
+        An override of this, or of one of its siblings, is called for every task and block of the
+        engine. What it does not end, and hands to no such method of this class, is unfinished.
+        """
+        if isinstance(task_fut, Component):
+            result = result_in(task_fut, task)  # pyright: ignore[reportUnknownArgumentType]
+            self._scheduler.end_by_hand(task_fut, result, None, serves_on=False)
+        elif not self._has_ended(task, task_fut):
+            task_fut.set_result(task["return_value"] if "return_value" in task else task["stdout"])
 
     def handle_task_failure(
         self,
         task: dict[str, Any],
-        task_fut: Component[Any],
+        task_fut: asyncio.Future[Any],
         override_error_message: str | BaseException | None = None,
     ) -> None:
-        """End a component with that error, or the one in ``task``; nothing happens if it has."""
+        """End it with that error, or the one in ``task``; nothing happens if it has ended."""
         error: Any = override_error_message
         if error is None:
             error = failure_in(task_fut, task)
         elif not isinstance(error, BaseException):
             error = RuntimeError(str(error))
-        self._scheduler.end_by_hand(task_fut, None, error, serves_on=False)
+        if isinstance(task_fut, Component):
+            self._scheduler.end_by_hand(task_fut, None, error, serves_on=False)
+        elif not self._has_ended(task, task_fut):
+            task_fut.set_exception(fit_for_future(task_fut, error))
 
-    def handle_task_cancellation(self, task: dict[str, Any], task_fut: Component[Any]) -> bool:
-        """Cancel a component; false if it has ended."""
-        return self._scheduler.cancel(task_fut, None)
+    def handle_task_cancellation(self, task: dict[str, Any], task_fut: asyncio.Future[Any]) -> bool:
+        """Cancel it; false if it has ended."""
+        if isinstance(task_fut, Component):
+            return self._scheduler.cancel(task_fut, None)
+        return task_fut.cancel()
 
-    handle_component_success = handle_task_success
-    handle_component_failure = handle_task_failure
-    handle_component_cancellation = handle_task_cancellation
+    def handle_component_success(
+        self, component: dict[str, Any], component_fut: asyncio.Future[Any]
+    ) -> None:
+        """Do as :meth:`handle_task_success`."""
+        self.handle_task_success(component, component_fut)
+
+    def handle_component_failure(
+        self,
+        component: dict[str, Any],
+        component_fut: asyncio.Future[Any],
+        override_error_message: str | BaseException | None = None,
+    ) -> None:
+        """Do as :meth:`handle_task_failure`."""
+        if override_error_message is None:
+            self.handle_task_failure(component, component_fut)
+        else:
+            self.handle_task_failure(component, component_fut, override_error_message)
+
+    def handle_component_cancellation(
+        self, component: dict[str, Any], component_fut: asyncio.Future[Any]
+    ) -> bool:
+        """Do as :meth:`handle_task_cancellation`."""
+        return self.handle_task_cancellation(component, component_fut)
+
+    def _has_ended(self, task: dict[str, Any], future: asyncio.Future[Any]) -> bool:
+        if future.done():
+            self.log.warning("'%s' has ended already", task.get("uid"))
+        return future.done()
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -561,6 +647,10 @@ class WorkflowEngine(Unsearched):
     async def _end(self, skip_execution_backend: bool) -> None:
         try:
             await self._scheduler.bodies.wait_until_quiet(self.uid)
+            run = self._own_run
+            if run is not None and not run.done():
+                run.cancel()
+                await asyncio.wait([run])
             if self._ending.is_current():
                 await self._end_backends(skip_execution_backend)
         finally:
@@ -619,6 +709,12 @@ def _check_interpreter() -> None:
 _PATCHERS = {"gevent": "monkey", "eventlet": "patcher"}
 _ASKS = {"gevent": "is_module_patched", "eventlet": "is_monkey_patched"}
 """The functions that say whether a module was replaced."""
+
+
+async def _call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a plain function off the event loop, and await what it returns if that is awaitable."""
+    result = await asyncio.to_thread(function, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _as_list(backend: Any) -> list[Any]:

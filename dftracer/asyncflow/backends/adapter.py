@@ -23,7 +23,7 @@ from dftracer.asyncflow.backends.base import (
     Submission,
 )
 from dftracer.asyncflow.commands import to_text
-from dftracer.asyncflow.errors import ExecutableError, let_out
+from dftracer.asyncflow.errors import ExecutableError, add_note, let_out
 from dftracer.utils.redaction import keep_environment
 
 _OVERRIDES = (
@@ -255,7 +255,7 @@ def result_in(submission: Submission, record: Mapping[str, Any]) -> Any:
 
 def failure_in(submission: Any, record: Mapping[str, Any]) -> Any:
     """Return the error of a task that a dictionary calls failed, as it or its program gave it."""
-    error, command = record.get("exception"), submission.command
+    error, command = record.get("exception"), getattr(submission, "command", None)
     # Some backends give a text or what ends an interpreter as the error of a program.
     if error is not None and not (command and isinstance(error, (str, SystemExit))):
         return error
@@ -264,10 +264,12 @@ def failure_in(submission: Any, record: Mapping[str, Any]) -> Any:
     if exit_code is None and isinstance(error, SystemExit):
         exit_code = error.code
     if not command or not isinstance(exit_code, int):
-        reason = stderr.strip() or error or "which gave no reason"
+        failure = RuntimeError(stderr or str(error or "failed with unknown error"))
         component = getattr(submission, "component", submission)
-        backend = component.definition.target.name
-        return RuntimeError(f"task '{submission.name}' failed on backend '{backend}': {reason}")
+        if hasattr(component, "definition"):
+            backend = component.definition.target.name
+            add_note(failure, f"of task '{submission.name}' on backend '{backend}'")
+        return failure
     signal = -exit_code if exit_code < 0 else None  # as in `subprocess`
     keep_environment()
     return ExecutableError(

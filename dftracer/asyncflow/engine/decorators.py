@@ -11,6 +11,7 @@ from dftracer.asyncflow.backends import registry
 from dftracer.asyncflow.backends.noop import NoopExecutionBackend
 from dftracer.asyncflow.engine.component import Block, Component, RemoteTask, Task
 from dftracer.asyncflow.engine.definition import Definition, Kind
+from dftracer.asyncflow.engine.peers.awaited import awaited_by
 from dftracer.asyncflow.engine.retries import Backoff, RetryOn, policy_of
 from dftracer.asyncflow.errors import text_of
 
@@ -209,6 +210,10 @@ def make_decorator(
         # A dry run runs nothing.
         runs_in_loop = loop is not None and not isinstance(target, NoopExecutionBackend)
         parameters = _parameters_of(function)
+        awaits = is_async and kind in ("executable", "prompt")
+        awaited = awaited_by(function, parameters) if awaits else None
+        if awaited is not None:
+            engine.has_awaiting_bodies = True
         called = registry.guarded(target, function, name) if kind == "function" else None
         component: type[Component[Any]] = Block if kind == "block" else Task
         if kind != "block" and engine.targets[target.name].leaves_results:
@@ -227,6 +232,7 @@ def make_decorator(
             interrupt=interrupt,
             policy=policy,
             options=_default_options(name, parameters),
+            awaited=awaited,
             workflow_id_is_argument="workflow_id" in parameters,
             component=component,
             uid_prefix=(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dftracer.asyncflow.engine.peers.awaited import Awaited
 from dftracer.asyncflow.engine.retries import Policy
 from dftracer.asyncflow.observe.counts import Tally
 
@@ -37,6 +38,8 @@ class Definition:
     """How often and for how long its calls are tried, if that is not once and without end."""
     options: Mapping[str, Any]
     """The default of the parameter ``task_description``, which a call may override key by key."""
+    awaited: Awaited | None
+    """The parameters that the body of a program or prompt awaits itself."""
     workflow_id_is_argument: bool
     component: type[Any]
     """What a call is."""

@@ -26,6 +26,7 @@ from dftracer.asyncflow.engine import arguments
 from dftracer.asyncflow.engine.attempts import Attempts
 from dftracer.asyncflow.engine.component import Component
 from dftracer.asyncflow.engine.interfaces import Observer, Place, TaskRecord
+from dftracer.asyncflow.engine.peers.awaited import explained
 from dftracer.asyncflow.engine.scope import Scope, ScopeVariable
 from dftracer.asyncflow.engine.settlement import without_frames_of
 from dftracer.asyncflow.engine.waiting.cycles import Cycles
@@ -174,7 +175,9 @@ class Settles(Protocol):
     observers: tuple[Observer, ...]
     cycles: Cycles
     implicit_data: bool
+    overrides: Any
 
+    def succeed(self, component: Any, value: Any) -> None: ...
     def settle(self, component: Any, result: Any = None, *, error: Any = None) -> None: ...
     def fail_here(self, component: Any, error: BaseException) -> None: ...
     def cancel(self, component: Any, msg: Any | None, root: str = "") -> bool: ...
@@ -265,7 +268,10 @@ class Launcher:
             if definition.kind != "function":
                 order = definition.body(*component.args, **component.own_kwargs())
                 if definition.is_async:
-                    order = await (order if attempts is None else attempts.limit(order))
+                    try:
+                        order = await (order if attempts is None else attempts.limit(order))
+                    except TypeError as error:
+                        raise explained(error, definition) from error.__cause__
                 self._set_work(component, order)
         except asyncio.CancelledError:
             self._scheduler.cancel(component, None)
@@ -309,7 +315,23 @@ class Launcher:
         if definition.kind != "block":
             for observer in self._scheduler.observers:
                 observer.submitted(self._scheduler.record_of(component), None)
+        elif (overrides := self._scheduler.overrides) is not None and overrides.execute_block:
+            await self._execute_through(overrides, component)
+            return
         await self.run_body(component, definition.body, component.args, component.kwargs or {})
+
+    async def _execute_through(self, overrides: Any, component: Component[Any]) -> None:
+        """Run the body of a block through the engine's own ``execute_block``."""
+        args, kwargs = component.args, component.own_kwargs()
+        overrides.executing.add(component)
+        try:
+            await overrides.execute_block(component, component.definition.body, *args, **kwargs)
+        except asyncio.CancelledError:
+            self._scheduler.cancel(component, None)
+        except BaseException as error:
+            self._failed(component, error)
+        finally:
+            overrides.executing.discard(component)
 
     async def run_body(
         self,
@@ -339,7 +361,10 @@ class Launcher:
         except BaseException as error:
             self._failed(component, error)
         else:
-            scheduler.settle(component, result)
+            if scheduler.overrides is None:
+                scheduler.settle(component, result)
+            else:
+                scheduler.succeed(component, result)
 
     def _failed(self, component: Component[Any], error: BaseException) -> None:
         """End an attempt whose body, in the event loop, has raised ``error``."""

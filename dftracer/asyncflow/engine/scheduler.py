@@ -56,6 +56,7 @@ from dftracer.asyncflow.engine.component import (
 from dftracer.asyncflow.engine.definition import Definition
 from dftracer.asyncflow.engine.interfaces import Observer, Place, TaskRecord, Unsearched
 from dftracer.asyncflow.engine.launcher import Bodies, Launcher
+from dftracer.asyncflow.engine.peers.overrides import Overrides
 from dftracer.asyncflow.engine.scope import ScopeVariable
 from dftracer.asyncflow.engine.settlement import (
     all_failed,
@@ -124,6 +125,8 @@ class Scheduler(Unsearched):
         self.launcher = Launcher(self, self.scope)
         self.cycles = Cycles(self)
         self.observers: tuple[Observer, ...] = ()
+        self.overrides: Overrides | None = None
+        """The steps that the class of the engine has methods of its own for."""
         self.annotate: Callable[[TaskRecord], tuple[int, str] | None] | None = None
         """Returns the ``trace_note`` of a task for backends that write the trace themselves."""
         self.services: dict[int, Component[Any]] = {}
@@ -155,6 +158,8 @@ class Scheduler(Unsearched):
         self._left_tasks: WeakSet[RemoteTask[Any]] = WeakSet()
         """Those that may be asked for their results, which nobody can fetch after the end."""
         self._has_left_results = False
+        self.has_awaiting_bodies = False
+        """Whether a body awaits parameters of its own."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
         self._is_cancelling = False
         _alive.add(self)
@@ -366,10 +371,57 @@ class Scheduler(Unsearched):
 
     def launch_now(self, components: Sequence[Component[Any]]) -> None:
         """Launch these together with what else is ready, not in the loop's next turn."""
+        overrides = self.overrides
+        if overrides is None or overrides.submit is None:
+            self._ready.extend(components)
+            self.launch()
+            return
+        others = list(self._ready)
+        self._ready.clear()
         self._ready.extend(components)
-        self.launch()
+        try:
+            self.launch(offers=False)
+        finally:
+            self._ready.extend(others)
+            for component in components:
+                if component.place is not None:
+                    overrides.offered.discard(component)
 
-    def launch(self, polls: bool = False) -> None:
+    def _offer(self, overrides: Overrides, polls: bool) -> None:
+        """Give what is ready to the engine's own ``submit``, and launch what comes from there."""
+        self._turn_is_due = False
+        offered = overrides.offered
+        new = [component for component in self._ready if component not in offered]
+        known = [component for component in self._ready if component in offered]
+        self._ready.clear()
+        offered.update(new)
+        objects: list[Component[Any]] = []
+        for component in new:
+            if component.done() or component.place is not None:
+                offered.discard(component)
+            elif component.dependencies and not self._resolve(component):
+                offered.discard(component)  # it has failed, or comes again
+            else:
+                objects.append(component)
+        if objects:
+            self.bodies.run_in_background(self._submit_through(overrides, objects))
+        if known:
+            offered.difference_update(known)
+            self._ready.extendleft(reversed(known))
+            self.launch(polls, offers=False)
+
+    async def _submit_through(self, overrides: Overrides, components: list[Component[Any]]) -> None:
+        assert overrides.submit is not None
+        try:
+            await overrides.submit([component.as_dict() for component in components])
+        except BaseException as error:
+            overrides.offered.difference_update(components)
+            for component in components:
+                if component.place is None and not component.done():
+                    self.fail(component, error)
+            let_out(error)
+
+    def launch(self, polls: bool = False, offers: bool = True) -> None:
         """Launch what is ready, in the order of the calls.
 
         If it ``polls``, what is launched is one function, and its backend finds it worth while,
@@ -382,7 +434,13 @@ class Scheduler(Unsearched):
         Those that have waited for others go ahead of what was handed over earlier. Of the others,
         no more than the backend's window are with it that somebody waits for: what is made is used
         before more is.
+
+        If it ``offers``, what is ready goes through the engine's own ``submit`` first, where its
+        class has one.
         """
+        if offers and self.overrides is not None and self.overrides.submit is not None:
+            self._offer(self.overrides, polls)
+            return
         self._turn_is_due = False
         self._turn = next(_turns)
         ready, contents, observers = self._ready, self._contents, self.observers
@@ -540,7 +598,11 @@ class Scheduler(Unsearched):
                     values.append(value_of(value))  # pyright: ignore[reportUnknownArgumentType]
                 else:  # which there may be something in
                     break
-            if dependencies is args:
+            if self.has_awaiting_bodies and component.definition.awaited is not None:
+                contents = self.contents_of(component) if self._contents else None
+                resolved = arguments.resolve_call(args, kwargs, value_of, contents)
+                args, kwargs = component.definition.awaited.keep(args, kwargs, resolved)
+            elif dependencies is args:
                 args = tuple(map(value_of, args))
             elif not kwargs and len(values) == len(args):
                 args = tuple(values)
@@ -609,7 +671,7 @@ class Scheduler(Unsearched):
             self.cancel(component, _cancelled_with(root_of(cancelled)), root_of(cancelled))
         else:
             failed = all_failed(component.dependencies)
-            self.settle(component, error=dependency_failure(component, failed))
+            self.fail_for_good(component, dependency_failure(component, failed), False)
 
     # --- an outcome -----------------------------------------------------------------------------
 
@@ -622,7 +684,7 @@ class Scheduler(Unsearched):
             Whether nobody waits for this and more may come soon.
         """
         state_of_all, futures_loop = self.state, self.futures_loop
-        is_done, is_observed = State.DONE, bool(self.observers)
+        is_done, is_observed = State.DONE, bool(self.observers or self.overrides)
         unfinished = state_of_all.unfinished
         if self._untaken:
             outcomes, self._untaken = [*self._untaken, *outcomes], []
@@ -740,8 +802,10 @@ class Scheduler(Unsearched):
         if state is State.DONE:
             if component.files and component.as_dict().get("directory") is not None:
                 self.bodies.run_in_background(self._check_outputs(component, value))
-            else:
+            elif self.overrides is None:
                 self.settle(component, value)
+            else:
+                self.overrides.succeeded(component, value)
         elif state is State.FAILED:
             self.fail(component, value)
         else:
@@ -755,7 +819,7 @@ class Scheduler(Unsearched):
         except BaseException as error:
             self.fail_here(component, error)
         else:
-            self.settle(component, value)
+            self.succeed(component, value)
 
     def fail_here(self, component: Component[Any], error: BaseException) -> None:
         """End an attempt with what was raised in the event loop's thread, by a body or a hook."""
@@ -777,7 +841,24 @@ class Scheduler(Unsearched):
                 for observer in self.observers:
                     observer.retried(self.record_of(component), attempt, failure)
                 return
-        self.settle(component, error=error)
+        if self.overrides is None:
+            self.settle(component, error=error)
+        else:
+            self.fail_for_good(component, error, component.definition.kind != "block")
+
+    def succeed(self, component: Component[Any], value: Any) -> None:
+        """End a component that has ended well, through the engine's own method for that."""
+        if self.overrides is None:
+            self.settle(component, value)
+        else:
+            self.overrides.succeeded(component, value)
+
+    def fail_for_good(self, component: Component[Any], error: Any, is_of_task: bool) -> None:
+        """End a component that has failed, through the engine's own method for that."""
+        if self.overrides is None:
+            self.settle(component, error=error)
+        elif component.number in self.state.unfinished:
+            self.overrides.failed(component, fit_for_future(component, error), is_of_task)
 
     def settle(self, component: Component[Any], result: Any = None, *, error: Any = None) -> None:
         """End a component with a result or an error, and do what follows."""
@@ -842,6 +923,9 @@ class Scheduler(Unsearched):
             self._ready.extend(decisions.ready)
             if not self._turn_is_due:
                 self._come_soon()
+        if self.overrides is not None and decisions.doomed:
+            self._end_through(decisions.doomed)
+            return
         for component in decisions.doomed:
             # It has ended. How is asked of its dependencies, as `_resolve` does: some of them the
             # graph does not know.
@@ -853,6 +937,20 @@ class Scheduler(Unsearched):
                 fail(component, dependency_failure(component, failed))
                 self.unseen.add(component)
             self._forget(component, None if cancelled else False)
+
+    def _end_through(self, doomed: list[Component[Any]]) -> None:
+        """End those whose dependencies have not ended well through the engine's own methods."""
+        for component in doomed:
+            component.is_node = False  # the graph has forgotten it
+        for component in doomed:
+            dependencies = component.dependencies
+            if cancelled := first_cancelled(dependencies):
+                root = root_of(cancelled)
+                self.cancel(component, _cancelled_with(root), root)
+            elif failed := all_failed(dependencies):
+                self.fail_for_good(component, dependency_failure(component, failed), False)
+            else:  # a method has left a dependency unfinished
+                self.state.add(component, self.state.nodes_of(dependencies))
 
     def record_of(self, component: Component[Any]) -> TaskRecord:
         """Return what observers get of a component."""
@@ -915,6 +1013,11 @@ class Scheduler(Unsearched):
     def _cancel_one(self, component: Component[Any], msg: Any | None, root: str) -> None:
         if component.number not in self.state.unfinished:
             return
+        if self.overrides is not None:
+            asked = self.overrides.cancelled(component, msg, root)
+            if asked is None:
+                return
+            msg, root = asked
         why = msg or f"{label_of(component)} was cancelled"
         members = self.state.members.get(component.number, {}).values()
         self._to_cancel.extend([(member, why, "") for member in members])
@@ -1013,6 +1116,8 @@ class Scheduler(Unsearched):
                 level, "engine '%s' is shut down%s: cancelling %d call(s)", self.uid, by, count
             )
         for component in unfinished:
+            self.cancel(component, f"engine '{self.uid}' is shut down{by}")
+        for component in list(self.state.unfinished.values()):  # what a method has left unfinished
             self.cancel(component, f"engine '{self.uid}' is shut down{by}")
         for service in self.services.values():
             self._stop(service)

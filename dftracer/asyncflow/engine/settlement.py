@@ -79,7 +79,7 @@ def dependency_failure(
     return error
 
 
-def fit_for_future(component: Component[Any], error: Any) -> Exception:
+def fit_for_future(component: asyncio.Future[Any], error: Any) -> Exception:
     """Return an error that a future can hold without harm to whoever awaits it.
 
     A future refuses ``StopIteration``, and ``SystemExit`` or ``KeyboardInterrupt`` raised by a
@@ -87,9 +87,10 @@ def fit_for_future(component: Component[Any], error: Any) -> Exception:
     """
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
+    name = component.name if isinstance(component, Component) else text_of(component)
     if not isinstance(error, BaseException):
-        return RuntimeError(f"task '{component.name}' failed: {text_of(error)}")
-    stand_in = RuntimeError(f"task '{component.name}' raised {text_of_error(error)}")
+        return RuntimeError(f"task '{name}' failed: {text_of(error)}")
+    stand_in = RuntimeError(f"task '{name}' raised {text_of_error(error)}")
     stand_in.__cause__ = error
     return stand_in
 
