@@ -112,17 +112,19 @@ impl Turn {
     /// Only Python code is asked for it, and bodies may be functions written in C. To let go of it
     /// without being asked would not do: who waits would be woken, come too late, and wait anew.
     #[inline]
-    pub(crate) fn share(&mut self, py: Python<'_>, mut now: u64) -> u64 {
+    pub(crate) fn share(&mut self, py: Python<'_>, now: u64) -> u64 {
+        if now.saturating_sub(self.0) > TURN_NS { self.let_others(py) } else { now }
+    }
+
+    #[cold]
+    fn let_others(&mut self, py: Python<'_>) -> u64 {
         static NOTHING: Lazy<Py<PyAny>> = Lazy::new();
-        if now.saturating_sub(self.0) > TURN_NS {
-            let nothing = NOTHING
-                .get_or_try_init(py, || py.eval(c"lambda: None", None, None).map(Bound::unbind));
-            if let Err(error) = nothing.and_then(|nothing| nothing.call0(py)) {
-                error.write_unraisable(py, None);
-            }
-            now = nanos_now();
-            self.0 = now;
+        let nothing =
+            NOTHING.get_or_try_init(py, || py.eval(c"lambda: None", None, None).map(Bound::unbind));
+        if let Err(error) = nothing.and_then(|nothing| nothing.call0(py)) {
+            error.write_unraisable(py, None);
         }
-        now
+        self.0 = nanos_now();
+        self.0
     }
 }
