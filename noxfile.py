@@ -118,6 +118,8 @@ def run_tests(
     figures.unlink(missing_ok=True)
     # Not the plugin of a package that others bring along: an old one does not know a new pytest.
     workers = ["-n", "2", "--dist", "loadfile", "-p", "no:anyio"]
+    # A run in which a process has died ends: with another in its place it may hang for good.
+    workers.append("--max-worker-restart=0")
     settings = {"DFTRACER_FIGURES": str(figures), **(env or {})}
     session.run("pytest", *workers, *arguments, env=settings, success_codes=success_codes)
 

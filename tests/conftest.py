@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import inspect
 import os
@@ -25,9 +26,16 @@ HANG_GUARD_S = 100 if ON_REQUEST_KINDS else 60
 ends the whole run."""
 
 
+RUN_GUARD_S = 30 * 60
+"""A run of all tests that takes longer has lost a process of its own."""
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Have each run say what it has skipped."""
-    config.pluginmanager.register(Gate())
+    """Have each run say what it has skipped, and end, whatever becomes of its processes."""
+    config.pluginmanager.register(Gate(config.pluginmanager.get_plugin("terminalreporter")))
+    if config.pluginmanager.has_plugin("dsession"):  # no test runs in this process
+        faulthandler.dump_traceback_later(RUN_GUARD_S, exit=True)
 
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]

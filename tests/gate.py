@@ -34,7 +34,8 @@ def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
 class Gate:
     """Counts outcomes in each process of a run, adds them up in the first, and judges the skips."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: Any) -> None:
+        self.terminal = terminal  # none in a process of pytest-xdist
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.skips: collections.Counter[str] = collections.Counter()
         self.begun = time.monotonic()
@@ -46,6 +47,10 @@ class Gate:
             self.skips[reason_of(report)] += 1
         elif report.when == "call" or report.failed:
             self.outcomes[report.outcome] += 1
+        if report.failed and self.terminal is not None:
+            # At once: a run that is ended from outside says nothing at its end.
+            self.terminal.ensure_newline()
+            self.terminal.line(f"{report.nodeid} failed in {report.when}")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Count a file that was skipped as a whole."""

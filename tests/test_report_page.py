@@ -261,8 +261,7 @@ def test_times_can_be_told_apart_when_the_view_is_narrow(chromium: Any, small: P
         assert browser.ask(f"report.time({microseconds}, {step})") == text
 
 
-@pytest.mark.timeout(120)
-def test_the_page_stays_quick_when_there_are_100_000_tasks(chromium: Any, tmp_path: Path) -> None:
+def test_a_view_draws_no_more_than_it_can_show_when_there_are_100_000_tasks(chromium: Any, tmp_path: Path) -> None:
     chance = random.Random(1)
     events, ends = [], [0.0] * 16
     for number in range(100_000):
@@ -282,17 +281,12 @@ def test_the_page_stays_quick_when_there_are_100_000_tasks(chromium: Any, tmp_pa
     page.fill("#search", "step 11")
     assert page.inner_text("#found") == "8,333 found"
     page.press("#search", "Enter")
-    paint = """() => {
-        const begun = performance.now();
-        for (let turn = 0; turn < 10; turn++) report.paint();
-        return (performance.now() - begun) / 10;
-    }"""
     page.click("#reset")
-    whole = browser.ask(paint)
+    browser.settle()
+    # A bar takes a pixel at least: sixteen rows of the window's width have no more room.
+    assert 1_000 < browser.ask("report.drawn") < 16 * 1_400
     page.fill("#search", "")
     page.select_option("#rows", "name")
     browser.settle()
-    by_name = browser.ask(paint)
-    # Generous: a tenth of a second is what feels immediate, and the machine may be busy.
-    assert max(whole, by_name) < 250
+    assert 1_000 < browser.ask("report.drawn") < 50_000
     browser.check(page_file)
