@@ -119,7 +119,7 @@ def run_tests(
     # Not the plugin of a package that others bring along: an old one does not know a new pytest.
     workers = ["-n", "2", "--dist", "loadfile", "-p", "no:anyio"]
     # A run in which a process has died ends: with another in its place it may hang for good.
-    workers.append("--max-worker-restart=0")
+    workers += ["--max-worker-restart=0", "--durations=20"]
     settings = {"DFTRACER_FIGURES": str(figures), **(env or {})}
     session.run("pytest", *workers, *arguments, env=settings, success_codes=success_codes)
 

@@ -261,7 +261,9 @@ def test_times_can_be_told_apart_when_the_view_is_narrow(chromium: Any, small: P
         assert browser.ask(f"report.time({microseconds}, {step})") == text
 
 
-def test_a_view_draws_no_more_than_it_can_show_when_there_are_100_000_tasks(chromium: Any, tmp_path: Path) -> None:
+def test_a_view_draws_no_more_than_it_can_show_when_there_are_100_000_tasks(
+    chromium: Any, tmp_path: Path
+) -> None:
     chance = random.Random(1)
     events, ends = [], [0.0] * 16
     for number in range(100_000):
