@@ -671,6 +671,49 @@ print(handle.state)
     assert ended.stdout.strip() in ("done", "cancelled")
 
 
+@pytest.mark.parametrize("depth", ["alone", "below another"])
+def test_a_profiled_program_goes_on_when_an_interruption_was_not_raised(
+    run_script: Callable[..., str], depth: str
+) -> None:
+    # CPython notes for all threads that one has an exception to raise. As long as that note stands
+    # each looks for it at every call, and on CPython 3.11 none comes further while it is profiled.
+    program = """
+        import faulthandler
+        import sys
+        import threading
+        from dftracer.utils import Runtime
+
+        faulthandler.dump_traceback_later(GUARD_S, exit=True)
+        runtime = Runtime(python_threads=1)
+        closed = threading.Lock()
+        closed.acquire()
+        inner = []
+
+        def submit():
+            inner.append(runtime.submit(closed.acquire, interrupt=True))
+
+        def outer():
+            submit()
+            inner[0].wait()
+            return 1
+
+        other = runtime.submit(outer) if "below" in "DEPTH" else submit()
+        while not inner or inner[0].state == "queued":
+            threading.Event().wait(0.001)
+        inner[0].cancel()
+        closed.release()
+        assert (other or runtime.submit(int, 1)).get() == 1
+
+        def call():
+            return 1
+
+        sys.setprofile(lambda *_: None)
+        print(sum(call() for _ in range(100)))
+        """
+    program = program.replace("GUARD_S", str(GUARD_S)).replace("DEPTH", depth)
+    assert run_script(program) == "100\n"
+
+
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_no_interruption_hits_the_next_task_when_many_threads_cancel(
     runtime: Runtime, interrupt: bool

@@ -16,9 +16,9 @@ use crate::interp::signals::Turn;
 use crate::interp::slot::Slot;
 use crate::owner::items::Items;
 use crate::owner::{Sleepers, wake};
-use crate::task::leave_body;
 use crate::task::run::{end_task, run_claimed};
 use crate::task::wait::graph::Within;
+use crate::task::{leave_body, swallow};
 
 /// Runs item after item, until none is left that has not begun. Begins and ends with the time, if
 /// nothing has happened since.
@@ -76,7 +76,9 @@ fn run_item(
         Ok((value, context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    leave_body(py, &batch.shared, slot, outer);
+    if leave_body(&batch.shared, slot, outer) {
+        swallow(py, slot);
+    }
     drop_argument(batch, batch.first_id() + index as i64, argument);
     let result = match result {
         Ok((value, context)) if !is_coroutine(&value) => {

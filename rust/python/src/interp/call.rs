@@ -132,16 +132,6 @@ impl Call {
         }
     }
 
-    /// Whether Python code may run when this is dropped.
-    pub(crate) fn runs_code_when_dropped(&self) -> bool {
-        match self {
-            Self::One { callable, argument } => {
-                runs_code_when_dropped(callable) || runs_code_when_dropped(argument)
-            }
-            Self::Plain { .. } | Self::Full(_) => true,
-        }
-    }
-
     /// What it is to run in.
     pub(crate) fn context(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         match self {

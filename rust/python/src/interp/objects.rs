@@ -93,12 +93,6 @@ pub(crate) fn raise_in_thread(ident: u64, class: &Bound<'_, PyType>) -> bool {
     unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, class.as_ptr()) == 1 }
 }
 
-/// Takes back what was sent to a thread and not yet raised.
-pub(crate) fn take_back_raise(_py: Python<'_>, ident: u64) {
-    // SAFETY: attached; null takes it back.
-    unsafe { ffi::PyThreadState_SetAsyncExc(ident as _, std::ptr::null_mut()) };
-}
-
 /// Whether this is the first interpreter of the process.
 pub(crate) fn is_main_interpreter(_py: Python<'_>) -> bool {
     // SAFETY: attached; both calls only read.

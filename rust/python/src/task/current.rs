@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use super::TaskHandle;
 use super::family::Family;
-use super::given_up::leave_body;
+use super::given_up::{leave_body, swallow};
 use crate::interp::call::Call;
 use crate::interp::errors::TooManyBlockedError;
 use crate::interp::objects;
@@ -76,26 +76,15 @@ pub(super) fn begin_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Arou
 #[inline]
 pub(super) fn end_body(py: Python<'_>, around: Option<Around>, call: Call) {
     let Some((task, outer)) = around else { return };
-    let mut call = Some(call);
-    if !call.as_ref().is_some_and(Call::runs_code_when_dropped) {
-        call = None; // there is nobody to ask who waits
+    let interrupted = with_current(|current| {
+        let current = current?;
+        leave_body(&current.shared, &current.slot, outer).then(|| current.slot.clone())
+    });
+    if let Some(slot) = interrupted {
+        swallow(py, &slot);
     }
-    let leave = |current: &Current| {
-        leave_body(py, &current.shared, &current.slot, outer);
-    };
-    let back = |current: &mut Current| std::mem::replace(&mut current.task, task);
-    let ended = match call {
-        None => with_current(|current| {
-            let current = current?;
-            leave(current);
-            Some(back(current))
-        }),
-        Some(call) => {
-            with_current(|current| current.map(|current| leave(current)));
-            drop(call);
-            with_current(|current| current.map(back))
-        }
-    };
+    drop(call);
+    let ended = with_current(|current| Some(std::mem::replace(&mut current?.task, task)));
     drop(ended);
 }
 

@@ -4,22 +4,58 @@ use std::sync::atomic::Ordering;
 
 use dftracer_core::interrupt_slot::Outer;
 use pyo3::prelude::*;
+use pyo3::types::{PyTuple, PyType};
 
-use crate::interp::objects::take_back_raise;
+use crate::interp::call::call_with;
+use crate::interp::objects::raise_in_thread;
+use crate::interp::once::Lazy;
 use crate::interp::slot::Slot;
 use crate::owner::Shared;
 
-/// The worker of a body has left it.
+/// The worker of a body has left it. True if an exception was sent to the body, which may not have
+/// been raised: then [`swallow`] is to be called, where Python code may run.
 #[inline]
-pub(crate) fn leave_body(py: Python<'_>, shared: &Shared, slot: &Slot, outer: Outer) {
+#[must_use]
+pub(crate) fn leave_body(shared: &Shared, slot: &Slot, outer: Outer) -> bool {
     let marks = slot.running.leave(outer);
-    if marks.interrupted() {
-        let ident = slot.ident.load(Ordering::Relaxed);
-        take_back_raise(py, ident);
-    }
     if marks.given_up() {
         shared.lane(slot.lane).leave_blocked();
         slot.given_up.fetch_sub(1, Ordering::Relaxed);
         shared.stopping.count(-1);
+    }
+    marks.interrupted()
+}
+
+/// Has the exception that was sent to a body raised here, if it has not been, and drops it.
+///
+/// To take it back instead, with null for the class, would leave the interpreter's note that some
+/// thread has one to raise: all threads look for it from then on at each call, and on CPython 3.11
+/// none goes on that has a profiler or a debugger.
+#[cold]
+pub(crate) fn swallow(py: Python<'_>, slot: &Slot) {
+    if let Err(error) = let_pending_raise(py)
+        && !error.get_type(py).is(interruption(py))
+    {
+        error.write_unraisable(py, None);
+    }
+    // One that was sent to the outer body meanwhile may be gone with it.
+    if slot.running.mark(|marks| marks).interrupted() {
+        raise_in_thread(slot.ident.load(Ordering::Relaxed), &interruption(py));
+    }
+}
+
+/// Raises what was sent to this thread, as any Python code does.
+pub(super) fn let_pending_raise(py: Python<'_>) -> PyResult<()> {
+    static PASS: Lazy<Py<PyAny>> = Lazy::new();
+    let pass = PASS.import(py, "dftracer.utils.from_native.logs", "let_pending_raise")?;
+    call_with(pass, &PyTuple::empty(py)).map(drop)
+}
+
+/// What a body that is stopped sees: `asyncio.CancelledError`, which `except Exception` lets pass.
+pub(crate) fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
+    static CLASS: Lazy<Py<PyType>> = Lazy::new();
+    match CLASS.import(py, "asyncio", "CancelledError") {
+        Ok(class) => class.clone(),
+        Err(_) => py.get_type::<pyo3::exceptions::PyKeyboardInterrupt>(),
     }
 }

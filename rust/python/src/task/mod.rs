@@ -20,6 +20,6 @@ pub(crate) mod wait;
 mod waiter;
 
 pub(crate) use content::{Content, Outcome, cancelled_error};
-pub(crate) use given_up::leave_body;
+pub(crate) use given_up::{leave_body, swallow};
 pub(crate) use handle::{Birth, End, Limit, TaskHandle};
 pub(crate) use settle::NativeRun;

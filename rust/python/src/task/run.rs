@@ -7,7 +7,8 @@ use std::sync::Arc;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use super::stopping::{interruption, stop_body};
+use super::given_up::interruption;
+use super::stopping::stop_body;
 use super::wait::graph::Within;
 use super::{Content, End, Outcome, TaskHandle, current, limits};
 use crate::interp::call::{in_context, panic_error, panic_text};

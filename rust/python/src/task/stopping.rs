@@ -10,14 +10,13 @@ use std::sync::atomic::Ordering;
 
 use dftracer_core::sched::parker::Unpark;
 use pyo3::prelude::*;
-use pyo3::types::PyType;
 
 use super::TaskHandle;
+use super::given_up::interruption;
 use crate::interp::call::call_for_life;
 use crate::interp::exit;
 use crate::interp::guard;
 use crate::interp::objects::raise_in_thread;
-use crate::interp::once::Lazy;
 use crate::interp::slot::{LaneKind, Slot};
 use crate::owner::Shared;
 
@@ -94,15 +93,6 @@ fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
             // The worker cannot leave the body meanwhile.
             if raise_in_thread(ident, &class) { marks.and_interrupted() } else { marks }
         });
-    }
-}
-
-/// What a body that is stopped sees: `asyncio.CancelledError`, which `except Exception` lets pass.
-pub(crate) fn interruption(py: Python<'_>) -> Bound<'_, PyType> {
-    static CLASS: Lazy<Py<PyType>> = Lazy::new();
-    match CLASS.import(py, "asyncio", "CancelledError") {
-        Ok(class) => class.clone(),
-        Err(_) => py.get_type::<pyo3::exceptions::PyKeyboardInterrupt>(),
     }
 }
 

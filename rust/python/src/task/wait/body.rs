@@ -7,11 +7,10 @@ use dftracer_core::sched::parker::{Parker, Wakeup};
 use pyo3::prelude::*;
 
 use crate::interp::clock;
-use crate::interp::once::Lazy;
 use crate::interp::signals;
 use crate::interp::slot::{Slot, Wait};
 use crate::task::current;
-use crate::task::stopping::interruption;
+use crate::task::given_up::{interruption, let_pending_raise};
 
 /// A wait of the plain body that runs on this thread, if one does: it ends when the body is asked to
 /// stop.
@@ -40,9 +39,7 @@ impl BodyWait {
         if before.interrupted() {
             // It is told by the exception that was sent to it. If that was not raised yet, this
             // raises it, as any Python code does.
-            static PASS: Lazy<Py<PyAny>> = Lazy::new();
-            let pass = PASS.import(py, "dftracer.utils.from_native.logs", "let_pending_raise")?;
-            return pass.call0().map(drop);
+            return let_pending_raise(py);
         }
         Err(PyErr::from_type(interruption(py), ()))
     }
