@@ -1,8 +1,8 @@
 """Each test of ``interrupted_cells.py`` in a process of its own.
 
-They raise ``KeyboardInterrupt`` with the profiler's hook. On CPython 3.11 code that has one makes no
-progress while some thread of its process has yet to raise what another has sent to it, as bodies may
-not that other tests have left behind.
+They raise ``KeyboardInterrupt`` with the profiler's hook. On CPython 3.11 code that has one makes
+no progress while some thread of its process has yet to raise what another has sent to it, and
+bodies that other tests have left behind may never do so.
 """
 
 import os
