@@ -5,6 +5,7 @@ Functions that run on a worker are at the top: a worker process imports this mod
 
 import os
 import pickle
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +26,12 @@ from dftracer.utils import (
     peek_default_runtime,
     set_default_runtime,
 )
-from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+from dftracer.utils.dask import (
+    DFTracerUtilsDaskWorkerPlugin,
+    ProgressAggregator,
+    register_auto_thread_plugin,
+    resolve_local_staging,
+)
 
 GUARD_S = 30
 """How long a test waits for what must come."""
@@ -222,12 +228,11 @@ def test_value_error_names_the_size_when_it_is_negative(size):
         DFTracerUtilsDaskWorkerPlugin(**{size: -1})
 
 
-def test_runtime_stays_when_the_plugin_is_registered_twice(client, register):
+def test_runtimes_are_replaced_when_the_plugin_is_registered_again(client, register):
     register(DFTracerUtilsDaskWorkerPlugin())
-    before = run_on_each(client, runtime_and_process)
     register(DFTracerUtilsDaskWorkerPlugin(threads=7))
-    assert run_on_each(client, runtime_and_process) == before
-    assert on_each(client, sizes) == [{"threads": 1, "io_threads": 1, "python_threads": 1}] * 2
+    assert on_each(client, sizes) == [{"threads": 7, "io_threads": 1, "python_threads": 1}] * 2
+    assert all(is_default for _, _, is_default in run_on_each(client, runtime_and_process))
 
 
 def test_sizes_change_when_the_plugin_is_unregistered_before(client, register):
@@ -235,6 +240,146 @@ def test_sizes_change_when_the_plugin_is_unregistered_before(client, register):
     client.unregister_worker_plugin(NAME)
     register(DFTracerUtilsDaskWorkerPlugin(threads=7))
     assert [each["threads"] for each in on_each(client, sizes)] == [7] * WORKERS
+
+
+def test_automatic_plugin_leaves_the_runtimes_that_there_are_when_it_is_registered(
+    client, register
+):
+    register(DFTracerUtilsDaskWorkerPlugin(threads=7))
+    before = run_on_each(client, runtime_and_process)
+    for _ in range(2):
+        register_auto_thread_plugin()
+    assert run_on_each(client, runtime_and_process) == before
+
+
+def test_automatic_plugin_gives_each_worker_its_share_when_there_is_a_client(client):
+    register_auto_thread_plugin()
+    try:
+        assert on_each(client, sizes) == [{"threads": 1, "io_threads": 1, "python_threads": 1}] * 2
+    finally:
+        client.unregister_worker_plugin(NAME)
+
+
+# --- objects that are like a worker ---------------------------------------------------------------
+
+
+class State:
+    nthreads = 3
+
+
+class WorkerWithState:
+    state = State()
+
+
+class WorkerWithThreads:
+    nthreads = 2
+
+
+class WorkerOfOurs:
+    """It says nothing of itself."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(WorkerWithState, 3), (WorkerWithThreads, 2), (WorkerOfOurs, available_cpus())],
+)
+def test_runtime_is_sized_when_the_worker_is_another_object(kind, expected):
+    worker = kind()
+    plugin = DFTracerUtilsDaskWorkerPlugin()
+    before = peek_default_runtime()
+    plugin.setup(worker)
+    try:
+        assert set(worker.dftracer_utils_runtime.sizes.values()) == {expected}
+        assert peek_default_runtime() is worker.dftracer_utils_runtime
+        first = worker.dftracer_utils_runtime
+        DFTracerUtilsDaskWorkerPlugin(threads=4).setup(worker)
+        assert worker.dftracer_utils_runtime.threads == 4
+        assert not first.is_responsive()
+    finally:
+        plugin.teardown(worker)
+        plugin.teardown(worker)
+    assert peek_default_runtime() is before
+
+
+# --- staging and progress -------------------------------------------------------------------------
+
+
+def test_nothing_is_registered_when_no_client_is_active(run_script: Script) -> None:
+    out = run_script(
+        """
+        from dftracer.utils.dask import register_auto_thread_plugin
+        print(register_auto_thread_plugin())
+        """
+    )
+    assert out == "None\n"
+
+
+class Workers:
+    """A client that knows of workers."""
+
+    def __init__(self, info):
+        self.info = info
+
+    def scheduler_info(self):
+        return self.info
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({}, "/tmp/dftracer-sst-staging"),
+        ({"workers": None}, "/tmp/dftracer-sst-staging"),
+        ({"workers": {"a": {}}}, "/tmp/dftracer-sst-staging"),
+        (
+            {"workers": {"a": {"local_directory": "/scratch/a"}, "b": {}}},
+            "/scratch/a/dftracer-sst-staging",
+        ),
+    ],
+)
+def test_staging_is_below_the_workers_directory_when_that_is_known(info, expected):
+    assert resolve_local_staging(Workers(info)) == expected
+
+
+def test_staging_is_below_a_directory_of_the_cluster_when_it_is_real(client):
+    directories = {each["local_directory"] for each in client.scheduler_info()["workers"].values()}
+    assert os.path.dirname(resolve_local_staging(client)) in directories
+
+
+def tell_progress(batch: str, done: int, total: int) -> None:
+    told = {"phase": "read", "batch": batch, "done": done, "total": total}
+    get_worker().log_event("dft-progress", told)
+
+
+def test_progress_is_added_up_when_batches_tell_theirs(client):
+    heard: queue.Queue[tuple[int, int, str]] = queue.Queue()
+    with ProgressAggregator(client, lambda *told: heard.put(told)):
+        client.submit(tell_progress, "a", 1, 4, pure=False).result()
+        assert heard.get(timeout=GUARD_S) == (1, 4, "read")
+        client.submit(tell_progress, "b", 2, 6, pure=False).result()
+        assert heard.get(timeout=GUARD_S) == (3, 10, "read")
+        client.submit(tell_progress, "a", 4, 4, pure=False).result()
+        assert heard.get(timeout=GUARD_S) == (6, 10, "read")
+
+
+def test_next_progress_is_heard_when_the_callback_raised(client, caplog):
+    heard: queue.Queue[tuple[int, int, str]] = queue.Queue()
+
+    def hear(done: int, total: int, phase: str) -> None:
+        heard.put((done, total, phase))
+        if done == 1:
+            raise LookupError("not this one")
+
+    with ProgressAggregator(client, hear):
+        for done in (1, 2):
+            client.submit(tell_progress, "a", done, 4, pure=False).result()
+            assert heard.get(timeout=GUARD_S) == (done, 4, "read")
+    assert "not this one" in caplog.text
+
+
+def test_nobody_is_called_when_the_client_has_no_topics_or_there_is_no_callback(client):
+    for of, callback in ((Workers({}), print), (client, None)):
+        with ProgressAggregator(of, callback) as aggregator:
+            assert isinstance(aggregator, ProgressAggregator)
 
 
 # --- restart --------------------------------------------------------------------------------------
@@ -374,7 +519,7 @@ def test_plugin_is_small_and_the_same_when_it_is_pickled(pickler):
     again = pickle.loads(pickled)
     assert len(pickled) < 200
     assert vars(again) == vars(plugin) == {"threads": 3, "io_threads": 4, "trace": None}
-    assert (again.name, again.idempotent) == (NAME, True)
+    assert (again.name, again.idempotent) == (NAME, False)
 
 
 def test_pickled_plugin_holds_no_state_when_it_has_set_up_a_worker(shared):
@@ -409,7 +554,12 @@ CLUSTER_PROGRAM = """
 import functools
 from dask.distributed import Client, LocalCluster, Nanny
 from dftracer.utils import get_default_runtime
-from dftracer.utils.dask import DFTracerUtilsDaskWorkerPlugin
+from dftracer.utils.dask import (
+    DFTracerUtilsDaskWorkerPlugin,
+    ProgressAggregator,
+    register_auto_thread_plugin,
+    resolve_local_staging,
+)
 
 def use():
     runtime = get_default_runtime()

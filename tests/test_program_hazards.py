@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from handle_support import ended
 from process_support import Line
 from terminal_support import Terminal
 
@@ -228,7 +229,7 @@ def test_program_fails_when_there_are_no_descriptors_at_all(run_script: Script) 
     source = """
         import os, resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        from dftracer.utils import Runtime
+        from dftracer.utils import Runtime, as_completed
 
         runtime = Runtime(io_threads=1)
         runtime.run_process(["true"]).get(30)
@@ -239,7 +240,7 @@ def test_program_fails_when_there_are_no_descriptors_at_all(run_script: Script) 
         except OSError:
             pass
         program = runtime.run_process(["echo", "hi"])
-        program.wait(30)
+        next(as_completed([program], 30))
         for descriptor in taken:
             os.close(descriptor)
         print(type(program.exception).__name__, program.exception.strerror)
@@ -323,8 +324,7 @@ def test_cancellation_reaches_a_program_when_its_fifo_has_no_other_end(
     handle = runtime.run_process(["cat"], **{end: fifo})  # type: ignore[arg-type]
     assert runtime.run_process(["echo", "hi"]).get(GUARD_S).stdout == b"hi\n"
     assert handle.cancel() is Cancellation.REQUESTED
-    handle.wait(GUARD_S)
-    assert handle.state == "cancelled"
+    assert ended(handle).state == "cancelled"
 
 
 def test_programs_meet_when_one_writes_to_the_fifo_that_the_other_reads(
@@ -577,7 +577,7 @@ def test_program_asks_in_the_terminal_when_it_is_to_have_one(tmp_path: Path) -> 
 def test_echo_is_back_when_a_program_is_killed_that_has_turned_it_off(tmp_path: Path) -> None:
     source = """
         import os, termios
-        from dftracer.utils import Runtime
+        from dftracer.utils import Runtime, as_completed
         with Runtime() as runtime:
             modes = termios.tcgetattr(0)
             os.mkfifo("begun")
@@ -586,7 +586,7 @@ def test_echo_is_back_when_a_program_is_killed_that_has_turned_it_off(tmp_path: 
                 begun.read()
             assert termios.tcgetattr(0) != modes
             handle.cancel()
-            handle.wait(30)
+            next(as_completed([handle], 30))
             print("same" if termios.tcgetattr(0) == modes else "changed")
     """
     with Terminal(echo=True) as terminal, in_terminal(terminal, tmp_path, source) as process:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Runtime, TaskHandle, as_completed
 from dftracer.utils.primitives import Mailbox, track_all, untrack
@@ -97,8 +98,7 @@ def handle_with_value(ring: Ring) -> Any:
 
 def handle_with_error(ring: Ring) -> Any:
     runtime = new_runtime()
-    handle = runtime.submit(ring.fail_in_deep_frame)
-    handle.wait()
+    handle = ended(runtime.submit(ring.fail_in_deep_frame))
     return (runtime, handle)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import (
     Cancellation,
@@ -84,6 +85,10 @@ def busy(runtime: Runtime, workers: int = 1) -> Iterator[list[TaskHandle[None]]]
 
 def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
+
+
+async def fail_later(error: BaseException) -> None:
+    raise error
 
 
 def fail(error: BaseException) -> None:
@@ -348,7 +353,7 @@ def test_name_is_the_callables_when_none_was_given(
     with busy(one_worker):
         handle = one_worker.submit(function, [])
         queued = handle.name
-    handle.wait()
+    ended(handle)
     assert (queued, handle.name) == (expected, expected)
 
 
@@ -403,16 +408,43 @@ def test_state_follows_the_task_when_it_succeeds(one_worker: Runtime) -> None:
 
 def test_state_is_failed_when_the_body_raised(runtime: Runtime) -> None:
     error = ValueError()
-    handle = runtime.submit(fail, error)
-    handle.wait()
+    handle = ended(runtime.submit(fail, error))
     assert (handle.state, handle.done()) == ("failed", True)
     assert handle.exception is error
 
 
-def test_wait_raises_nothing_of_the_body_when_it_failed(runtime: Runtime) -> None:
-    handle = runtime.submit(fail, SystemExit(3))
-    handle.wait()
+@pytest.mark.parametrize("timeout", [None, GUARD_S])
+@pytest.mark.parametrize("error", [ValueError("the body's"), SystemExit(3)])
+def test_wait_raises_the_bodys_error_when_it_failed(
+    runtime: Runtime, error: BaseException, timeout: float | None
+) -> None:
+    handle = runtime.submit(fail, error)
+    for wait in (handle.wait, functools.partial(runtime.wait, handle)):
+        for _ in range(2):  # each time anew
+            with pytest.raises(type(error)) as caught:
+                wait(timeout)
+            assert caught.value is error
     assert handle.done()
+
+
+@pytest.mark.parametrize("timeout", [None, GUARD_S])
+def test_wait_raises_when_a_task_without_a_body_fails(
+    runtime: Runtime, timeout: float | None
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        runtime.run_process(["./no-such-program"]).wait(timeout)
+    with pytest.raises(FileNotFoundError):
+        runtime.wait(runtime.hash_files(["./no-such-file"]), timeout)
+    with pytest.raises(ValueError, match="later"):
+        runtime.submit(fail_later, ValueError("later")).wait(timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, GUARD_S])
+def test_wait_returns_nothing_when_the_task_is_done(
+    runtime: Runtime, timeout: float | None
+) -> None:
+    assert runtime.submit(abs, -1).wait(timeout) is None  # type: ignore[func-returns-value]
+    assert runtime.run_process(["false"]).wait(timeout) is None  # type: ignore[func-returns-value]
 
 
 def test_repr_tells_number_name_and_state_when_asked(runtime: Runtime) -> None:
@@ -585,18 +617,16 @@ def test_get_failed_has_no_cancelled_task_when_one_was_cancelled(one_worker: Run
 
 
 def test_get_failed_returns_a_copy_when_its_list_is_changed(runtime: Runtime) -> None:
-    handle = runtime.submit(fail, ValueError())
-    handle.wait()
+    handle = ended(runtime.submit(fail, ValueError()))
     runtime.get_failed().clear()
     assert runtime.get_failed() == [handle]
 
 
 def test_get_failed_starts_anew_when_cleared(runtime: Runtime) -> None:
-    runtime.submit(fail, ValueError()).wait()
+    ended(runtime.submit(fail, ValueError()))
     runtime.clear_failed()
     assert runtime.get_failed() == []
-    second = runtime.submit(fail, ValueError())
-    second.wait()
+    second = ended(runtime.submit(fail, ValueError()))
     assert runtime.get_failed() == [second]
     runtime.clear_failed()
     runtime.clear_failed()
@@ -978,7 +1008,8 @@ def test_cancelled_task_never_begins_when_it_was_queued(one_worker: Runtime) -> 
         for timeout in (None, 0):
             with pytest.raises(concurrent.futures.CancelledError):
                 handle.get(timeout)
-        handle.wait()
+            with pytest.raises(concurrent.futures.CancelledError):
+                handle.wait(timeout)
     one_worker.wait_all()
     assert begun == []
 
@@ -1010,7 +1041,7 @@ def test_cancel_is_too_late_when_the_task_has_ended(one_worker: Runtime) -> None
     good, bad = one_worker.submit(abs, -1), one_worker.submit(fail, ValueError())
     process = one_worker.run_process(["true"])
     for handle in (good, bad, process):
-        handle.wait()
+        ended(handle)
         assert handle.cancel() is Cancellation.TOO_LATE
     assert good.get() == 1
     assert bad.state == "failed"
@@ -1032,7 +1063,7 @@ def test_waiters_are_woken_when_the_task_is_cancelled(one_worker: Runtime) -> No
         get = pool.submit(handle.get, GUARD_S)
         handle.cancel()
         for wait in waits:
-            wait.result(GUARD_S)
+            assert isinstance(wait.exception(GUARD_S), concurrent.futures.CancelledError)
         assert isinstance(get.exception(GUARD_S), concurrent.futures.CancelledError)
 
 

@@ -159,7 +159,7 @@ async def test_await_raises_what_the_body_raised_when_it_failed(
     handle = runtime.submit(body)
     if ended:
         release.set()
-        handle.wait(GUARD_S)
+        next(as_completed([handle], GUARD_S))
     else:
         asyncio.get_running_loop().call_soon(release.set)
     with pytest.raises(LookupError) as caught:
@@ -222,7 +222,8 @@ async def test_running_body_is_interrupted_when_its_awaiter_is_cancelled(
     with pytest.raises(asyncio.CancelledError):
         await awaiter
     try:
-        handle.wait(GUARD_S)
+        with pytest.raises(concurrent.futures.CancelledError):
+            handle.wait(GUARD_S)
         assert handle.state == "cancelled"
     finally:
         release.set()
@@ -549,7 +550,7 @@ def test_as_completed_yields_ended_ones_first_when_others_run(runtime: Runtime) 
     running = runtime.submit(release.wait, GUARD_S)
     good, bad = runtime.submit(echo, 1), runtime.submit(fail, ValueError())
     for handle in (good, bad):
-        handle.wait(GUARD_S)
+        next(as_completed([handle], GUARD_S))
     ended = as_completed([running, bad, good], GUARD_S)
     assert [next(ended), next(ended)] == [bad, good]
     release.set()
@@ -1400,7 +1401,8 @@ def test_wait_of_a_runtime_waits_when_the_handle_is_of_any_kind(
     future.set_result(1)
     runtime.wait(around)
     failed = one_worker.submit(fail, ValueError())
-    runtime.wait(failed)
+    with pytest.raises(ValueError):  # noqa: PT011
+        runtime.wait(failed)
     assert failed.state == "failed"
 
 
@@ -1460,3 +1462,162 @@ def test_partial_of_a_coroutine_function_is_awaited_when_submitted_to_io(
     runtime: Runtime,
 ) -> None:
     assert runtime.submit_io(functools.partial(echo_later, 4)).get(GUARD_S) == 4
+
+
+# --- subclasses --------------------------------------------------------------------------------
+
+
+class Named(Runtime):
+    """A runtime whose constructor has other parameters."""
+
+    def __init__(self, label: str, *, size: int = 2) -> None:
+        super().__init__(threads=size, io_threads=1, python_threads=size)
+        self.label = label
+
+    def double(self, number: int) -> TaskHandle[int]:
+        return self.submit(lambda: 2 * number)
+
+
+def test_runtime_works_when_a_subclass_has_other_parameters() -> None:
+    with Named("mine", size=3) as named:
+        assert (named.label, named.threads, named.double(4).get()) == ("mine", 3, 8)
+        assert list(named.map(abs, [-1, -2])) == [1, 2]
+        assert named.run_process(["true"]).get().exit_code == 0
+        assert named.sizes == {"threads": 3, "io_threads": 1, "python_threads": 3}
+    assert "mine" in vars(named).values()
+
+
+def test_runtime_has_default_sizes_when_a_subclass_never_sets_it_up() -> None:
+    class Careless(Runtime):
+        def __init__(self) -> None:
+            pass
+
+    with Careless() as careless:
+        assert careless.threads == available_cpus()
+        assert careless.submit(abs, -1).get() == 1
+
+
+def test_setting_up_is_refused_when_the_runtime_was_set_up(runtime: Runtime) -> None:
+    with pytest.raises(RuntimeError, match="set up before"):
+        runtime.__init__(threads=1)  # type: ignore[misc]
+    assert runtime.submit(abs, -1).get() == 1
+
+
+def test_constructor_of_a_runtime_refuses_when_a_parameter_is_unknown() -> None:
+    with pytest.raises(TypeError):
+        Runtime(workers=3)  # type: ignore[call-arg]
+
+
+class Labelled(TaskHandle[Any]):
+    """A handle with more to tell."""
+
+    label = "none"
+
+    def shout(self) -> str:
+        return self.name.upper()
+
+
+@pytest.mark.parametrize("end", ["value", "error", "cancelled"])
+def test_subclass_of_the_handle_follows_its_future(end: str) -> None:
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    handle = Labelled(future=future, name="followed")
+    handle.label = "mine"
+    assert (type(handle), handle.shout(), handle.done()) == (Labelled, "FOLLOWED", False)
+    if end == "value":
+        future.set_result(7)
+        assert (handle.get(), handle.wait()) == (7, None)  # type: ignore[func-returns-value]
+    elif end == "error":
+        future.set_exception(LookupError("its"))
+        with pytest.raises(LookupError, match="its"):
+            handle.wait()
+    else:
+        assert handle.cancel()
+        assert future.cancelled()
+        with pytest.raises(concurrent.futures.CancelledError):
+            handle.wait()
+    assert handle.done()
+
+
+def test_subclass_of_the_handle_is_passed_on_when_it_is_submitted(runtime: Runtime) -> None:
+    handle = Labelled(native=runtime.submit(abs, -1))
+    assert runtime.submit(handle) is handle
+    assert handle.get(GUARD_S) == 1
+
+
+def test_subclass_of_the_handle_may_have_a_constructor_of_its_own() -> None:
+    class Own(TaskHandle[Any]):
+        def __init__(self, future: concurrent.futures.Future[Any], name: str = "own") -> None:
+            super().__init__(future=future, name=name)
+
+    future: concurrent.futures.Future[int] = concurrent.futures.Future()
+    handle = Own(future)
+    future.set_result(3)
+    assert handle.get(GUARD_S) == 3
+
+
+class Doubling(concurrent.futures.Future[int]):
+    def result(self, timeout: float | None = None) -> int:
+        return 2 * super().result(timeout)
+
+
+class Refusing(concurrent.futures.Future[int]):
+    def result(self, timeout: float | None = None) -> int:
+        raise LookupError(f"no result after {timeout}")
+
+
+def test_handle_follows_the_future_when_that_is_of_a_subclass() -> None:
+    future = Doubling()
+    handle = TaskHandle(future=future)
+    future.set_result(4)
+    assert handle.get(GUARD_S) == 8
+
+
+def test_handle_fails_when_its_future_raises_what_it_was_not_given() -> None:
+    future = Refusing()
+    handle = TaskHandle(future=future)
+    future.set_result(4)
+    with pytest.raises(LookupError, match="no result"):
+        handle.get(GUARD_S)
+
+
+def test_runtimes_own_task_follows_nobody_when_it_is_set_up_again(runtime: Runtime) -> None:
+    handle = runtime.submit(abs, -1)
+    with pytest.raises(TypeError, match="ends by itself"):
+        handle.__init__(future=concurrent.futures.Future())  # type: ignore[misc]
+    assert handle.get(GUARD_S) == 1
+
+
+# --- sizes from the environment ----------------------------------------------------------------
+
+
+def sizes_of(*sizes: int) -> tuple[int, ...]:
+    with Runtime(*sizes) as runtime:
+        return tuple(runtime.sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (3, 2, 4)),
+        ({"DFTRACER_UTILS_THREADS": "5"}, (5, 2, 4)),
+        ({"DFTRACER_UTILS_IO_THREADS": " 7 "}, (3, 7, 4)),
+        ({"DFTRACER_UTILS_THREADS": "5", "DFTRACER_UTILS_IO_THREADS": "7"}, (5, 7, 4)),
+        ({"DFTRACER_UTILS_THREADS": "0"}, (3, 2, 4)),
+        ({"DFTRACER_UTILS_THREADS": "-1", "DFTRACER_UTILS_IO_THREADS": "many"}, (3, 2, 4)),
+    ],
+)
+def test_sizes_are_the_environments_when_it_gives_some(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: tuple[int, ...]
+) -> None:
+    for name in ("DFTRACER_UTILS_THREADS", "DFTRACER_UTILS_IO_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert sizes_of(3, 2, 4) == expected
+
+
+def test_python_threads_follow_when_the_environment_gives_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DFTRACER_UTILS_THREADS", "40")
+    assert sizes_of(3, 2)[::2] == (40, 32)

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle
 from dftracer.utils.from_native.event_loop import start_now
@@ -996,8 +997,7 @@ def test_traceback_begins_with_the_users_code_when_a_body_fails(
             handle.get(GUARD_S)
         return [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
 
-    handle = one_worker.submit(body)
-    handle.wait()
+    handle = ended(one_worker.submit(body))
     assert handle.exception is not None
     names = [frame.name for frame in traceback.extract_tb(handle.exception.__traceback__)]
     assert names == ["body", "inner"]
@@ -1093,7 +1093,7 @@ def test_neighbours_stay_when_one_of_a_loop_is_cancelled(one_worker: Runtime) ->
     assert meeting.arrived.wait(GUARD_S)
     one_worker.submit(echo, 1).get(GUARD_S)
     assert handles[7].cancel() is Cancellation.REQUESTED
-    handles[7].wait(GUARD_S)
+    ended(handles[7])
     assert [handle.done() for handle in handles].count(True) == 1
     meeting.open()
     one_worker.wait_all()

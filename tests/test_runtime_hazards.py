@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle
 
@@ -204,8 +205,7 @@ def test_body_sees_no_error_of_another_when_that_waits_while_handling_one(
             raise LookupError("of the one who waits")
         except LookupError:
             seen = one_worker.submit(handled).get()
-            failing = one_worker.submit(fail, ValueError("of the other"))
-            failing.wait()
+            failing = ended(one_worker.submit(fail, ValueError("of the other")))
         error = failing.exception
         assert error is not None
         return seen, error.__context__
@@ -553,8 +553,7 @@ def test_error_dies_with_its_handle_when_the_failure_was_reported(
 def test_error_dies_when_the_failures_were_cleared(
     one_worker: Runtime, function: Callable[[], Any]
 ) -> None:
-    handle = one_worker.submit(function)
-    handle.wait()
+    handle = ended(one_worker.submit(function))
     reference = weakref.ref(handle.exception)
     flush(one_worker)
     one_worker.clear_failed()
@@ -680,8 +679,7 @@ def test_traceback_begins_with_the_users_code_when_a_body_fails(one_worker: Runt
     def inner() -> None:
         raise ValueError
 
-    handle = one_worker.submit(outer)
-    handle.wait()
+    handle = ended(one_worker.submit(outer))
     assert frame_names(handle.exception) == ["outer", "inner"]
 
 
@@ -704,8 +702,7 @@ def test_traceback_shows_every_task_when_one_fails_because_of_another(one_worker
     def inner() -> None:
         raise ValueError
 
-    handle = one_worker.submit(outer)
-    handle.wait()
+    handle = ended(one_worker.submit(outer))
     assert frame_names(handle.exception) == ["outer", "inner"]
 
 
@@ -916,8 +913,8 @@ def test_every_thread_leaves_when_the_runtime_ends(end: str, failures: bool) -> 
     use_every_lane(runtime)
     assert len(native_threads() - before) >= 4
     if failures:
-        runtime.submit(fail, ValueError()).wait()
-        runtime.run_process(["./no-such-program"]).wait()
+        ended(runtime.submit(fail, ValueError()))
+        ended(runtime.run_process(["./no-such-program"]))
     if end == "drop":
         del runtime
     else:
@@ -1014,7 +1011,7 @@ def test_nothing_is_reported_when_runtimes_with_processes_are_dropped_early(
 ) -> None:
     out = run_script(
         """
-        from dftracer.utils import Runtime
+        from dftracer.utils import Runtime, as_completed
 
         lasting = Runtime(io_threads=1)
         for _ in range(100):
@@ -1024,8 +1021,8 @@ def test_nothing_is_reported_when_runtimes_with_processes_are_dropped_early(
             del passing
             handles += [lasting.run_process(["./no-such-program"]) for _ in range(5)]
             sum(range(100_000))
-            for handle in handles:
-                handle.wait(10)
+            for handle in as_completed(handles, 10):
+                pass
             lasting.wait_all()
             lasting.clear_failed()
         print("over")

@@ -19,11 +19,11 @@ def test_native_messages_reach_python_logging_when_debug_is_on(run_script: Scrip
             pass
         """
     )
-    messages = [line for line in out.splitlines() if line.startswith("_native")]
-    assert len(messages) == 2
-    assert "started" in messages[0]
-    assert "python_threads: 4" in messages[0]
-    assert "shut down" in messages[1]
+    assert out.splitlines() == [
+        "dftracer.utils A runtime has started, with 2 compute threads, 3 I/O threads and up to 4 "
+        "Python workers.",
+        "dftracer.utils A runtime was shut down.",
+    ]
 
 
 def test_nobody_deadlocks_when_everybody_logs(run_script: Script) -> None:
@@ -36,7 +36,7 @@ def test_nobody_deadlocks_when_everybody_logs(run_script: Script) -> None:
         import threading
         text = io.StringIO()
         logging.basicConfig(level=logging.DEBUG, stream=text)
-        from dftracer.utils import Runtime
+        from dftracer.utils import Runtime, as_completed
 
         log = logging.getLogger("test")
 
@@ -58,14 +58,15 @@ def test_nobody_deadlocks_when_everybody_logs(run_script: Script) -> None:
                     handles += [runtime.run_process(["true"])]
                     for handle in handles:
                         handle.add_done_callback(lambda handle: log.debug("%s", handle))
-                        handle.wait()
+                    for handle in as_completed(handles):
+                        pass
 
         threads = [threading.Thread(target=storm) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        print(text.getvalue().count("runtime shut down"))
+        print(text.getvalue().count("A runtime was shut down."))
         """
     )
     assert out == "60\n"

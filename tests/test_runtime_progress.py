@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Runtime, TaskHandle, TaskTimeoutError, current_task
 
@@ -56,7 +57,7 @@ def stuck(submit: Callable[..., TaskHandle[bool]], name: str = "stuck") -> Itera
         handle = submit(lock.acquire, name=name)
         wait_until(lambda: handle.state == "running")
         yield handle
-    handle.wait(GUARD_S)
+    ended(handle)
 
 
 @contextmanager
@@ -140,7 +141,7 @@ def test_every_task_is_listed_when_tasks_are_of_every_kind(
     assert [task["task_id"] for task in tasks] == [handle.task_id for handle in handles]
     for task in tasks:
         assert set(task) == TASK_KEYS
-        assert (task["state"], task["progress_pct"], task["children"]) == ("done", 100.0, [])
+        assert (task["state"], task["progress_pct"], task["children"]) == ("completed", 100.0, [])
         assert task["queued_duration_ms"] >= 0
         assert task["execution_duration_ms"] >= 0
     assert counts(runtime) == {"total": 7, "completed": 7}
@@ -149,14 +150,15 @@ def test_every_task_is_listed_when_tasks_are_of_every_kind(
 def test_states_are_told_when_tasks_are_in_each(one_worker: Runtime) -> None:
     done = one_worker.submit(echo, 1, name="done")
     failed = one_worker.submit(fail, ValueError("x"), name="failed")
-    failed.wait(GUARD_S)
+    ended(failed)
     with stuck(one_worker.submit, "running"):
         queued = one_worker.submit(echo, 1, name="queued")
         cancelled = one_worker.submit(echo, 1, name="cancelled")
         cancelled.cancel()
         tasks = flat(one_worker.get_progress()["tasks"])
         assert {name: task["state"] for name, task in tasks.items()} == {
-            name: name for name in ("done", "failed", "running", "queued", "cancelled")
+            "done": "completed",
+            **{name: name for name in ("failed", "running", "queued", "cancelled")},
         }
         assert tasks["queued"]["execution_duration_ms"] == 0
         assert tasks["queued"]["queued_duration_ms"] > 0
@@ -376,13 +378,13 @@ def test_progress_grows_when_one_child_after_the_other_ends(runtime: Runtime) ->
 
     handle = runtime.submit(root, name="root")
     children = begun.result(GUARD_S)
-    for ended in range(3):
+    for count in range(3):
         task = flat(runtime.get_progress()["tasks"])["root"]
         assert (task["state"], task["total_subtasks"]) == ("running", 2)
-        assert (task["completed_subtasks"], task["progress_pct"]) == (ended, 50.0 * ended)
-        if ended < 2:
-            gates[ended].set()
-            children[ended].wait(GUARD_S)
+        assert (task["completed_subtasks"], task["progress_pct"]) == (count, 50.0 * count)
+        if count < 2:
+            gates[count].set()
+            children[count].wait(GUARD_S)
     release.set()
     handle.wait(GUARD_S)
     assert runtime.get_progress()["tasks"][0]["progress_pct"] == 100.0
@@ -502,7 +504,8 @@ def test_errors_are_listed_until_cleared_when_tasks_fail(runtime: Runtime) -> No
     assert {error["name"]: error["task_id"] for error in errors} == {
         handle.name: handle.task_id for handle in failed
     }
-    texts = {error["name"]: error["error"] for error in errors}
+    assert all(error["message"] == error["error"] for error in errors)
+    texts = {error["name"]: error["message"] for error in errors}
     assert (texts["plain"], texts["exit"]) == ("ValueError: text", "SystemExit")
     assert texts["coroutine"] == "KeyError: 'key'"
     assert "UnprintableError" in texts["unprintable"]
@@ -649,7 +652,6 @@ def test_runtime_is_responsive_when_idle_or_busy_for_a_moment(one_worker: Runtim
         queued = one_worker.submit(echo, 1)
         assert one_worker.is_responsive()
     queued.wait(GUARD_S)
-    one_worker.shutdown()
     assert one_worker.is_responsive()
 
 
@@ -815,3 +817,24 @@ def test_cancel_is_seen_when_a_coroutine_looks_without_awaiting(one_worker: Runt
     assert started.wait(GUARD_S)
     assert handle.cancel()
     assert handle.get(GUARD_S)
+
+
+def test_runtime_is_not_responsive_when_it_is_shut_down() -> None:
+    for wait in (True, False):
+        runtime = Runtime(threads=1, io_threads=1, python_threads=1)
+        assert runtime.is_responsive()
+        runtime.shutdown(wait=wait)
+        assert not runtime.is_responsive()
+
+
+def test_ids_of_workers_differ_when_every_lane_has_some(runtime: Runtime) -> None:
+    together = threading.Barrier(3)
+    handles = [runtime.submit(together.wait, GUARD_S) for _ in range(2)]
+    handles += [runtime.submit_io(together.wait, GUARD_S)]
+    runtime.submit(echo_later, 1).get(GUARD_S)
+    for handle in handles:
+        handle.wait(GUARD_S)
+    workers = runtime.get_progress()["workers"]
+    assert {worker["lane"] for worker in workers} >= {"compute", "python", "io", "coroutine"}
+    ids = [worker["id"] for worker in workers]
+    assert len(set(ids)) == len(ids) >= 6

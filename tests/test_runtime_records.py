@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Runtime, TaskHandle
 
@@ -71,8 +72,7 @@ def test_handle_is_collected_when_its_outcome_leads_back_to_it(
 ) -> None:
     holder = Holder()
     gone = weakref.ref(holder)
-    handle = runtime.submit(body, holder)
-    handle.wait()
+    handle = ended(runtime.submit(body, holder))
     if collected_meanwhile:
         gc.collect()  # which takes containers of nothing but numbers off its list
     if body is not in_error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.utils import Cancellation, Runtime, TaskHandle, TaskTimeoutError, current_task
 
@@ -583,8 +584,7 @@ def test_alarm_hits_none_but_its_own_task_when_short_tasks_race_with_it(
     for round_ in range(150):
         one_worker.set_default_task_timeout(1)
         first = one_worker.submit(threading.Event().wait, 0.0008 + (round_ % 10) * 0.00005)
-        first.wait(GUARD_S)
-        assert first.state in ("done", "failed")
+        assert ended(first).state in ("done", "failed")
         if first.state == "failed":
             assert isinstance(first.exception, TaskTimeoutError)
         one_worker.set_default_task_timeout(0)
@@ -740,8 +740,7 @@ def test_no_interruption_hits_the_next_task_when_many_threads_cancel(
                 innocent = [runtime.submit(count_to, 100) for _ in range(4)]
                 assert [handle.get(GUARD_S) for handle in innocent] == [100] * 4
                 for handle in batch:
-                    handle.wait(GUARD_S)
-                    assert handle.state in ("done", "cancelled")
+                    assert ended(handle).state in ("done", "cancelled")
         finally:
             stop.set()
         for canceller in cancellers:
@@ -824,8 +823,7 @@ def test_cancelled_error_is_a_failure_when_the_body_raises_it_itself(one_worker:
         raise asyncio.CancelledError("mine")
 
     handle = one_worker.submit(body)
-    handle.wait(GUARD_S)
-    assert handle.state == "failed"
+    assert ended(handle).state == "failed"
     with pytest.raises(asyncio.CancelledError, match="mine"):
         handle.get()
 

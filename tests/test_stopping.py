@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from handle_support import ended
 
 from dftracer.asyncflow import WorkflowEngine
 from dftracer.utils import (
@@ -281,7 +282,7 @@ def test_a_wait_of_ours_ends_at_once_when_its_body_is_cancelled(
             assert about_to_wait.wait(GUARD_S)
             assert handle.cancel() is Cancellation.REQUESTED
             assert seen.result(GUARD_S) is asyncio.CancelledError
-            handle.wait(GUARD_S)
+            ended(handle)
             assert handle.state == "cancelled"
         finally:
             other.set()
@@ -351,8 +352,7 @@ def test_a_body_gets_the_error_when_it_was_asked_for(
         handle = getattr(runtime, method)(held.body, **options)
         held.reached()
         assert handle.cancel() is Cancellation.REQUESTED
-        handle.wait(GUARD_S)
-        assert handle.state == "cancelled"
+        assert ended(handle).state == "cancelled"
         assert [type(error) for error in held.seen] == [asyncio.CancelledError]
 
 

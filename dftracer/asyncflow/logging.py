@@ -23,6 +23,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 # Gives every record `task_name` and `task_id`.
 import dftracer.utils  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from dftracer.utils.logs import log_color
 
 STRUCTURED_FILE = "dftracer.asyncflow.logs.json"
 """Where JSON lines go, in the current directory, if no file is named at all."""
@@ -283,8 +284,14 @@ def _console(level: int, use_colors: bool, show_details: bool, style: str) -> lo
     except UnicodeEncodeError:
         separator = " | "
     template = _template(style, show_details, separator, colors=True)
+    mode = log_color()
     formatter = _ColoredFormatter(
-        template, _DATE, log_colors=_LEVEL_COLORS, stream=sys.stdout, no_color=not use_colors
+        template,
+        _DATE,
+        log_colors=_LEVEL_COLORS,
+        stream=sys.stdout,
+        no_color=mode == "never" or not (use_colors or mode == "always"),
+        force_color=mode == "always",
     )
     handler.setFormatter(formatter)
     handler.setLevel(level)

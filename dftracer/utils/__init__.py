@@ -21,6 +21,7 @@ from dftracer.utils.errors import (
 )
 from dftracer.utils.handle import Cancellation
 from dftracer.utils.lifetime.ownership import warn_of_another_owner
+from dftracer.utils.logs import get_log_level, set_log_color, set_log_level
 from dftracer.utils.runtime import Runtime
 
 __all__ = [
@@ -38,8 +39,11 @@ __all__ = [
     "available_cpus",
     "current_task",
     "get_default_runtime",
+    "get_log_level",
     "peek_default_runtime",
     "set_default_runtime",
+    "set_log_color",
+    "set_log_level",
     "sleep",
 ]
 

@@ -181,7 +181,7 @@ class SystemLimitError(RuntimeError):
     End other threads, or raise the limit.
     """
 
-@final
+@disjoint_base
 class TaskHandle(Generic[_T_co]):
     """One task and its outcome. Made by :meth:`Runtime.submit`.
 
@@ -200,13 +200,14 @@ class TaskHandle(Generic[_T_co]):
         Name and number of the new handle; by default those of ``native``.
     """
 
-    def __new__(
-        cls,
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def __init__(
+        self,
         native: TaskHandle[_T_co] | None = None,
         future: Future[_T_co] | None = None,
         name: str | None = None,
         task_id: int = -1,
-    ) -> Self: ...
+    ) -> None: ...
     @property
     def task_id(self) -> int:
         """The number of the task within its runtime, from 0."""
@@ -251,7 +252,9 @@ class TaskHandle(Generic[_T_co]):
         """
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the end of the task, and return in the same way if it has failed.
+        """Wait for the end of the task, and raise its error, as :meth:`get` does.
+
+        To wait without that, use :meth:`Runtime.wait_all` or :func:`as_completed`.
 
         Parameters
         ----------
@@ -262,6 +265,10 @@ class TaskHandle(Generic[_T_co]):
         ------
         TimeoutError
             If the task has not ended in time. It goes on.
+        concurrent.futures.CancelledError
+            If the task was cancelled.
+        BaseException
+            Whatever the body raised, with its traceback, each time anew.
         WaitRefusedError
             If waiting here could block for ever, as for :meth:`get`.
         ForkedRuntimeError
@@ -332,15 +339,16 @@ class Results(Generic[_T]):
 class Runtime:
     """The native part of :class:`dftracer.utils.Runtime`, where it is documented."""
 
-    def __new__(
-        cls,
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self: ...
+    def __init__(
+        self,
         threads: int = 0,
         io_threads: int = 0,
         python_threads: int = 0,
         trace: str | PathLike[str] | None = None,
         keep_frames: bool = False,
         interrupt: bool = False,
-    ) -> Self: ...
+    ) -> None: ...
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes of the pools, started or not: ``threads``, ``io_threads``,
@@ -572,7 +580,8 @@ class Runtime:
         """Return whether tasks that wait will begin before long.
 
         False if in some lane tasks wait while all of its workers have been busy with the same
-        tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
+        tasks for more than 5 seconds; of a runtime that is shut down; and in a copy that a
+        ``fork()`` has left without threads.
         """
 
     def set_error_callback(

@@ -9,17 +9,26 @@ teardown does, and workers that share a process: ``docs/dask.md``.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from dftracer.utils._native import available_cpus
 from dftracer.utils.default import peek_default_runtime, set_default_runtime
 from dftracer.utils.runtime import Runtime
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
 
 try:
     from dask.distributed import (  # pyright: ignore[reportMissingImports]
         WorkerPlugin,  # pyright: ignore[reportUnknownVariableType]
+        get_client,  # pyright: ignore[reportUnknownVariableType]
     )
 except ImportError as error:
     raise ImportError(
@@ -27,13 +36,26 @@ except ImportError as error:
         name=error.name,
     ) from error
 
-__all__ = ["DFTracerUtilsDaskWorkerPlugin"]
+__all__ = [
+    "DFTracerUtilsDaskWorkerPlugin",
+    "ProgressAggregator",
+    "register_auto_thread_plugin",
+    "resolve_local_staging",
+]
+
+PROGRESS_TOPIC = "dft-progress"
+"""The topic of Dask's events that :class:`ProgressAggregator` adds up."""
+
+_STAGING = "dftracer-sst-staging"
+
+_log = logging.getLogger("dftracer.utils.dask")
 
 
 class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     """Gives each worker ``worker.dftracer_utils_runtime``, the default runtime of its process.
 
-    Registering it again changes nothing: unregister ``name`` first to change the sizes.
+    Registering it again, as with other sizes, replaces the runtimes: the tasks of those before go
+    on, and they take no more.
 
     Parameters
     ----------
@@ -51,7 +73,7 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     """
 
     name = "dftracer-utils-runtime"
-    idempotent = True
+    idempotent = False
 
     def __init__(
         self,
@@ -69,9 +91,13 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         self.trace = None if trace is None else os.path.abspath(trace)
 
     def setup(self, worker: Any) -> None:
-        """Start a runtime for ``worker``, and make it the default of this process."""
+        """Start a runtime for ``worker``, and make it the default of this process.
+
+        ``worker`` is any object that takes attributes. What it has no ``nthreads`` for is sized by
+        the CPUs that this process may use.
+        """
         self.teardown(worker)  # it has one already if the plugin is registered under two names
-        share = max(1, worker.state.nthreads)
+        share = _share_of(worker)
         if self.trace is not None:
             os.makedirs(self.trace, exist_ok=True)
         runtime = Runtime(
@@ -95,6 +121,89 @@ class DFTracerUtilsDaskWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
         del worker.dftracer_utils_runtime
         _uninstall(runtime)
         runtime.shutdown(wait=False)
+
+
+def register_auto_thread_plugin() -> Any:
+    """Give each worker of the active client a runtime, sized by the worker's own ``nthreads``.
+
+    Nothing happens if the plugin is registered there already, or there is no active client. With
+    an asynchronous client, await what this returns.
+    """
+    try:
+        client = cast("Any", get_client())
+    except ValueError:
+        return None
+    plugin = DFTracerUtilsDaskWorkerPlugin()
+    plugin.idempotent = True
+    return client.register_plugin(plugin)
+
+
+def resolve_local_staging(client: Any) -> str:
+    """Return a directory for scratch files on each node: below the workers' own scratch space.
+
+    All workers are taken to have the path of the first. It is below ``/tmp`` if none is known.
+    """
+    workers: dict[str, Any] = client.scheduler_info().get("workers") or {}
+    for first in workers.values():
+        return os.path.join(first.get("local_directory") or "/tmp", _STAGING)
+    return os.path.join("/tmp", _STAGING)
+
+
+class ProgressAggregator:
+    """In its ``with`` block, calls ``callback(done, total, phase)`` as tasks tell their progress.
+
+    They tell it with ``get_worker().log_event("dft-progress", {"phase": ..., "batch": ..., "done":
+    ..., "total": ...})``; the numbers of all batches of a phase are added up, the last of each.
+    What the callback raises is logged.
+
+    Parameters
+    ----------
+    client:
+        A Dask client. Of another object, without topics, nothing is heard.
+    callback:
+        Called in the client's thread; ``None`` for nobody.
+    """
+
+    def __init__(self, client: Any, callback: Callable[[int, int, str], object] | None) -> None:
+        self._client = client if callback and hasattr(client, "subscribe_topic") else None
+        self._callback = callback
+        self._told: dict[str, dict[str, tuple[int, int]]] = {}
+
+    def __enter__(self) -> Self:
+        if self._client is not None:
+            self._client.subscribe_topic(PROGRESS_TOPIC, self._hear)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._client is not None:
+            self._client.unsubscribe_topic(PROGRESS_TOPIC)
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        try:
+            _, message = event
+            phase, batch = message["phase"], message["batch"]
+            batches = self._told.setdefault(phase, {})
+            batches[batch] = int(message["done"]), int(message["total"])
+            done, total = (sum(counts) for counts in zip(*batches.values(), strict=True))
+            if self._callback is not None:
+                self._callback(done, total, phase)
+        except Exception:
+            _log.exception("The progress %r could not be passed on.", event)
+
+
+def _share_of(worker: Any) -> int:
+    """Return how many Dask tasks ``worker`` runs at a time."""
+    # The attribute of the worker itself is out of use in Dask, which warns of it.
+    for holder in (getattr(worker, "state", None), worker):
+        nthreads: object = getattr(holder, "nthreads", None)
+        if isinstance(nthreads, int):
+            return max(1, nthreads)
+    return available_cpus()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, Executor, Future, InvalidStateErr
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from dftracer.utils._native import Blocked
+from dftracer.utils.completion import as_completed
 from dftracer.utils.errors import ForkedRuntimeError, RuntimeShutdownError
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class RuntimeExecutor(Executor):
             for future in unfinished.values():
                 future.cancel()
         if wait and not self._here.depth:
-            for handle in unfinished:
-                handle.wait()
+            for _ in as_completed(unfinished):  # which raises none of their errors
+                pass
 
     def _forget(self, handle: TaskHandle[None]) -> None:
         self._unfinished.pop(handle, None)

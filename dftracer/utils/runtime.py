@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_THREADS = "DFTRACER_UTILS_THREADS"
+_IO_THREADS = "DFTRACER_UTILS_IO_THREADS"
+
 _SHELL = "/bin/sh"
 
 _log = logging.getLogger("dftracer.utils")
@@ -69,6 +72,11 @@ class Runtime(_native.Runtime):
 
     Notes
     -----
+    ``DFTRACER_UTILS_THREADS`` and ``DFTRACER_UTILS_IO_THREADS`` in the environment, if they are
+    numbers above 0, are used instead of ``threads`` and ``io_threads``, whatever these are.
+
+    A subclass may have an ``__init__`` with other parameters, which calls this one first.
+
     Leaving the ``with`` block, or :meth:`shutdown`, waits for every task. What happens at
     interpreter exit, after ``fork()`` and on signals is in ``docs/lifecycle.md``.
     """
@@ -82,6 +90,14 @@ class Runtime(_native.Runtime):
         keep_frames: bool = False,
         interrupt: bool = False,
     ) -> None:
+        super().__init__(
+            _size_of_environment(_THREADS) or threads,
+            _size_of_environment(_IO_THREADS) or io_threads,
+            python_threads,
+            trace,
+            keep_frames,
+            interrupt,
+        )
         if os.environ.get("DFTRACER_STATUS"):
             from dftracer.utils.progress import status  # which few programs need
 
@@ -209,12 +225,19 @@ class Runtime(_native.Runtime):
         return RuntimeExecutor(self)
 
     def wait(self, handle: TaskHandle[Any], timeout: float | None = None) -> None:
-        """Wait until the task of ``handle`` has ended, for at most ``timeout`` seconds.
+        """Wait for the end of the task of ``handle``, and raise its error.
+
+        As :meth:`TaskHandle.wait <dftracer.utils.TaskHandle.wait>`, for at most ``timeout``
+        seconds.
 
         Raises
         ------
         TimeoutError
             If the task has not ended in time. It goes on.
+        concurrent.futures.CancelledError
+            If the task was cancelled.
+        BaseException
+            Whatever the body raised.
         WaitRefusedError
             If waiting here could block for ever, as for :meth:`TaskHandle.get`.
         ForkedRuntimeError
@@ -293,6 +316,12 @@ class Runtime(_native.Runtime):
         traceback: TracebackType | None,
     ) -> None:
         self.shutdown()
+
+
+def _size_of_environment(variable: str) -> int:
+    """Return the size that a variable gives to every runtime; 0 if that is no number above 0."""
+    text = os.environ.get(variable, "").strip()
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 class _Results(_native.Results[T]):

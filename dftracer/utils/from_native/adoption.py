@@ -17,9 +17,14 @@ def settle_with(handle: TaskHandle[Any], source: Future[Any] | TaskHandle[Any]) 
 
 
 def _settle_with_future(handle: TaskHandle[Any], future: Future[Any]) -> None:
-    if future.cancelled():
-        handle._adopt("cancelled", None)
-    elif (error := future.exception()) is not None:
-        handle._adopt("failed", error)
+    # As those see it who ask the future: a subclass may give another result than it was given.
+    # Whatever that raises ends the handle: in a callback nobody would hear of it.
+    try:
+        value = future.result()
+    except BaseException as error:
+        if future.cancelled():
+            handle._adopt("cancelled", None)
+        else:
+            handle._adopt("failed", error)
     else:
-        handle._adopt("done", future.result())
+        handle._adopt("done", value)

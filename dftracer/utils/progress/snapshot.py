@@ -9,6 +9,7 @@ class WorkerProgress(TypedDict):
     """One worker in :meth:`Runtime.get_progress`."""
 
     id: int
+    """No other worker of the runtime has it, of whatever lane."""
     lane: str
     idle: bool
     task: str
@@ -21,6 +22,7 @@ class TaskProgress(TypedDict):
     task_id: int
     name: str
     state: str
+    """``queued``, ``running``, ``completed``, ``failed`` or ``cancelled``."""
     queued_duration_ms: float
     execution_duration_ms: float
     total_subtasks: int
@@ -36,6 +38,8 @@ class TaskFailure(TypedDict):
     task_id: int
     name: str
     error: str
+    message: str
+    """The same as ``error``, as dftracer-utils names it."""
 
 
 class RuntimeProgress(TypedDict):

@@ -207,7 +207,9 @@ class Connection:
 
 
 async def _register_plugins(client: Client) -> None:
-    await client.register_plugin(DFTracerUtilsDaskWorkerPlugin())
+    runtimes = DFTracerUtilsDaskWorkerPlugin()
+    runtimes.idempotent = True  # where the program has registered it, its sizes stay
+    await client.register_plugin(runtimes)
     await client.register_plugin(TaskStopper())
 
 

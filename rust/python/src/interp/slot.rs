@@ -21,6 +21,9 @@ pub(crate) enum LaneKind {
 }
 
 impl LaneKind {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 4;
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Python => "python",

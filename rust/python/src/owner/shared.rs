@@ -92,7 +92,7 @@ pub(crate) struct Shared {
     /// The workers that run Python code and are alive.
     slots: Mutex<Vec<Arc<Slot>>>,
     next_task_id: AtomicI64,
-    next_thread: [AtomicUsize; 4],
+    next_thread: [AtomicUsize; LaneKind::COUNT],
     /// The counts of tasks, who waits for all, and whether more are accepted.
     pub(crate) outstanding: Outstanding,
     failures: Mutex<Failures>,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use dftracer_core::io::process::{Sink, Source};
@@ -33,7 +33,9 @@ use crate::worker;
 /// The native part of :class:`dftracer.utils.Runtime`, where it is documented.
 #[pyclass(frozen, subclass, weakref, module = "dftracer.utils._native")]
 pub(crate) struct Runtime {
-    shared: Arc<Shared>,
+    /// Set by `__init__`, so that a subclass may have one with other parameters; by the first use
+    /// if that has never called it.
+    shared: OnceLock<Arc<Shared>>,
 }
 
 /// What the threads of a runtime do.
@@ -79,6 +81,10 @@ pub(crate) enum Submitted {
 }
 
 impl Runtime {
+    fn shared(&self) -> &Arc<Shared> {
+        self.shared.get_or_init(|| Shared::new(Sizes::resolve(0, 0, 0), false, LOOPS))
+    }
+
     /// What is known of a callable, and where it goes: to the coroutine lane, or to `lane`.
     fn look_at(
         &self,
@@ -92,7 +98,7 @@ impl Runtime {
                  pass the function itself, without calling it"
             )));
         }
-        let origin = self.shared.origins.of(callable);
+        let origin = self.shared().origins.of(callable);
         let is_coroutine = origin.as_ref().is_some_and(|origin| origin.get().is_coroutine);
         Ok((if is_coroutine { LaneKind::Coroutine } else { lane }, origin))
     }
@@ -105,7 +111,7 @@ impl Runtime {
         plain: bool,
     ) -> PyResult<Option<Vec<Parsed<'py>>>> {
         let py = submissions.py();
-        let is_traced = self.shared.tracing().is_some();
+        let is_traced = self.shared().tracing().is_some();
         let mut parsed = Vec::new();
         let mut last: Option<(Bound<'py, PyAny>, LaneKind, Option<Py<Origin>>)> = None;
         for item in submissions.try_iter()? {
@@ -152,19 +158,19 @@ impl Runtime {
     ) -> PyResult<(LaneKind, Bound<'py, TaskHandle>)> {
         let Submission { call, name, lane } = submission;
         let (lane, origin) = self.look_at(call.callable().bind(py), lane)?;
-        self.shared.task_begins()?;
+        self.shared().task_begins()?;
         let task = TaskHandle::new(
             py,
-            self.shared.clone(),
+            self.shared().clone(),
             name.map(Bound::unbind),
             Content::Call(call),
             Some(lane),
             origin,
             true,
         );
-        let handle = Bound::new(py, task).inspect_err(|_| self.shared.task_refused())?;
+        let handle = Bound::new(py, task).inspect_err(|_| self.shared().task_refused())?;
         TaskHandle::untrack(&handle);
-        TaskHandle::enter_ledger(&self.shared, std::slice::from_ref(&handle));
+        TaskHandle::enter_ledger(self.shared(), std::slice::from_ref(&handle));
         Ok((lane, handle))
     }
 
@@ -179,19 +185,19 @@ impl Runtime {
         let count = items.len();
         let (lane, origin) = self.look_at(function, LaneKind::Python)?;
         if lane == LaneKind::Python && count > 1 && !spread {
-            let batch = Batch::submit(function, &self.shared, origin, items)?;
+            let batch = Batch::submit(function, self.shared(), origin, items)?;
             return Ok(Submitted::Together(batch));
         }
         let calls = Call::each(function, spread, items)?;
-        self.shared.tasks_begin(count)?;
-        let birth = Birth::now(py, &self.shared, count);
+        self.shared().tasks_begin(count)?;
+        let birth = Birth::now(py, self.shared(), count);
         let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
         for (number, call) in calls.into_iter().enumerate() {
             let task = TaskHandle::of_birth(
                 py,
                 &birth,
                 number,
-                self.shared.clone(),
+                self.shared().clone(),
                 None,
                 Content::Call(call),
                 Some(lane),
@@ -200,14 +206,14 @@ impl Runtime {
             );
             let handle = Bound::new(py, task).inspect_err(|_| {
                 // Those before it are run, although nobody will have their handles.
-                queue::push_each(&self.shared, lane, &handles);
-                self.shared.tasks_refused(count - number);
+                queue::push_each(self.shared(), lane, &handles);
+                self.shared().tasks_refused(count - number);
             })?;
             TaskHandle::untrack(&handle);
             handles.push(handle);
         }
-        TaskHandle::enter_ledger(&self.shared, &handles);
-        queue::push_each(&self.shared, lane, &handles);
+        TaskHandle::enter_ledger(self.shared(), &handles);
+        queue::push_each(self.shared(), lane, &handles);
         Ok(Submitted::OneByOne(handles.into_iter().map(Bound::unbind).collect()))
     }
 
@@ -220,7 +226,7 @@ impl Runtime {
         let Some(task_or_fn) = arguments.first() else {
             return Err(PyTypeError::new_err("submit() takes a callable or a TaskHandle to run"));
         };
-        if let Ok(handle) = task_or_fn.cast_exact::<TaskHandle>() {
+        if let Ok(handle) = task_or_fn.cast::<TaskHandle>() {
             return Ok(handle.to_owned());
         }
         let callable = task_or_fn.to_owned();
@@ -233,7 +239,7 @@ impl Runtime {
         if arguments.interrupt {
             handle.get().allow_interrupt();
         }
-        queue::push(&self.shared, lane, &handle);
+        queue::push(self.shared(), lane, &handle);
         Ok(handle)
     }
 }
@@ -241,20 +247,33 @@ impl Runtime {
 #[pymethods]
 impl Runtime {
     #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { shared: OnceLock::new() }
+    }
+
     #[pyo3(signature = (threads=0, io_threads=0, python_threads=0, trace=None, keep_frames=false, interrupt=false))]
-    fn new(
+    fn __init__(
+        &self,
         threads: isize,
         io_threads: isize,
         python_threads: isize,
         trace: Option<Bound<'_, PyAny>>,
         keep_frames: bool,
         interrupt: bool,
-    ) -> PyResult<Self> {
+    ) -> PyResult<()> {
         let sizes = Sizes::resolve(
             size(threads, "threads")?,
             size(io_threads, "io_threads")?,
             size(python_threads, "python_threads")?,
         );
+        let is_new = || match self.shared.get() {
+            None => Ok(()),
+            Some(_) => Err(PyRuntimeError::new_err(
+                "this Runtime was set up before: call Runtime.__init__() once, and first",
+            )),
+        };
+        is_new()?; // before a file is made
         let trace = trace.map(|path| trace::open(&path)).transpose()?;
         let shared = Shared::new(sizes, keep_frames, LOOPS);
         if interrupt {
@@ -263,8 +282,19 @@ impl Runtime {
         if let Some(trace) = trace {
             shared.start_trace(trace);
         }
-        log::debug!("runtime started: {sizes:?}");
-        Ok(Self { shared })
+        if let Err(unneeded) = self.shared.set(shared) {
+            unneeded.close();
+            return is_new();
+        }
+        log::debug!(
+            target: "dftracer.utils",
+            "A runtime has started, with {} compute threads, {} I/O threads and up to {} Python \
+             workers.",
+            sizes.threads,
+            sizes.io_threads,
+            sizes.python_threads,
+        );
+        Ok(())
     }
 
     /// Run a call that blocks, such as one that reads files, on a thread of the I/O lane.
@@ -304,7 +334,7 @@ impl Runtime {
         if interrupt {
             handle.get().allow_interrupt();
         }
-        queue::push(&self.shared, lane, &handle);
+        queue::push(self.shared(), lane, &handle);
         Ok(handle)
     }
 
@@ -317,14 +347,14 @@ impl Runtime {
     /// ForkedRuntimeError
     ///     If the runtime was made before a ``fork()``.
     fn start_trace(&self, trace: Py<Trace>) -> PyResult<()> {
-        self.shared.process.check()?;
-        self.shared.start_trace(trace);
+        self.shared().process.check()?;
+        self.shared().start_trace(trace);
         Ok(())
     }
 
     /// Whether tasks are written to ``trace``.
     fn traces_to(&self, trace: &Trace) -> bool {
-        self.shared.tracing().is_some_and(|tracing| tracing.is_to(trace))
+        self.shared().tracing().is_some_and(|tracing| tracing.is_to(trace))
     }
 
     /// Run many calls for one reader.
@@ -373,17 +403,17 @@ impl Runtime {
         let Some(calls) = self.parse(submissions, timeouts.is_none())? else { return Ok(None) };
         let count = calls.len();
         if timeouts.iter().flatten().any(Option::is_some) {
-            self.shared.process.check()?;
-            self.shared.deadlines.start()?;
+            self.shared().process.check()?;
+            self.shared().deadlines.start()?;
         }
-        self.shared.tasks_begin(count)?;
-        let birth = Birth::now(py, &self.shared, count);
+        self.shared().tasks_begin(count)?;
+        let birth = Birth::now(py, self.shared(), count);
         let mut timeouts = timeouts.into_iter().flatten();
         let mut handles: Vec<Bound<'py, TaskHandle>> = Vec::with_capacity(count);
         let (mut plain, mut coroutines) = (Vec::new(), Vec::new());
         for Parsed { token, call, name, interrupt, note, lane, origin } in calls {
             let number = handles.len();
-            let shared = self.shared.clone();
+            let shared = self.shared().clone();
             let (name, content) = (Some(name.unbind()), Content::Call(call));
             let task = TaskHandle::of_birth(
                 py,
@@ -402,10 +432,10 @@ impl Runtime {
                     handle.get().forget_waiters();
                     TaskHandle::settle(handle.as_unbound(), Outcome::Cancelled, py);
                 }
-                self.shared.tasks_refused(count - handles.len());
+                self.shared().tasks_refused(count - handles.len());
             })?;
             TaskHandle::untrack(&handle);
-            if let (Some(note), Some(tracing)) = (note, self.shared.tracing()) {
+            if let (Some(note), Some(tracing)) = (note, self.shared().tracing()) {
                 tracing.note(handle.get().task_id, &note);
             }
             if interrupt {
@@ -426,10 +456,10 @@ impl Runtime {
             }
             handles.push(handle);
         }
-        TaskHandle::enter_ledger(&self.shared, &handles);
+        TaskHandle::enter_ledger(self.shared(), &handles);
         for (lane, batch) in [(LaneKind::Python, plain), (LaneKind::Coroutine, coroutines)] {
             if !batch.is_empty() {
-                queue::push_all(&self.shared, py, lane, NonZeroU64::new(ahead), &batch);
+                queue::push_all(self.shared(), py, lane, NonZeroU64::new(ahead), &batch);
             }
         }
         Ok(Some(handles))
@@ -474,8 +504,8 @@ impl Runtime {
             tracked: mailbox.is_none(),
             begun: begun.map(|mailbox| (mailbox.core.clone(), token.clone_ref(py))),
         };
-        process::submit(py, &self.shared, request, |handle| {
-            if let (Some(tracing), Some(note)) = (self.shared.tracing(), note) {
+        process::submit(py, self.shared(), request, |handle| {
+            if let (Some(tracing), Some(note)) = (self.shared().tracing(), note) {
                 tracing.note(handle.get().task_id, &note);
             }
             if let Some(mailbox) = mailbox {
@@ -498,7 +528,7 @@ impl Runtime {
         paths: Vec<PathBuf>,
         name: Option<Bound<'py, PyString>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
-        files::hash(py, &self.shared, paths, name)
+        files::hash(py, self.shared(), paths, name)
     }
 
     /// Put a file at ``target``: a copy, a hard link, or a symbolic link.
@@ -524,7 +554,7 @@ impl Runtime {
         how: &str,
         name: Option<Bound<'py, PyString>>,
     ) -> PyResult<Bound<'py, TaskHandle>> {
-        files::stage(py, &self.shared, source, target, how, name)
+        files::stage(py, self.shared(), source, target, how, name)
     }
 
     /// Wait until every task has ended.
@@ -538,15 +568,15 @@ impl Runtime {
     ///     With ``raise_on_error``, if tasks have failed since the last call; it names them.
     #[pyo3(signature = (raise_on_error=false))]
     fn wait_all(&self, py: Python<'_>, raise_on_error: bool) -> PyResult<()> {
-        wait_idle(&self.shared, py, None)?;
-        let (failed, more) = self.shared.take_unreported();
+        wait_idle(self.shared(), py, None)?;
+        let (failed, more) = self.shared().take_unreported();
         let count = failed.len() as u64 + more;
         if !raise_on_error || count == 0 {
             return Ok(());
         }
         let mut message = format!("{count} task(s) failed:");
         for failure in failed {
-            let text = failed::text_of(py, &self.shared, &failure)?;
+            let text = failed::text_of(py, self.shared(), &failure)?;
             message.push_str(&format!("\n{}: {text}", failure.name.bind(py)));
         }
         if more > 0 {
@@ -567,16 +597,18 @@ impl Runtime {
     /// All numbers are of one moment. What is made of them takes microseconds for each task, and
     /// lets other threads run meanwhile.
     fn get_progress<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        self.shared.process.check()?;
-        progress::report(py, &self.shared)
+        self.shared().process.check()?;
+        progress::report(py, self.shared())
     }
 
     /// Return whether tasks that wait will begin before long.
     ///
     /// False if in some lane tasks wait while all of its workers have been busy with the same
-    /// tasks for more than 5 seconds, and in a copy that a ``fork()`` has left without threads.
+    /// tasks for more than 5 seconds; of a runtime that is shut down; and in a copy that a
+    /// ``fork()`` has left without threads.
     fn is_responsive(&self) -> bool {
-        !self.shared.process.is_copy() && progress::is_responsive(&self.shared)
+        let shared = self.shared();
+        !shared.process.is_copy() && shared.open_for_tasks() && progress::is_responsive(shared)
     }
 
     /// Call ``callback(handle, exception)`` for each task that fails; ``None`` ends that.
@@ -587,20 +619,20 @@ impl Runtime {
         if callback.as_ref().is_some_and(|callback| !callback.is_callable()) {
             return Err(PyTypeError::new_err("set_error_callback() takes a callable or None"));
         }
-        self.shared.set_error_callback(callback.map(Bound::unbind));
+        self.shared().set_error_callback(callback.map(Bound::unbind));
         Ok(())
     }
 
     /// Let every task that has not ended in ``millis`` milliseconds run out of time; 0: none.
     fn set_timeout_ms(&self, millis: u64) -> PyResult<()> {
-        self.shared.process.check()?;
-        self.shared.deadlines.set_timeout_for_all(millis)
+        self.shared().process.check()?;
+        self.shared().deadlines.set_timeout_for_all(millis)
     }
 
     /// Limit how many milliseconds each task may run from now on; 0 takes the limit away.
     fn set_default_task_timeout_ms(&self, millis: u64) -> PyResult<()> {
-        self.shared.process.check()?;
-        self.shared.deadlines.set_task_timeout(millis, self.shared.open_for_tasks())
+        self.shared().process.check()?;
+        self.shared().deadlines.set_task_timeout(millis, self.shared().open_for_tasks())
     }
 
     /// Return handles of the tasks that have failed since the last :meth:`clear_failed`.
@@ -609,25 +641,25 @@ impl Runtime {
     /// handle of a task was dropped, a new one is made: its exception is a copy whose traceback
     /// has no variables, unless the runtime was made with ``keep_frames``.
     fn get_failed<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, TaskHandle>>> {
-        let (failed, _) = self.shared.failed(py);
-        failed.into_iter().map(|failure| failed::handle_of(py, &self.shared, &failure)).collect()
+        let (failed, _) = self.shared().failed(py);
+        failed.into_iter().map(|failure| failed::handle_of(py, self.shared(), &failure)).collect()
     }
 
     /// How many have failed since the last :meth:`clear_failed` that are not kept.
     #[getter]
     fn failed_not_kept(&self, py: Python<'_>) -> u64 {
-        self.shared.failed(py).1
+        self.shared().failed(py).1
     }
 
     /// Forget the failed tasks.
     fn clear_failed(&self) {
-        self.shared.clear_failed();
+        self.shared().clear_failed();
     }
 
     /// Wait until no body goes on whose task was cancelled or has run out of time, for at most
     /// ``DFTRACER_EXIT_PATIENCE_S`` (3 s); return whether all have returned.
     fn wait_for_bodies(&self, py: Python<'_>) -> bool {
-        self.shared.process.is_copy() || self.shared.stopping.wait_for_bodies(py)
+        self.shared().process.is_copy() || self.shared().stopping.wait_for_bodies(py)
     }
 
     /// Take no more tasks; with ``wait``, return when all have ended and the threads are gone.
@@ -637,16 +669,18 @@ impl Runtime {
     /// behind after ``DFTRACER_EXIT_PATIENCE_S`` (3 s), which is logged.
     #[pyo3(signature = (wait=true))]
     fn shutdown(&self, py: Python<'_>, wait: bool) -> PyResult<()> {
-        closing::shutdown(&self.shared, py, wait)
+        closing::shutdown(self.shared(), py, wait)
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.shared.traverse(&visit)
+        self.shared.get().map_or(Ok(()), |shared| shared.traverse(&visit))
     }
 
     /// As the end of a runtime that was dropped: nobody can ask it for anything any more.
     fn __clear__(&self) {
-        self.shared.forget_failures();
+        if let Some(shared) = self.shared.get() {
+            shared.forget_failures();
+        }
     }
 
     /// The sizes of the pools, started or not: ``threads``, ``io_threads``,
@@ -654,30 +688,30 @@ impl Runtime {
     #[getter]
     fn sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let sizes = PyDict::new(py);
-        sizes.set_item("threads", self.shared.sizes.threads)?;
-        sizes.set_item("io_threads", self.shared.sizes.io_threads)?;
-        sizes.set_item("python_threads", self.shared.sizes.python_threads)?;
+        sizes.set_item("threads", self.shared().sizes.threads)?;
+        sizes.set_item("io_threads", self.shared().sizes.io_threads)?;
+        sizes.set_item("python_threads", self.shared().sizes.python_threads)?;
         Ok(sizes)
     }
 
     /// The number of compute threads.
     #[getter]
     fn threads(&self) -> usize {
-        self.shared.sizes.threads
+        self.shared().sizes.threads
     }
 
     /// The number of I/O threads.
     #[getter]
     fn io_threads(&self) -> usize {
-        self.shared.sizes.io_threads
+        self.shared().sizes.io_threads
     }
 
     /// The most Python workers there will be; 0 until the first is started.
     #[getter]
     fn python_threads(&self) -> usize {
-        match self.shared.python_workers() {
+        match self.shared().python_workers() {
             0 => 0,
-            _ => self.shared.sizes.python_threads,
+            _ => self.shared().sizes.python_threads,
         }
     }
 }
@@ -685,8 +719,10 @@ impl Runtime {
 impl Drop for Runtime {
     /// Without `shutdown`: what is queued still runs, then the threads leave.
     fn drop(&mut self) {
-        self.shared.close();
-        self.shared.forget_failures();
+        if let Some(shared) = self.shared.get() {
+            shared.close();
+            shared.forget_failures();
+        }
     }
 }
 

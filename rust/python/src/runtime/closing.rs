@@ -21,7 +21,7 @@ pub(crate) fn shutdown(shared: &Shared, py: Python<'_>, wait: bool) -> PyResult<
     }
     shared.close();
     if first {
-        log::debug!("runtime shut down");
+        log::debug!(target: "dftracer.utils", "A runtime was shut down.");
     }
     if wait {
         let has_left = shared.stopping.wait_for_bodies(py);

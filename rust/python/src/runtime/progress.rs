@@ -31,6 +31,11 @@ fn location(code: Option<&Bound<'_, PyAny>>) -> String {
     find().unwrap_or_default()
 }
 
+/// What a report calls a state: one that a task ends well in has a name of its own there.
+fn name_of(state: u8) -> &'static str {
+    if state == state::DONE { "completed" } else { state::name(state) }
+}
+
 /// One task, as it was at one moment.
 struct Row {
     id: i64,
@@ -60,7 +65,7 @@ impl Row {
             look,
             origin: handle.origin.as_ref().map(|origin| origin.clone_ref(py)),
             state,
-            state_name: state::name(state),
+            state_name: name_of(state),
             queued_ns: start.saturating_sub(submitted),
             running_ns: end.saturating_sub(start),
             parent: parent.map(|family| family.parent),
@@ -77,7 +82,7 @@ impl Row {
             look: item.look,
             origin: item.origin,
             state,
-            state_name: state::name(state),
+            state_name: name_of(state),
             queued_ns: start.saturating_sub(item.submitted),
             running_ns: end.saturating_sub(start),
             parent: item.parent,
@@ -233,7 +238,9 @@ fn workers<'py>(py: Python<'py>, shared: &Shared, rows: &[Row]) -> PyResult<Boun
         let row = rows.binary_search_by_key(&id, |row| row.id).ok().map(|index| &rows[index]);
         let task = row.map(|row| row.name(py));
         let depth = shared.queued(slot.lane);
-        add(slot.lane.name(), slot.number, task, id == IDLE, depth)?;
+        // Behind those of the compute lane, each lane with numbers of its own.
+        let number = shared.sizes.threads + slot.number * LaneKind::COUNT + slot.lane as usize;
+        add(slot.lane.name(), number, task, id == IDLE, depth)?;
     }
     Ok(list)
 }
@@ -244,7 +251,9 @@ fn errors<'py>(py: Python<'py>, shared: &Shared) -> PyResult<Bound<'py, PyList>>
         let dict = PyDict::new(py);
         dict.set_item(intern!(py, "task_id"), failure.id)?;
         dict.set_item(intern!(py, "name"), &failure.name)?;
-        dict.set_item(intern!(py, "error"), text_of(py, shared, &failure)?)?;
+        let text = PyString::new(py, &text_of(py, shared, &failure)?);
+        dict.set_item(intern!(py, "error"), &text)?;
+        dict.set_item(intern!(py, "message"), text)?;
         list.append(dict)?;
         if index % SLICE == SLICE - 1 {
             share(py)?;

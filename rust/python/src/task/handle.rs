@@ -47,7 +47,14 @@ use dftracer_core::task_state::state::{self, DONE, FAILED, RUNNING};
 ///     most one of them. Without either the handle has ended with ``None``.
 /// name, task_id:
 ///     Name and number of the new handle; by default those of ``native``.
-#[pyclass(frozen, generic, weakref, name = "TaskHandle", module = "dftracer.utils._native")]
+#[pyclass(
+    frozen,
+    subclass,
+    generic,
+    weakref,
+    name = "TaskHandle",
+    module = "dftracer.utils._native"
+)]
 pub(crate) struct TaskHandle {
     /// How far it is, and whether it is to stop. It ends while `cell` is locked.
     pub(super) state: TaskState,

@@ -30,6 +30,9 @@ pub(crate) fn arm(shared: &Shared, handle: &TaskHandle) {
                 shared.cancel_deadline(alarm);
             }
         }
-        Err(error) => log::warn!("timeouts are not kept: no thread for them: {error}"),
+        Err(error) => log::warn!(
+            target: "dftracer.utils",
+            "timeouts are not kept: no thread for them: {error}"
+        ),
     }
 }

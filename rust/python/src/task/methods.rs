@@ -7,7 +7,7 @@ use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyBaseException, PyTimeoutError, PyTypeError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyString, PyType};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
 use super::settle::EndedBy;
 use super::stopping::stop_body;
@@ -25,31 +25,49 @@ const DEQUEUED: u8 = 2;
 
 #[pymethods]
 impl TaskHandle {
-    /// A handle around another handle or a `concurrent.futures.Future`; without either, one that
-    /// has ended with `None`.
+    /// A handle that follows nothing yet. `__init__` looks at the arguments, so that a subclass may
+    /// have one with others; only the number is looked for here, as it never changes.
     #[new]
     #[pyo3(
-        signature = (native=None, future=None, name=None, task_id=-1),
+        signature = (*args, **kwargs),
         text_signature = "(native=None, future=None, name=None, task_id=-1)"
     )]
-    fn py_new(
-        py: Python<'_>,
+    fn py_new(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        let argument = |index: usize, name: &str| {
+            let by_name = kwargs.and_then(|kwargs| kwargs.get_item(name).ok().flatten());
+            by_name.or_else(|| args.get_item(index).ok())
+        };
+        let given = argument(3, "task_id").and_then(|id| id.extract::<i64>().ok());
+        let of_native = || {
+            let native = argument(0, "native")?;
+            native.cast::<Self>().ok().map(|native| native.get().task_id)
+        };
+        let task_id = given.filter(|id| *id != -1).or_else(of_native).unwrap_or(-1);
+        Self::foreign(PyString::new(args.py(), "").unbind(), task_id, None)
+    }
+
+    #[pyo3(signature = (native=None, future=None, name=None, task_id=-1))]
+    fn __init__(
+        self_: &Bound<'_, Self>,
         native: Option<&Bound<'_, Self>>,
         future: Option<&Bound<'_, PyAny>>,
         name: Option<Bound<'_, PyString>>,
         task_id: i64,
-    ) -> PyResult<Py<Self>> {
-        let named = name.is_some();
-        let name = name.unwrap_or_else(|| PyString::new(py, ""));
-        let (name, task_id, source) = match (native, future) {
+    ) -> PyResult<()> {
+        let py = self_.py();
+        let _ = task_id; // taken by `__new__`, which has made the handle
+        self_.get().check_foreign()?;
+        let name = name.or_else(|| native.map(|native| native.get().name_now(py)));
+        if let Some(name) = name {
+            let name = exact(py, name.unbind());
+            let before = self_.get().lock().name.replace(name);
+            drop(before);
+        }
+        let source = match (native, future) {
             (Some(_), Some(_)) => {
                 return Err(PyTypeError::new_err("give a native handle or a future, not both"));
             }
-            (Some(native), None) => {
-                let name = if named { name } else { native.get().name_now(py) };
-                let id = if task_id == -1 { native.get().task_id } else { task_id };
-                (name, id, Some(native.as_any()))
-            }
+            (Some(native), None) => native.as_any(),
             (None, Some(future)) => {
                 static FUTURE: Lazy<Py<PyType>> = Lazy::new();
                 if !future.is_instance(FUTURE.import(py, "concurrent.futures", "Future")?)? {
@@ -58,25 +76,17 @@ impl TaskHandle {
                         future.get_type().qualname()?
                     )));
                 }
-                (name, task_id, Some(future))
+                future
             }
-            (None, None) => (name, task_id, None),
+            (None, None) => {
+                Self::settle(self_.as_unbound(), Outcome::Value(py.None()), py);
+                return Ok(());
+            }
         };
-        let cancel = source.map(|source| source.getattr("cancel")).transpose()?;
-        let name = exact(py, name.unbind());
-        let handle = Self::foreign(name, task_id, cancel.map(Bound::unbind));
-        let handle = Py::new(py, handle)?;
-        match source {
-            Some(source) => {
-                let adopt =
-                    py.import("dftracer.utils.from_native.adoption")?.getattr("settle_with")?;
-                adopt.call1((handle.clone_ref(py), source))?;
-            }
-            None => {
-                Self::settle(&handle, Outcome::Value(py.None()), py);
-            }
-        }
-        Ok(handle)
+        let cancel = source.getattr("cancel")?.unbind();
+        self_.get().become_(Content::Foreign { cancel });
+        let adopt = py.import("dftracer.utils.from_native.adoption")?.getattr("settle_with")?;
+        adopt.call1((self_, source)).map(drop)
     }
 
     /// End a handle that was made around a task of somebody else.
@@ -88,9 +98,7 @@ impl TaskHandle {
             "failed" => Outcome::Error(PyErr::from_value(value.into_bound(py))),
             _ => Outcome::Cancelled,
         };
-        if self_.get().shared().is_some() {
-            return Err(PyTypeError::new_err("a runtime's own task ends by itself"));
-        }
+        self_.get().check_foreign()?;
         Self::settle(self_.as_unbound(), outcome, py);
         Ok(())
     }
@@ -122,11 +130,13 @@ impl TaskHandle {
         if let Some(value) = self_.get().value_if_done(self_.py()) {
             return Ok(value);
         }
-        Self::wait(self_, timeout)?;
+        Self::wait_for_end(self_, timeout)?;
         self_.get().outcome(self_.py())
     }
 
-    /// Wait for the end of the task, and return in the same way if it has failed.
+    /// Wait for the end of the task, and raise its error, as :meth:`get` does.
+    ///
+    /// To wait without that, use :meth:`Runtime.wait_all` or :func:`as_completed`.
     ///
     /// Parameters
     /// ----------
@@ -137,23 +147,22 @@ impl TaskHandle {
     /// ------
     /// TimeoutError
     ///     If the task has not ended in time. It goes on.
+    /// concurrent.futures.CancelledError
+    ///     If the task was cancelled.
+    /// BaseException
+    ///     Whatever the body raised, with its traceback, each time anew.
     /// WaitRefusedError
     ///     If waiting here could block for ever, as for :meth:`get`.
     /// ForkedRuntimeError
     ///     If the runtime was made before a ``fork()``.
     #[pyo3(signature = (timeout=None))]
     fn wait(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<()> {
-        if Self::wait_settled(self_, seconds(timeout, "timeout")?)? {
-            return Ok(());
+        Self::wait_for_end(self_, timeout)?;
+        // Without a look at the value: that of a native task is made when somebody asks for it.
+        match self_.get().state() {
+            state::DONE => Ok(()),
+            _ => self_.get().outcome(self_.py()).map(drop),
         }
-        let this = self_.get();
-        Err(PyTimeoutError::new_err(format!(
-            "task {} '{}' is still {} after {} s",
-            this.task_id,
-            this.name_now(self_.py()),
-            this.state_name(),
-            timeout.unwrap_or_default(),
-        )))
     }
 
     /// Return whether the task has ended: done, failed or cancelled.
@@ -312,6 +321,29 @@ pub(crate) enum Stopper {
 }
 
 impl TaskHandle {
+    /// Refuses a runtime's own task, where only the end of another's can be reported.
+    fn check_foreign(&self) -> PyResult<()> {
+        match self.shared() {
+            Some(_) => Err(PyTypeError::new_err("a runtime's own task ends by itself")),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the end of the task, whatever that is; an error if it does not come in time.
+    fn wait_for_end(self_: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<()> {
+        if Self::wait_settled(self_, seconds(timeout, "timeout")?)? {
+            return Ok(());
+        }
+        let this = self_.get();
+        Err(PyTimeoutError::new_err(format!(
+            "task {} '{}' is still {} after {} s",
+            this.task_id,
+            this.name_now(self_.py()),
+            this.state_name(),
+            timeout.unwrap_or_default(),
+        )))
+    }
+
     /// Cancels a task that has not begun, and asks one that runs to stop.
     pub(crate) fn cancel_or_stop(self_: &Bound<'_, Self>) -> PyResult<u8> {
         let this = self_.get();

@@ -95,7 +95,11 @@ impl Trace {
         let setup = Setup { now: nanos_now(), process, host };
         let told = path.clone();
         let on_error = Box::new(move |error: &std::io::Error| {
-            log::warn!("the trace {} cannot be written, tasks go on: {error}", told.display());
+            log::warn!(
+                target: "dftracer.utils",
+                "the trace {} cannot be written, tasks go on: {error}",
+                told.display()
+            );
         });
         let writers = WRITERS.alive();
         let opened = py.detach(|| {
