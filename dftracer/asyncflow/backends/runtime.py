@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from dftracer.asyncflow.backends.host import HostExecutionBackend
@@ -23,8 +24,9 @@ class RuntimeExecutionBackend(HostExecutionBackend):
     Parameters
     ----------
     runtime:
-        Where to run. ``None`` makes a runtime of this backend's own, with default sizes, which
-        :meth:`shutdown` then shuts down; a runtime that was given is left running.
+        Where to run. ``None`` makes a runtime of this backend's own, which :meth:`shutdown` then
+        shuts down, with as many Python workers as a ``ThreadPoolExecutor()`` has; a runtime that
+        was given is left running.
     name:
         The name by which decorators choose this backend.
 
@@ -41,7 +43,12 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         self._given_runtime = runtime
 
     def acquire(self) -> Runtime:
-        runtime = self._given_runtime or Runtime(threads_of_environment())
+        runtime = self._given_runtime
+        if runtime is None:
+            threads = threads_of_environment()
+            # As `concurrent.futures` has, for bodies that block.
+            workers = threads or min(32, (os.cpu_count() or 1) + 4)
+            runtime = Runtime(threads, python_threads=workers)
         self.window = WINDOW_PER_WORKER * runtime.sizes["python_threads"]
         return runtime
 
