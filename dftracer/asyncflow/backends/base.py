@@ -108,7 +108,7 @@ class ExecutionBackend(ABC):
     more, results would pile up before those who wait for them get their turn."""
     leaves_results = False
     """Whether it may report a :class:`RemoteValue`."""
-    _tasks: Mapping[str, dict[str, Any]] | None = None
+    _own_tasks: Mapping[str, dict[str, Any]] | None = None
     """What a subclass has put in the place of :attr:`tasks`."""
 
     def __init__(self, name: str = "default") -> None:
@@ -212,13 +212,13 @@ class ExecutionBackend(ABC):
         """The descriptions of the tasks that it holds and has not reported the end of, by their
         ``uid``: as they are at this moment, and not to be changed. A subclass that keeps book by
         itself may put a dict of its own here."""
-        if self._tasks is not None:
-            return self._tasks
+        if self._own_tasks is not None:
+            return self._own_tasks
         return MappingProxyType({each.uid: each.as_dict() for each in self.held()})
 
     @tasks.setter
     def tasks(self, tasks: Mapping[str, dict[str, Any]]) -> None:
-        self._tasks = tasks
+        self._own_tasks = tasks
 
     def build_task(  # noqa: B027 - most have nothing to do
         self, uid: Any = None, task_desc: Any = None, task_specific_kwargs: Any = None
