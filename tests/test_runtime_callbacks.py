@@ -242,7 +242,7 @@ def test_destructor_of_an_argument_may_wait_for_all_when_its_task_never_begins(
         handle_error(queued)
     gate.set()
     assert returned.wait(GUARD_S)
-    blocker.wait(GUARD_S)
+    wait_until(blocker.done)
 
 
 @pytest.mark.parametrize("kind", NATIVE)
@@ -260,7 +260,7 @@ def test_native_tasks_go_on_when_a_callback_of_one_takes_long(
     while not names or names[-1] == "MainThread":  # it had ended before
         handle = NATIVE[kind](runtime, tmp_path)
         handle.add_done_callback(hold)
-        handle.wait(GUARD_S)
+        wait_until(handle.done)
         # The only thread of each kind is free meanwhile.
         assert runtime.run_process(["true"]).get(GUARD_S).exit_code == 0
         assert len(hash_file(runtime, tmp_path).get(GUARD_S)) == 1
@@ -429,7 +429,8 @@ def start(kind, *callbacks):
         gate.set()
         if not here:
             return handle
-        handle.wait()
+        while not handle.done():
+            time.sleep(0.001)
 """
 FORK = ("-W", "ignore::DeprecationWarning")
 

@@ -15,7 +15,7 @@ PROMPT_OUTPUT = "Dummy Prompt Output"
 class NoopExecutionBackend(ExecutionBackend):
     """Ends every task at once, with ``"Dummy Output"`` as its result: none waits for another.
 
-    As it holds none, its :attr:`tasks` is an empty dict, which a subclass may fill.
+    As it holds none, its ``tasks`` is an empty dict, which a subclass may fill.
     """
 
     def __init__(self, name: str = "default") -> None:
