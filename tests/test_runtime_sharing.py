@@ -194,5 +194,5 @@ def test_a_reports_numbers_agree_when_native_tasks_end_meanwhile(tmp_path: Path)
             progress = runtime.get_progress()
             states = [task["state"] for task in progress["tasks"]]
             assert progress["total"] == len(handles) == len(states)
-            for key, state in (("completed", "done"), ("running", "running"), ("queued", "queued")):
-                assert progress[key] == states.count(state)  # type: ignore[literal-required]
+            for state in ("completed", "running", "queued"):
+                assert progress[state] == states.count(state)  # type: ignore[literal-required]
