@@ -183,9 +183,9 @@ def test_text_of_an_error_has_no_password_when_it_is_traced(tmp_path: Path) -> N
         raise ConnectionError("no answer from https://me:invisible@host")
 
     trace = tmp_path / "t.pfw"
-    with Runtime(threads=1, io_threads=1, python_threads=1, trace=trace) as runtime:
-        with pytest.raises(ConnectionError):
-            runtime.submit(body).get(GUARD_S)
+    runtime = Runtime(threads=1, io_threads=1, python_threads=1, trace=trace)
+    with runtime, pytest.raises(ConnectionError):
+        runtime.submit(body).get(GUARD_S)
     assert "https://***@host" in trace.read_text()
     assert "invisible" not in trace.read_text()
 
