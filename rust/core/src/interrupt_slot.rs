@@ -77,6 +77,11 @@ pub struct Outer {
 }
 
 impl Outer {
+    /// Whether an exception was sent to it before the one within it began.
+    pub fn was_interrupted(&self) -> bool {
+        self.marks.interrupted()
+    }
+
     /// Whether there is such a body.
     pub fn is_body(&self) -> bool {
         self.task != IDLE

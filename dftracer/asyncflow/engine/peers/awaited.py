@@ -26,6 +26,7 @@ _KNOWN = _FIRST | _ALL | _COPIES | _VIEWS | {"asyncio"}
 
 _NO_AWAITABLE = (
     "can't be used in 'await' expression",
+    "object can't be awaited",  # since CPython 3.14
     "An asyncio.Future, a coroutine or an awaitable is required",
     "a coroutine was expected",
     "Passing coroutines is forbidden",

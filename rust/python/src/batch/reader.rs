@@ -97,10 +97,12 @@ impl Batch {
         drop(places);
         drop(unneeded);
         self.have_ended(cancelled);
+        let mut outcome = Ok(());
         for handle in handles.iter().filter(|handle| !handle.get().has_begun()) {
-            TaskHandle::cancel_or_stop(handle.bind(py))?;
+            // A callback may raise what stops a program: all others are cancelled all the same.
+            outcome = outcome.and(TaskHandle::cancel_or_stop(handle.bind(py)).map(drop));
         }
-        Ok(())
+        outcome
     }
 
     /// Drops what ended items have come to, as the garbage collector wants it.

@@ -76,8 +76,8 @@ fn run_item(
         Ok((value, context))
     }))
     .unwrap_or_else(|panic| Err(panic_error(&panic_text(panic.as_ref()))));
-    if leave_body(&batch.shared, slot, outer) {
-        swallow(py, slot);
+    if let Some(sent) = leave_body(&batch.shared, slot, outer) {
+        swallow(py, slot, sent);
     }
     drop_argument(batch, batch.first_id() + index as i64, argument);
     let result = match result {

@@ -12,7 +12,7 @@ use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyContext, PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyContext, PyDict, PyFunction, PyString, PyTuple};
 
 use super::arguments::Arguments;
 use super::{closing, expiry, progress};
@@ -226,7 +226,9 @@ impl Runtime {
         let Some(task_or_fn) = arguments.first() else {
             return Err(PyTypeError::new_err("submit() takes a callable or a TaskHandle to run"));
         };
-        if let Ok(handle) = task_or_fn.cast::<TaskHandle>() {
+        if !task_or_fn.is_exact_instance_of::<PyFunction>()
+            && let Ok(handle) = task_or_fn.cast::<TaskHandle>()
+        {
             return Ok(handle.to_owned());
         }
         let callable = task_or_fn.to_owned();

@@ -178,16 +178,18 @@ impl Results {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let State { calls, rest } = std::mem::take(&mut *self.lock());
         drop(rest);
+        let mut outcome = Ok(());
         for calls in calls {
-            match calls {
-                Calls::Many(batch, next) => batch.close(py, next)?,
+            // A callback may raise what stops a program: all others are cancelled all the same.
+            outcome = outcome.and(match calls {
+                Calls::Many(batch, next) => batch.close(py, next),
                 Calls::One(handle) if !handle.get().has_begun() => {
-                    TaskHandle::cancel_or_stop(handle.bind(py))?;
+                    TaskHandle::cancel_or_stop(handle.bind(py)).map(drop)
                 }
-                Calls::One(_) => {}
-            }
+                Calls::One(_) => Ok(()),
+            });
         }
-        Ok(())
+        outcome
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -78,10 +78,11 @@ pub(super) fn end_body(py: Python<'_>, around: Option<Around>, call: Call) {
     let Some((task, outer)) = around else { return };
     let interrupted = with_current(|current| {
         let current = current?;
-        leave_body(&current.shared, &current.slot, outer).then(|| current.slot.clone())
+        let sent = leave_body(&current.shared, &current.slot, outer)?;
+        Some((current.slot.clone(), sent))
     });
-    if let Some(slot) = interrupted {
-        swallow(py, &slot);
+    if let Some((slot, sent)) = interrupted {
+        swallow(py, &slot, sent);
     }
     drop(call);
     let ended = with_current(|current| Some(std::mem::replace(&mut current?.task, task)));

@@ -12,18 +12,25 @@ use crate::interp::once::Lazy;
 use crate::interp::slot::Slot;
 use crate::owner::Shared;
 
-/// The worker of a body has left it. True if an exception was sent to the body, which may not have
-/// been raised: then [`swallow`] is to be called, where Python code may run.
-#[inline]
+/// An exception was sent to a body that its worker has left, which may not have been raised:
+/// [`swallow`] is to be called, where Python code may run.
 #[must_use]
-pub(crate) fn leave_body(shared: &Shared, slot: &Slot, outer: Outer) -> bool {
+pub(crate) struct Sent {
+    /// Whether one had been sent to the body around it before.
+    to_outer: bool,
+}
+
+/// The worker of a body has left it.
+#[inline]
+pub(crate) fn leave_body(shared: &Shared, slot: &Slot, outer: Outer) -> Option<Sent> {
+    let to_outer = outer.was_interrupted();
     let marks = slot.running.leave(outer);
     if marks.given_up() {
         shared.lane(slot.lane).leave_blocked();
         slot.given_up.fetch_sub(1, Ordering::Relaxed);
         shared.stopping.count(-1);
     }
-    marks.interrupted()
+    marks.interrupted().then_some(Sent { to_outer })
 }
 
 /// Has the exception that was sent to a body raised here, if it has not been, and drops it.
@@ -32,23 +39,28 @@ pub(crate) fn leave_body(shared: &Shared, slot: &Slot, outer: Outer) -> bool {
 /// thread has one to raise: all threads look for it from then on at each call, and on CPython 3.11
 /// none goes on that has a profiler or a debugger.
 #[cold]
-pub(crate) fn swallow(py: Python<'_>, slot: &Slot) {
+pub(crate) fn swallow(py: Python<'_>, slot: &Slot, sent: Sent) {
     if let Err(error) = let_pending_raise(py)
         && !error.get_type(py).is(interruption(py))
     {
         error.write_unraisable(py, None);
     }
     // One that was sent to the outer body meanwhile may be gone with it.
-    if slot.running.mark(|marks| marks).interrupted() {
+    if !sent.to_outer && slot.running.mark(|marks| marks).interrupted() {
         raise_in_thread(slot.ident.load(Ordering::Relaxed), &interruption(py));
     }
 }
 
 /// Raises what was sent to this thread, as any Python code does.
 pub(super) fn let_pending_raise(py: Python<'_>) -> PyResult<()> {
+    call_with(pass(py)?, &PyTuple::empty(py)).map(drop)
+}
+
+/// The function in which it is raised. To be had before anything is sent: while an exception is
+/// pending, nothing can be imported.
+pub(super) fn pass(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
     static PASS: Lazy<Py<PyAny>> = Lazy::new();
-    let pass = PASS.import(py, "dftracer.utils.from_native.logs", "let_pending_raise")?;
-    call_with(pass, &PyTuple::empty(py)).map(drop)
+    PASS.import(py, "dftracer.utils.from_native.logs", "let_pending_raise")
 }
 
 /// What a body that is stopped sees: `asyncio.CancelledError`, which `except Exception` lets pass.

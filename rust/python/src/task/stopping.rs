@@ -12,7 +12,7 @@ use dftracer_core::sched::parker::Unpark;
 use pyo3::prelude::*;
 
 use super::TaskHandle;
-use super::given_up::interruption;
+use super::given_up::{interruption, pass};
 use crate::interp::call::call_for_life;
 use crate::interp::exit;
 use crate::interp::guard;
@@ -84,6 +84,9 @@ fn give_up(shared: &Arc<Shared>, handle: &TaskHandle, py: Python<'_>) {
 fn interrupt(shared: &Shared, task: i64, py: Python<'_>) {
     // Before anything is held: the first time it is imported, which lets go of the interpreter.
     let class = interruption(py);
+    if pass(py).is_err() {
+        return; // at the exit: it could not be dropped if it came too late
+    }
     for slot in plain_slots(shared) {
         let ident = slot.ident.load(Ordering::Relaxed);
         slot.running.reach(task, |marks| {
