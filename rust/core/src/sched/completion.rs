@@ -81,9 +81,11 @@ impl<T: Send> CompletionQueue<T> {
         self.take(limit)
     }
 
-    /// Spins for a moment until items come, if spinning has paid lately, and takes them.
-    pub fn spin(&self, limit: usize) -> Vec<T> {
-        if self.waker.spin() { self.take(limit) } else { Vec::new() }
+    /// Spins for a moment until items come, if spinning has paid lately. If they do, the reader is to
+    /// [`take`](Self::take) them, which it may do later: until then nobody wakes it.
+    #[must_use = "if true, items are to be taken"]
+    pub fn spin(&self) -> bool {
+        self.waker.spin()
     }
 
     /// Shows each item that waits, the oldest first. None is taken or added meanwhile, so `show`
@@ -99,7 +101,9 @@ impl<T: Send> CompletionQueue<T> {
         std::mem::take(&mut queue.items).into()
     }
 
-    fn take(&self, limit: usize) -> Vec<T> {
+    /// Takes the oldest items, at most `limit`, when [`spin`](Self::spin) has found some. What remains
+    /// makes the descriptor readable.
+    pub fn take(&self, limit: usize) -> Vec<T> {
         let mut queue = self.lock();
         let count = queue.items.len().min(limit);
         let items = queue.items.drain(..count).collect();
@@ -178,10 +182,10 @@ mod tests {
         take_all_of_many_threads(|queue| {
             let mut items = queue.drain(1_000);
             loop {
-                let more = queue.spin(1_000);
-                if more.is_empty() {
+                if !queue.spin() {
                     return items;
                 }
+                let more = queue.take(1_000);
                 found += 1;
                 items.extend(more);
             }

@@ -21,6 +21,7 @@
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::sync::critical_section::with_critical_section;
 use pyo3::types::{PyList, PyType};
 
 use crate::interp::once::Lazy;
@@ -61,10 +62,20 @@ pub(crate) fn untrack_future(future: &Bound<'_, PyAny>) -> PyResult<()> {
 }
 
 /// Puts an object back on the collector's list, if it is not there.
+///
+/// Several threads may do so with a task's token: the one that ends the task, and the one that has
+/// submitted it. CPython aborts the process when an object is put there twice, so without the GIL
+/// this locks the object, which can let go of the interpreter: not to be called under a lock.
 #[inline]
 pub(crate) fn track(object: &Bound<'_, PyAny>) {
+    with_critical_section(object, || track_alone(object));
+}
+
+/// The same where no other thread can do so, such as under a lock that all of them take.
+pub(crate) fn track_alone(object: &Bound<'_, PyAny>) {
     let object = object.as_ptr();
-    // SAFETY: as above; and only what is not on the list is put there.
+    // SAFETY: as above; and only what is not on the list is put there, which nobody else does
+    // meanwhile.
     unsafe {
         if ffi::PyObject_IS_GC(object) != 0 && ffi::PyObject_GC_IsTracked(object) == 0 {
             ffi::PyObject_GC_Track(object.cast());

@@ -91,7 +91,7 @@ pub(crate) fn submit<'py>(
     let spec = ProcessSpec {
         argv: request.argv,
         cwd: request.cwd,
-        env: Some(request.env.map_or_else(environment, Arc::new)),
+        env: Some(request.env.map_or_else(|| environment(py), Arc::new)),
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
@@ -133,14 +133,40 @@ pub(crate) fn submit<'py>(
 }
 
 /// That of this process. Programs that are started one after another mostly share it.
-fn environment() -> Environment {
+fn environment(py: Python<'_>) -> Environment {
     static LAST: Mutex<Option<Environment>> = Mutex::new(None);
-    let now: Vec<_> = std::env::vars_os().collect();
+    let now = variables(py);
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     match &*last {
         Some(last) if **last == now => last.clone(),
         _ => last.insert(Arc::new(now)).clone(),
     }
+}
+
+/// The variables of this process. Python code changes them with the interpreter.
+#[cfg(not(Py_GIL_DISABLED))]
+fn variables(_py: Python<'_>) -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}
+
+/// The variables of this process, as `os.environ` has them: other threads can change those of the C
+/// library at any time, which would free them in the middle of a look.
+#[cfg(Py_GIL_DISABLED)]
+fn variables(py: Python<'_>) -> Vec<(OsString, OsString)> {
+    use std::os::unix::ffi::OsStringExt;
+
+    use pyo3::types::PyDict;
+
+    let text = |value: Bound<'_, PyAny>| -> PyResult<OsString> {
+        Ok(OsString::from_vec(value.cast::<PyBytes>()?.as_bytes().to_vec()))
+    };
+    let known = || -> PyResult<Vec<_>> {
+        let data = py.import("os")?.getattr("environb")?.getattr("_data")?;
+        let copy = data.cast::<PyDict>()?.copy()?;
+        copy.iter().map(|(name, value)| Ok((text(name)?, text(value)?))).collect()
+    };
+    // Only if somebody has put something else in the place of `os.environb`.
+    known().unwrap_or_else(|_| std::env::vars_os().collect())
 }
 
 /// How a program has ended.

@@ -10,7 +10,7 @@ use pyo3::types::{PyTraceback, PyType};
 use crate::interp::call::Call;
 #[cfg(not(Py_3_12))]
 use crate::interp::objects::restore_traceback;
-use crate::interp::once::Lazy;
+use crate::interp::once::{Lazy, intern};
 use crate::owner::job::{NativeJob, NativeOutcome};
 
 /// The one slot of a task. It goes down this list, never up.
@@ -65,6 +65,14 @@ impl Content {
         Self::Error {
             exception: exception.clone().unbind(),
             traceback: traceback.map(Bound::unbind),
+        }
+    }
+
+    /// Drops what a task needed in order to run. A coroutine that nobody will await is closed before,
+    /// which runs nothing of it: Python would warn of it otherwise.
+    pub(crate) fn let_go(self, py: Python<'_>) {
+        if let Self::Coroutine { coroutine, .. } = &self {
+            let _ = coroutine.call_method0(py, intern!(py, "close"));
         }
     }
 

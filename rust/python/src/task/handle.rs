@@ -311,7 +311,8 @@ impl TaskHandle {
         gc::untrack(self_.as_any());
     }
 
-    /// Puts it back on the list before it gets an outcome that could lead to the task itself.
+    /// Puts it back on the list before it gets an outcome that could lead to the task itself. Under
+    /// the lock of its cell, and once.
     pub(super) fn track_for(self_: &Py<Self>, content: &Content, py: Python<'_>) {
         let may_lead_here = match content {
             Content::Value(value) => may_refer(value),
@@ -319,7 +320,7 @@ impl TaskHandle {
             _ => false,
         };
         if may_lead_here {
-            gc::track(self_.bind(py).as_any());
+            gc::track_alone(self_.bind(py).as_any());
         }
     }
 
@@ -433,9 +434,14 @@ impl TaskHandle {
         claimed
     }
 
-    /// Takes out what is to be run.
-    pub(crate) fn take_content(&self) -> Content {
-        std::mem::replace(&mut self.lock().content, Content::Running)
+    /// Takes out what is to be run; `None` if somebody has ended the task since it was claimed, as a
+    /// deadline does. What it has ended with stays then.
+    pub(crate) fn take_content(&self) -> Option<Content> {
+        let mut cell = self.lock();
+        if self.is_settled() {
+            return None;
+        }
+        Some(std::mem::replace(&mut cell.content, Content::Running))
     }
 
     /// Tells what the running task has become; false if it has ended meanwhile.

@@ -71,8 +71,10 @@ impl Mailbox {
         look: bool,
         into: Option<Bound<'py, PyList>>,
     ) -> PyResult<Bound<'py, PyList>> {
+        // Looked for without the interpreter, but taken with it, see `__traverse__`.
         let completions = match look {
-            true => signals::look(py, || self.core.spin(limit)),
+            true if !signals::look(py, || self.core.spin()) => Vec::new(),
+            true => self.core.take(limit),
             false => self.core.drain(limit),
         };
         let items = into.unwrap_or_else(|| PyList::empty(py));

@@ -70,8 +70,9 @@ fn settle(
 /// Calls the body. `None` if it turned out to be a coroutine, which now has another lane.
 fn run_body(py: Python<'_>, handle: &Py<TaskHandle>) -> Option<Outcome> {
     let this = handle.get();
-    let Content::Call(call) = this.take_content() else {
-        return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body")));
+    let call = match this.take_content()? {
+        Content::Call(call) => call,
+        _ => return Some(Outcome::Error(PyRuntimeError::new_err("a queued task had no body"))),
     };
     this.keep_name(call.callable().bind(py));
     let around = current::begin_body(py, handle);

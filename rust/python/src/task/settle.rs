@@ -108,7 +108,7 @@ impl TaskHandle {
         if let Some(left_over) = left_over {
             // The destructor of an argument may do what a callback may.
             let _within = Within::ending(self_.clone_ref(py), !waiters.is_none());
-            guard::within_call(py, || drop(left_over));
+            guard::within_call(py, || left_over.let_go(py));
         }
         let unheard = !failed && waiters.is_none();
         if !unheard {
@@ -317,9 +317,9 @@ impl TaskHandle {
         let left_over = this.lock().extras.as_mut().and_then(|extras| extras.left_over.take());
         let waiters = this.forget_waiters();
         let is_untold = !waiters.is_none();
-        if left_over.is_some() {
+        if let Some(left_over) = left_over {
             let _within = Within::ending(self_.clone_ref(py), is_untold);
-            guard::within_call(py, || drop(left_over));
+            guard::within_call(py, || left_over.let_go(py));
         }
         let callbacks = waiters.deliver(sleepers, Some(py));
         this.call_back(

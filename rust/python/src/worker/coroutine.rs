@@ -305,7 +305,7 @@ impl CoroutineWorker {
     /// The body of a claimed task, and its context.
     fn body_of(&self, py: Python<'_>, handle: &Py<TaskHandle>) -> Option<(Body, Py<PyAny>)> {
         let this = handle.get();
-        match this.take_content() {
+        match this.take_content()? {
             Content::Call(call) => {
                 this.keep_name(call.callable().bind(py));
                 match call.context(py) {
