@@ -29,6 +29,7 @@ LOWEST = "3.10"
 SOURCES = ["dftracer", "docs", "examples", "benchmarks", "tests", "noxfile.py"]
 INTERPRETER_TESTS = [
     "tests/test_engine.py",
+    "tests/test_engine_awaited_parameters.py",
     "tests/test_engine_chains.py",
     "tests/test_engine_futures.py",
     "tests/test_engine_signals.py",

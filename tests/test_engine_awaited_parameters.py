@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import linecache
 from collections.abc import Callable
 from typing import Any
 
@@ -175,7 +176,7 @@ async def test_the_error_names_parameter_and_rule_when_a_body_awaits_a_value(
         async def hidden(p: Any) -> str:
             return await (lambda value: value)(p)
 
-        with pytest.raises(TypeError, match="'hidden' awaits its parameter 'p'"):
+        with pytest.raises(TypeError, match="'hidden' awaits a value, perhaps its parameter 'p'"):
             await flow.executable_task(hidden)(flow.function_task(identity)(1))
 
         async def of_its_own(p: Any) -> str:
@@ -207,3 +208,29 @@ async def test_each_attempt_gets_the_futures_that_it_awaits() -> None:
         call = flow.executable_task(retries=2, backoff=0)(body)
         assert await call(flow.function_task(identity)(1)) == "fine\n"
         assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("has_source", [True, False])
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("async def f(p, s): await asyncio.wait_for(p, s)", "p"),
+        ("async def f(p): await gather(*p)", "p"),
+        ("async def f(p, q):\n print(q)\n await asyncio.gather(*[r for r in p])", "p"),
+        ("async def f(event, seconds): await event.wait(seconds)", ""),
+        ("async def f(condition, holds): await condition.wait_for(holds)", ""),
+        ("async def f(group): await group.ended", ""),
+    ],
+)
+def test_only_what_the_body_awaits_itself_is_awaited(
+    source: str, names: str, has_source: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = "<a body>"
+    if has_source:
+        text = len(source), None, [f"{line}\n" for line in source.splitlines()], file
+        monkeypatch.setitem(linecache.cache, file, text)
+    known = {"asyncio": asyncio, "gather": asyncio.gather}
+    exec(compile(source, file, "exec"), known)
+    body: Any = known["f"]
+    awaited = awaited_by(body, inspect.signature(body).parameters)
+    assert awaited is None if not names else awaited is not None and awaited.names == {names}

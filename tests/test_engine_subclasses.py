@@ -256,6 +256,51 @@ async def test_reports_go_through_the_task_callbacks_of_a_subclass() -> None:
         assert (task.uid, "DONE") in seen
 
 
+async def test_shutdown_ends_when_the_submit_of_a_subclass_waits() -> None:
+    class Engine(WorkflowEngine):
+        async def submit(self, objects: Any) -> None:
+            await asyncio.get_running_loop().create_future()
+
+    flow = await Engine.create()
+    task = flow.function_task(identity)(1)
+    await asyncio.sleep(0)
+    await asyncio.wait_for(flow.shutdown(), GUARD_S)
+    assert task.cancelled()
+
+
+def test_a_task_runs_once_when_a_subclass_leaves_it_open_and_the_loop_runs_again() -> None:
+    runs: list[int] = []
+
+    class Engine(WorkflowEngine):
+        def handle_task_success(self, task: dict[str, Any], task_fut: Any) -> None:
+            ended.set()
+
+    loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
+    flow = loop.run_until_complete(Engine.create())
+
+    @flow.function_task
+    async def body() -> None:
+        runs.append(1)
+
+    async def first() -> Any:
+        task = body()
+        await asyncio.wait_for(ended.wait(), GUARD_S)
+        return task
+
+    async def second() -> None:
+        ended.clear()
+        flow.function_task(identity)(1)  # behind what would be launched again
+        await asyncio.wait_for(ended.wait(), GUARD_S)
+
+    task = loop.run_until_complete(first())
+    loop.run_until_complete(second())
+    assert runs == [1]
+    assert not task.done()
+    loop.run_until_complete(asyncio.wait_for(flow.shutdown(), GUARD_S))
+    loop.close()
+
+
 # --- futures that are no components ---------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ from dftracer.asyncflow.observe.trace import EngineTrace
 from dftracer.asyncflow.utils import NoProfiler, get_event_loop_or_raise
 from dftracer.asyncflow.utils import get_next_uid as get_next_uid
 from dftracer.asyncflow.utils import reset_uid_counter as reset_uid_counter
+from dftracer.utils.lifetime.exit import exit_patience_s
 from dftracer.utils.progress.display import show
 
 if TYPE_CHECKING:
@@ -650,7 +651,7 @@ class WorkflowEngine(Unsearched):
             run = self._own_run
             if run is not None and not run.done():
                 run.cancel()
-                await asyncio.wait([run])
+                await asyncio.wait([run], timeout=exit_patience_s())
             if self._ending.is_current():
                 await self._end_backends(skip_execution_backend)
         finally:

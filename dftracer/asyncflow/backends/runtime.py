@@ -47,7 +47,8 @@ class RuntimeExecutionBackend(HostExecutionBackend):
         if runtime is None:
             threads = threads_of_environment()
             # As `concurrent.futures` has, for bodies that block.
-            workers = threads or min(32, (os.cpu_count() or 1) + 4)
+            cpus = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+            workers = threads or min(32, cpus + 4)
             runtime = Runtime(threads, python_threads=workers)
         self.window = WINDOW_PER_WORKER * runtime.sizes["python_threads"]
         return runtime

@@ -271,7 +271,10 @@ class Launcher:
                     try:
                         order = await (order if attempts is None else attempts.limit(order))
                     except TypeError as error:
-                        raise explained(error, definition) from error.__cause__
+                        explanation = explained(error, definition)
+                        if explanation is error:
+                            raise
+                        raise explanation from error.__cause__
                 self._set_work(component, order)
         except asyncio.CancelledError:
             self._scheduler.cancel(component, None)

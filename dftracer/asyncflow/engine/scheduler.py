@@ -158,6 +158,8 @@ class Scheduler(Unsearched):
         self._left_tasks: WeakSet[RemoteTask[Any]] = WeakSet()
         """Those that may be asked for their results, which nobody can fetch after the end."""
         self._has_left_results = False
+        self._submits: set[asyncio.Task[Any]] = set()
+        """Calls of the ``submit`` of a subclass that go on."""
         self.has_awaiting_bodies = False
         """Whether a body awaits parameters of its own."""
         self._to_cancel: deque[tuple[Component[Any], Any, str]] = deque()
@@ -404,17 +406,24 @@ class Scheduler(Unsearched):
             else:
                 objects.append(component)
         if objects:
-            self.bodies.run_in_background(self._submit_through(overrides, objects))
+            task = self.bodies.run_in_background(self._submit_through(overrides, objects))
+            self._submits.add(task)
+            task.add_done_callback(self._submits.discard)
         if known:
-            offered.difference_update(known)
             self._ready.extendleft(reversed(known))
             self.launch(polls, offers=False)
+            # What the launch has left for another turn is not offered a second time.
+            offered.difference_update(
+                [each for each in known if each.place is not None or each.done()]
+            )
 
     async def _submit_through(self, overrides: Overrides, components: list[Component[Any]]) -> None:
         assert overrides.submit is not None
         try:
             await overrides.submit([component.as_dict() for component in components])
         except BaseException as error:
+            if self.is_closed and isinstance(error, asyncio.CancelledError):
+                raise
             overrides.offered.difference_update(components)
             for component in components:
                 if component.place is None and not component.done():
@@ -1128,7 +1137,14 @@ class Scheduler(Unsearched):
         for task in list(self._left_tasks):
             if task.is_left:
                 task.cancel(f"engine '{self.uid}' is shut down, and nobody had awaited {task!r}")
+        for submit in self._submits - {_current_task()}:
+            submit.cancel()
         self.shutdown_begun.set()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs here; ``None`` also where no event loop does."""
+    return asyncio.current_task() if asyncio._get_running_loop() is not None else None
 
 
 class _Turn:

@@ -7,8 +7,10 @@ the function is decorated, once: in its source, or, where there is none, in its 
 from __future__ import annotations
 
 import ast
+import asyncio
 import dis
 import inspect
+import sys
 import textwrap
 from collections.abc import Mapping
 from types import CodeType
@@ -117,10 +119,13 @@ def explained(error: TypeError, definition: Any) -> TypeError:
     shown = " or ".join(f"'{name}'" for name in sorted(names))
     if not shown:
         return error
+    what = f"awaits its parameter {shown}, which is a value"
+    if awaited is None:  # it may be anything else, too
+        what = f"awaits a value, perhaps its parameter {shown}"
     failure = TypeError(
-        f"'{definition.name}' awaits its parameter {shown}, which is a value: {error}: a parameter "
-        "is handed over as a future if the body says 'await' of it itself (also in asyncio.gather, "
-        "wait_for and the like) and the call was given a future for it, otherwise as a value"
+        f"'{definition.name}' {what}: {error}: a parameter is handed over as a future if the body "
+        "says 'await' of it itself (also in asyncio.gather, wait_for and the like) and the call "
+        "was given a future for it, otherwise as a value"
     )
     return failure.with_traceback(error.__traceback__)
 
@@ -132,7 +137,7 @@ def _in_source(function: Any) -> set[str] | None:
     """Return the names that the source of a function awaits; ``None`` if there is none."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
+    except Exception:  # also what `tokenize` raises where a file was edited since
         return None
     code: CodeType = function.__code__
     found = [
@@ -142,7 +147,7 @@ def _in_source(function: Any) -> set[str] | None:
     ]
     if not found:
         return None
-    reader = _Reader()
+    reader = _Reader(function.__globals__)
     for statement in found[0].body:
         reader.visit(statement)
     return reader.awaited()
@@ -151,7 +156,8 @@ def _in_source(function: Any) -> set[str] | None:
 class _Reader(ast.NodeVisitor):
     """Finds what a body awaits, and which names stand for the same or for a part of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._known = known
         self._names: set[str] = set()
         self._origins: dict[str, set[str]] = {}
 
@@ -165,12 +171,12 @@ class _Reader(ast.NodeVisitor):
         return names
 
     def visit_Await(self, node: ast.Await) -> None:
-        self._names |= _parts_in(node.value)
+        self._names |= self._parts_in(node.value)
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        if _name_of(node.func) in _ALL or _name_of(node.func) in _FIRST:
-            self._names |= _parts_in(node)  # which is awaited later
+        if self._name_of(node.func) in _ALL | _FIRST:
+            self._names |= self._parts_in(node)  # which is awaited later
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -198,46 +204,55 @@ class _Reader(ast.NodeVisitor):
     def _stands_for(self, target: ast.expr, value: ast.expr) -> None:
         parts = [each.id for each in ast.walk(target) if isinstance(each, ast.Name)]
         for part in parts:
-            self._origins.setdefault(part, set()).update(_parts_in(value))
+            self._origins.setdefault(part, set()).update(self._parts_in(value))
 
+    def _parts_in(self, value: ast.expr) -> set[str]:
+        """Return the names of what a value is, or is made of, if it is awaited; what a function is
+        called with that may do anything with it is none of that."""
+        if isinstance(value, ast.Name):
+            return {value.id}
+        parts: list[ast.expr] = []
+        if isinstance(value, ast.Call):
+            name = self._name_of(value.func)
+            if name in _FIRST:
+                parts = value.args[:1] or [
+                    each.value for each in value.keywords if each.arg == "fut"
+                ]
+            elif name in _ALL:
+                parts = value.args if name == "gather" else value.args[:1]
+            elif isinstance(value.func, ast.Attribute):
+                parts = [value.func.value] if name in _VIEWS else []
+            elif name in _COPIES:
+                parts = value.args
+        elif isinstance(value, (ast.Starred, ast.Subscript, ast.NamedExpr)):
+            parts = [value.value]
+        elif isinstance(value, (ast.List, ast.Tuple, ast.Set)):
+            parts = value.elts
+        elif isinstance(value, ast.Dict):
+            parts = value.values
+        elif isinstance(value, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
+            parts = [value.elt]
+        elif isinstance(value, ast.IfExp):
+            parts = [value.body, value.orelse]
+        elif isinstance(value, ast.BoolOp):
+            parts = value.values
+        elif isinstance(value, ast.BinOp):
+            parts = [value.left, value.right]
+        return set[str]().union(*map(self._parts_in, parts))
 
-def _parts_in(value: ast.expr) -> set[str]:
-    """Return the names of what a value is, or is made of, if it is awaited; what a function is
-    called with that may do anything with it is none of that."""
-    if isinstance(value, ast.Name):
-        return {value.id}
-    parts: list[ast.expr] = []
-    if isinstance(value, ast.Call):
-        name = _name_of(value.func)
-        if name in _FIRST:
-            parts = value.args[:1] or [each.value for each in value.keywords if each.arg == "fut"]
-        elif name in _ALL:
-            parts = value.args if name == "gather" else value.args[:1]
-        elif isinstance(value.func, ast.Attribute):
-            parts = [value.func.value] if name in _VIEWS else []
-        elif name in _COPIES:
-            parts = value.args
-    elif isinstance(value, (ast.Starred, ast.Subscript, ast.NamedExpr)):
-        parts = [value.value]
-    elif isinstance(value, (ast.List, ast.Tuple, ast.Set)):
-        parts = value.elts
-    elif isinstance(value, ast.Dict):
-        parts = value.values
-    elif isinstance(value, (ast.ListComp, ast.SetComp, ast.GeneratorExp)):
-        parts = [value.elt]
-    elif isinstance(value, ast.IfExp):
-        parts = [value.body, value.orelse]
-    elif isinstance(value, ast.BoolOp):
-        parts = value.values
-    elif isinstance(value, ast.BinOp):
-        parts = [value.left, value.right]
-    return set[str]().union(*map(_parts_in, parts))
-
-
-def _name_of(function: ast.expr) -> str:
-    if isinstance(function, ast.Attribute):
+    def _name_of(self, function: ast.expr) -> str:
+        """Return the name of a function that is asyncio's, or of a container's; else nothing."""
+        if isinstance(function, ast.Name):
+            known = self._known.get(function.id)
+            is_asyncio = known is None or known is getattr(asyncio, function.id, None)
+            return function.id if is_asyncio or function.id not in _ALL | _FIRST else ""
+        if not isinstance(function, ast.Attribute):
+            return ""
+        if function.attr in _ALL | _FIRST and function.attr != "create_task":  # of any group
+            module = function.value.id if isinstance(function.value, ast.Name) else ""
+            if module != "asyncio" and self._known.get(module) is not asyncio:
+                return ""
         return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
 
 
 # --- in the code ----------------------------------------------------------------------------------
@@ -264,24 +279,33 @@ def _loaded(before: list[dis.Instruction]) -> set[str]:
     """Return the local names in the expression that these instructions end with."""
     wanted = 1
     locals_: list[str] = []
-    callee: set[str] = set()
+    globals_: set[str] = set()
+    attributes: set[str] = set()
     is_call = False
     for instruction in reversed(before):
         name = instruction.opname
+        if name == "END_FOR":  # the way of a loop's end, which is counted as if it went on
+            wanted += sys.version_info < (3, 13)
+            continue
         wanted -= dis.stack_effect(instruction.opcode, _argument(instruction), jump=False)
         if name.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE")):
             value = instruction.argval
             locals_[:0] = value if isinstance(value, tuple) else [value]
-        elif name.startswith(("LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD", "LOAD_NAME")):
-            callee.add(str(instruction.argval))
+        elif name.startswith(("LOAD_GLOBAL", "LOAD_NAME")):
+            globals_.add(str(instruction.argval))
+        elif name.startswith(("LOAD_ATTR", "LOAD_METHOD")):
+            attributes.add(str(instruction.argval))
         elif name.startswith("CALL"):
             is_call = True
         if wanted <= 0:
             break
+    callee = globals_ | attributes
     if not is_call:
-        return set(locals_)
+        return set() if callee else set(locals_)
     if not callee or not callee <= _KNOWN:
         return set()
+    if attributes & (_FIRST | _ALL) and "asyncio" not in globals_:
+        return set()  # a method of something else, such as an event's `wait`
     return set(locals_) if callee & _ALL else set(locals_[:1])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import signal
 from collections.abc import Sequence
 
@@ -36,8 +35,10 @@ class Reminder:
         closed.acquire()
         self.is_open = True
         # No `threading.Thread`: what is interrupted here may hold the locks that one needs.
-        with contextlib.suppress(RuntimeError):  # none is to be had
+        try:
             _thread.start_new_thread(self._remind, (closed, signum, _thread.get_ident()))
+        except RuntimeError:  # none is to be had
+            self.done()
 
     def done(self) -> None:
         """Remind of it no more."""

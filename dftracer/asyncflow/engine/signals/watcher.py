@@ -280,6 +280,8 @@ class _Watcher:
             self._raise_interrupt()
         elif not self._interruption.is_open:
             self._interruption.begin(signal.SIGINT)
+            if not self._interruption.is_open:
+                self._raise_interrupt()  # nothing would remind of it
             loop = asyncio._get_running_loop()
             if loop is not None:
                 loop.call_soon_threadsafe(self._interrupt_loop, context=contextvars.Context())
