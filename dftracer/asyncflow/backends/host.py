@@ -210,7 +210,10 @@ class HostExecutionBackend(StagesFiles, LoopBackend):
                             unfinished.pop(submission, None)
                 is_over = not outcomes or not self._report(outcomes)
                 if self.late or self._programs:
-                    self._forget(drained)
+                    for submission, state, _value in drained:
+                        if state is not _RUNNING:
+                            self._programs.discard(submission)
+                            self.late.pop(submission, None)
                 drained.clear()
                 if is_over:
                     break
@@ -247,13 +250,6 @@ class HostExecutionBackend(StagesFiles, LoopBackend):
                     state, value = State.FAILED, error
             kept.append((submission, state, value))
         return kept
-
-    def _forget(self, outcomes: Sequence[Outcome]) -> None:
-        """Forget what has ended and is reported."""
-        for submission, state, _value in outcomes:
-            if state is not _RUNNING:
-                self._programs.discard(submission)
-                self.late.pop(submission, None)
 
     def has_begun(self, submission: Submission) -> bool:
         running = self.unfinished.get(submission)
