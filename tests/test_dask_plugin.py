@@ -346,8 +346,8 @@ def test_staging_is_below_a_directory_of_the_cluster_when_it_is_real(client):
 
 
 def tell_progress(batch: str, done: int, total: int) -> None:
-    told = {"phase": "read", "batch": batch, "done": done, "total": total}
-    get_worker().log_event("dft-progress", told)
+    report = {"phase": "read", "batch": batch, "done": done, "total": total}
+    get_worker().log_event("dft-progress", report)
 
 
 def test_progress_is_added_up_when_batches_tell_theirs(client):

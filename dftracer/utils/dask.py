@@ -150,9 +150,9 @@ def resolve_local_staging(client: Any) -> str:
 
 
 class ProgressAggregator:
-    """In its ``with`` block, calls ``callback(done, total, phase)`` as tasks tell their progress.
+    """In its ``with`` block, calls ``callback(done, total, phase)`` as tasks report progress.
 
-    They tell it with ``get_worker().log_event("dft-progress", {"phase": ..., "batch": ..., "done":
+    They do so with ``get_worker().log_event("dft-progress", {"phase": ..., "batch": ..., "done":
     ..., "total": ...})``; the numbers of all batches of a phase are added up, the last of each.
     What the callback raises is logged.
 
@@ -167,7 +167,7 @@ class ProgressAggregator:
     def __init__(self, client: Any, callback: Callable[[int, int, str], object] | None) -> None:
         self._client = client if callback and hasattr(client, "subscribe_topic") else None
         self._callback = callback
-        self._told: dict[str, dict[str, tuple[int, int]]] = {}
+        self._reported: dict[str, dict[str, tuple[int, int]]] = {}
 
     def __enter__(self) -> Self:
         if self._client is not None:
@@ -187,7 +187,7 @@ class ProgressAggregator:
         try:
             _, message = event
             phase, batch = message["phase"], message["batch"]
-            batches = self._told.setdefault(phase, {})
+            batches = self._reported.setdefault(phase, {})
             batches[batch] = int(message["done"]), int(message["total"])
             done, total = (sum(counts) for counts in zip(*batches.values(), strict=True))
             if self._callback is not None:

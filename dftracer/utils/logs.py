@@ -53,7 +53,7 @@ def set_log_color(mode: str) -> None:
     Parameters
     ----------
     mode:
-        ``auto``: as that is told, on terminals. ``always``, also into files and pipes, or
+        ``auto``: on terminals, as that logger decides. ``always``, also into files and pipes, or
         ``never``. It holds for the loggers that are set up from then on, and ``NO_COLOR`` in the
         environment outweighs it.
 
@@ -69,5 +69,5 @@ def set_log_color(mode: str) -> None:
 
 
 def log_color() -> str:
-    """Return what :func:`set_log_color` was told last; ``auto`` before."""
+    """Return what :func:`set_log_color` was given last; ``auto`` before."""
     return _color

@@ -153,7 +153,7 @@ class LoopBackend(ExecutionBackend):
                 return
 
     def look_again(self) -> None:
-        """Report what has ended, also where an interrupt has taken along what would have told."""
+        """Report what has ended, also where an interrupt has kept its report away."""
         self.poll()
 
     def patience_s(self) -> float | None:
